@@ -1,0 +1,22 @@
+"""tinyvllm: a plugin-based LLM inference engine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tinyvllm.request import SamplingParams
+
+if TYPE_CHECKING:
+    from tinyvllm.llm import LLM as LLM
+
+__all__ = ["LLM", "SamplingParams"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    # LLM pulls in the engine; `import tinyvllm` for SamplingParams or a plugin's interfaces should not.
+    if name == "LLM":
+        from tinyvllm.llm import LLM
+
+        return LLM
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

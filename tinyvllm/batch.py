@@ -1,0 +1,159 @@
+"""The arrays of one step. Pure values: built on the host, read by the model, attention and sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyvllm.shapes import Array
+
+if TYPE_CHECKING:
+    from tinyvllm.sequence import SequenceTokens
+
+Int32 = NDArray[np.int32]
+Float32 = NDArray[np.float32]
+
+# In the columns of logprobs: this row wants none; -1 asks for the whole vocabulary, as in vLLM.
+NO_LOGPROBS = -2
+ALL_LOGPROBS = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one step computes, for ``B`` sequences and ``T`` tokens, ragged and packed.
+
+    There are no phases: prefill, chunked prefill and decode differ only in the numbers here.
+
+    Attributes:
+        token_ids: ``[T]``, int32.
+        positions: ``[T]``, int32; the absolute position of each token in its sequence.
+        cu_seqlens_q: ``[B+1]``, int32; tokens of sequence ``b`` are ``cu_seqlens_q[b]:cu_seqlens_q[b+1]``.
+        context_lens: ``[B]``, int32; tokens of the sequence whose K and V are in the cache *after* this step.
+        block_tables: ``[B, M]``, int32; entries past the sequence's blocks are meaningless.
+        slot_mapping: ``[T]``, int32; ``block * block_size + offset`` where K and V of each token go.
+        last_token_index: ``[B]``, int32; row of each sequence's last token, for the logits.
+    """
+
+    token_ids: Int32
+    positions: Int32
+    cu_seqlens_q: Int32
+    context_lens: Int32
+    block_tables: Int32
+    slot_mapping: Int32
+    last_token_index: Int32
+
+    @property
+    def num_tokens(self) -> int:
+        """``T``."""
+        return int(self.token_ids.shape[0])
+
+    @property
+    def num_sequences(self) -> int:
+        """``B``."""
+        return int(self.context_lens.shape[0])
+
+    @property
+    def is_decode_only(self) -> bool:
+        """Whether every sequence computes exactly one token."""
+        return self.num_tokens == self.num_sequences
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCache:
+    """The KV cache of one layer, in the core's layout ``HND``.
+
+    Attributes:
+        key: ``[num_blocks, K, block_size, D]``.
+        value: ``[num_blocks, K, block_size, D]``.
+    """
+
+    key: Array
+    value: Array
+
+    @property
+    def block_size(self) -> int:
+        """Tokens in a block."""
+        return int(self.key.shape[2])
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingRows:
+    """The sampling parameters of ``B`` rows, as columns.
+
+    Attributes:
+        temperature: ``[B]``, float32; 0 is greedy.
+        top_p, min_p: ``[B]``, float32.
+        top_k: ``[B]``, int32; 0 keeps all.
+        presence_penalty, frequency_penalty, repetition_penalty: ``[B]``, float32.
+        seed: ``[B]``, uint64; key of the row's random stream.
+        completion_index: ``[B]``, int32; 0 to ``n - 1`` within the request.
+        position: ``[B]``, int32; position that the sampled token will have in its sequence.
+        num_logprobs: ``[B]``, int32; ``NO_LOGPROBS``, ``ALL_LOGPROBS``, or how many beside the sampled one.
+        has_rules: ``[B]``, bool; the row needs its history: a penalty, ``logit_bias``, ``allowed_token_ids``,
+            ``bad_words`` or ``min_tokens`` applies.
+    """
+
+    temperature: Float32
+    top_p: Float32
+    top_k: Int32
+    min_p: Float32
+    presence_penalty: Float32
+    frequency_penalty: Float32
+    repetition_penalty: Float32
+    seed: NDArray[np.uint64]
+    completion_index: Int32
+    position: Int32
+    num_logprobs: Int32
+    has_rules: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return int(self.temperature.shape[0])
+
+
+@dataclass(frozen=True, slots=True)
+class SampleCall:
+    """What a sampler is asked.
+
+    Attributes:
+        logits: ``[B, V]``, float32, raw; read-only for the sampler.
+        rows: the parameters of each row.
+        tokens: the ``B`` sequences' token stores; looked at only where ``rows.has_rules``.
+    """
+
+    logits: Array
+    rows: SamplingRows
+    tokens: Sequence[SequenceTokens] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class LogprobColumns:
+    """Log-probabilities of the raw logits, for ``B`` rows; column 0 is the chosen token, then the best ``k``.
+
+    Attributes:
+        token_ids: ``[B, 1 + k]``, int32.
+        logprobs: ``[B, 1 + k]``, float32.
+        rank: ``[B]``, int32; rank of the chosen token, 1 for the most likely.
+    """
+
+    token_ids: Int32
+    logprobs: Float32
+    rank: Int32
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """What a sampler answers.
+
+    Attributes:
+        token_ids: ``[B]``, int32.
+        logprobs: for all rows with ``k`` the most that any row asked for; None if none asked.
+        is_corrupt: ``[B]``, bool; rows whose logits held a NaN (the request fails, the others go on). None: no row.
+    """
+
+    token_ids: Int32
+    logprobs: LogprobColumns | None = None
+    is_corrupt: NDArray[np.bool_] | None = None

@@ -1,0 +1,133 @@
+"""The keys of a configuration, their types and defaults. Where a value came from is :mod:`.resolve`'s business.
+
+Sections are the sockets: the core's keys are named here, the rest of a section belongs to the plugin chosen
+in it and is validated by the plugin's own model.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Section(BaseModel):
+    """A socket's section: the plugin's name, then the plugin's own options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = Field(description="Which plugin fills the socket.")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keys that belong to the plugin."""
+        return dict(self.model_extra or {})
+
+
+class LoaderSection(Section):
+    """Who reads the checkpoint."""
+
+    name: str = Field("safetensors", description="Which plugin fills the socket.")
+
+
+class AttentionSection(Section):
+    """Who computes attention."""
+
+    name: str = Field("paged", description="Which plugin fills the socket.")
+
+
+class SchedulerSection(Section):
+    """Who decides what each step computes, and the limits of a step."""
+
+    name: str = Field("continuous", description="Which plugin fills the socket.")
+    max_num_seqs: int = Field(64, ge=1, description="Most sequences that run at once.")
+    max_num_batched_tokens: int = Field(2048, ge=1, description="Most tokens that one step computes.")
+    async_scheduling: bool = Field(
+        False, description="Decide step n+1 before the tokens of step n are read back; stops lag by one step."
+    )
+
+
+class SamplerSection(Section):
+    """Who chooses tokens."""
+
+    name: str = Field("default", description="Which plugin fills the socket.")
+
+
+class CacheConfig(_Strict):
+    """The paged KV cache."""
+
+    block_size: int = Field(16, description="Tokens in a block: a power of two, 1 to 64 on the CPU, else 8 to 64.")
+    gpu_memory_utilization: float = Field(
+        0.9, gt=0, le=1, description="Share of the device's memory for weights and cache together (the CPU: of free)."
+    )
+    num_blocks_override: int | None = Field(None, ge=1, description="Number of blocks; null sizes the cache by memory.")
+
+    @field_validator("block_size")
+    @classmethod
+    def _power_of_two(cls, value: int) -> int:
+        if value not in (1, 2, 4, 8, 16, 32, 64):
+            raise ValueError(f"must be a power of two from 1 to 64, got {value}; try 16 or 32")
+        return value
+
+
+class RunConfig(_Strict):
+    """What ``python -m tinyvllm --config`` does once the model is loaded."""
+
+    task: Literal["generate"] = Field("generate", description="What to do.")
+    prompts: list[str] | None = Field(None, description="Prompts to complete.")
+    prompts_file: Path | None = Field(None, description="A JSONL file of prompts, relative to the configuration file.")
+    sampling: dict[str, Any] = Field(default_factory=dict, description="Fields of SamplingParams for every prompt.")
+    output: Path | None = Field(None, description="A JSONL file that results are appended to; an interrupted run resumes.")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> RunConfig:
+        if self.prompts is not None and self.prompts_file is not None:
+            raise ValueError("prompts and prompts_file are both given; keep one")
+        return self
+
+
+class Config(_Strict):
+    """A whole configuration. Every key but ``model`` has a default."""
+
+    model: str = Field(description="'demo', a folder in Hugging Face layout, or org/name from the local cache.")
+    tokenizer: str | None = Field(None, description="Folder or file of the tokenizer; null: the model's own.")
+    skip_tokenizer_init: bool = Field(False, description="Load no tokenizer; prompts are token ids.")
+    device: Literal["auto", "cpu", "cuda", "emulator"] = Field("auto", description="Where the model runs.")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="What weights are rounded to; auto: as stored. The CPU computes in float32 either way."
+    )
+    load_format: Literal["auto", "safetensors", "dummy"] = Field(
+        "auto", description="vLLM's word for loader.name; auto: as loader.name says."
+    )
+    max_model_len: int | None = Field(None, ge=1, description="Longest sequence; null: the checkpoint's own limit.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Of dummy weights and of requests without a seed.")
+    batch_invariant: bool = Field(False, description="Bit-equal logits in any company, at a price.")
+    chat_template: Path | None = Field(None, description="A Jinja file instead of the checkpoint's chat template.")
+    plugins: list[str] = Field(default_factory=list, description="Local plugins: ./file.py or package.module.")
+    loader: LoaderSection = Field(default_factory=lambda: LoaderSection())  # type: ignore[call-arg]
+    attention: AttentionSection = Field(default_factory=lambda: AttentionSection())  # type: ignore[call-arg]
+    scheduler: SchedulerSection = Field(default_factory=lambda: SchedulerSection())  # type: ignore[call-arg]
+    sampler: SamplerSection = Field(default_factory=lambda: SamplerSection())  # type: ignore[call-arg]
+    kernels: dict[str, Annotated[Section | str, Field(union_mode="left_to_right")]] = Field(
+        default_factory=dict, description="Op name to the kernel plugin that replaces it."
+    )
+    cache: CacheConfig = Field(default_factory=lambda: CacheConfig())  # type: ignore[call-arg]
+    run: RunConfig | None = Field(None, description="What to do; not needed by LLM(...).")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _load_format_is_loader_name(cls, data: Any) -> Any:
+        """``load_format: dummy`` is ``loader: {name: dummy}``; both together must agree."""
+        if not isinstance(data, dict) or data.get("load_format", "auto") == "auto":
+            return data
+        loader = data.get("loader") or {}
+        if isinstance(loader, dict):
+            if loader.get("name", data["load_format"]) != data["load_format"]:
+                raise ValueError(f"load_format is {data['load_format']!r} but loader.name is {loader['name']!r}; keep one")
+            data = {**data, "loader": {**loader, "name": data["load_format"]}}
+        return data

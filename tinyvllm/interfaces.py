@@ -1,0 +1,405 @@
+"""The five sockets: what a plugin must be able to do, and what it is told.
+
+A plugin is registered as a :class:`Plugin` through the hook of its socket (:mod:`tinyvllm.hookspecs`),
+chosen by name in the configuration, and created once per engine. Every call takes one frozen context
+object, which can gain fields in a later version; arguments are never added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from tinyvllm.batch import Batch, Int32, LayerCache, SampleCall, Sampled
+from tinyvllm.shapes import Array, ModelShape
+
+API_VERSION = 1
+
+_Socket = TypeVar("_Socket", covariant=True)
+
+
+class Kind(str, Enum):
+    """The five sockets. The value is the name of the section in a configuration file."""
+
+    LOADER = "loader"
+    ATTENTION = "attention"
+    SCHEDULER = "scheduler"
+    SAMPLER = "sampler"
+    KERNEL = "kernel"
+
+    @property
+    def entry_point_group(self) -> str:
+        """Where distributions announce plugins of this kind, for this version of the interface."""
+        plural = "attention" if self is Kind.ATTENTION else f"{self.value}s"
+        return f"tinyvllm.{plural}.v{API_VERSION}"
+
+
+class Options(BaseModel):
+    """Base of a plugin's own options: unknown keys are refused, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True, slots=True)
+class PluginContext:
+    """All that a plugin may know when it is created.
+
+    Attributes:
+        options: an instance of the plugin's own options model, validated.
+        device: ``"cpu"``, ``"emulator"`` or ``"cuda"``.
+        model: the sizes of the model.
+        max_model_len: longest sequence, in tokens.
+        max_num_seqs: most sequences in one step.
+        max_num_batched_tokens: most tokens in one step.
+        block_size: tokens in a KV block.
+        num_blocks: KV blocks in all.
+        batch_invariant: whether a request's logits must be bit-equal in any company.
+        seed: of the engine.
+    """
+
+    options: Any
+    device: str
+    model: ModelShape
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    block_size: int
+    num_blocks: int
+    batch_invariant: bool
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plugin(Generic[_Socket]):
+    """One registration: a name, how to create it, and the model of its options.
+
+    Attributes:
+        name: what the configuration chooses; equal to the entry point's name.
+        create: called once per engine; returns the object that fills the socket.
+        options: a subclass of :class:`Options`; keys of the section that are not the core's are validated by it.
+        description: one line for ``plugins list``.
+        api_version: the version of these interfaces that the plugin was written for.
+    """
+
+    name: str
+    create: Callable[[PluginContext], _Socket]
+    options: type[BaseModel] = Options
+    description: str = ""
+    api_version: int = API_VERSION
+
+
+# ---------------------------------------------------------------- Loader
+
+
+@dataclass(frozen=True, slots=True)
+class TensorMeta:
+    """Shape and dtype name (``F32``, ``F16``, ``BF16``, as in safetensors) of one stored tensor."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Checkpoint(Protocol):
+    """An opened checkpoint."""
+
+    def names(self) -> Iterable[str]:
+        """Names of all tensors."""
+        ...
+
+    def meta(self, name: str) -> TensorMeta:
+        """Shape and dtype of one tensor."""
+        ...
+
+    def read(self, name: str) -> NDArray[Any]:
+        """The tensor, a C-contiguous array in its stored dtype (bfloat16 by ``ml_dtypes``)."""
+        ...
+
+    def close(self) -> None:
+        """Release files; reading afterwards is an error."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class OpenCall:
+    """What a loader is told.
+
+    Attributes:
+        path: the checkpoint folder, in Hugging Face layout.
+        expected: every tensor that the model needs, with its shape.
+        dtype: the dtype name that ``config.json`` states, for loaders that make tensors up.
+        seed: of the engine.
+    """
+
+    path: Path
+    expected: Mapping[str, tuple[int, ...]]
+    dtype: str
+    seed: int
+
+
+@runtime_checkable
+class Loader(Protocol):
+    """Opens checkpoints. Never unpickles, never runs code that came with a checkpoint."""
+
+    def open(self, call: OpenCall) -> Checkpoint:
+        """The checkpoint at ``call.path``.
+
+        Raises:
+            LoadError: naming the file and what is wrong with it.
+        """
+        ...
+
+
+# ---------------------------------------------------------------- Attention
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionSpec:
+    """What an attention implementation must be able to do for this engine."""
+
+    device: str
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    block_size: int
+    dtype: str
+    sliding_window: int | None
+    batch_invariant: bool
+    kv_layout: str = "HND"
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionCall:
+    """Attention of one layer over the paged cache.
+
+    Attributes:
+        query: ``[T, H, D]``.
+        key, value: ``[T, K, D]``, of the tokens of this step.
+        cache: the layer's blocks.
+        batch: the step.
+        plan: what ``plan`` returned for this step.
+        scale: multiplies ``q @ k``; usually ``1 / sqrt(D)``.
+        sliding_window: a query at ``p`` sees positions ``p - sliding_window + 1 .. p``; None: all up to ``p``.
+        kv_written: a fused op has already stored ``key`` and ``value``; otherwise ``forward`` stores them.
+    """
+
+    query: Array
+    key: Array
+    value: Array
+    cache: LayerCache
+    batch: Batch
+    plan: Any
+    scale: float
+    sliding_window: int | None
+    kv_written: bool
+
+
+@runtime_checkable
+class Attention(Protocol):
+    """Causal attention over a paged KV cache."""
+
+    def supports(self, spec: AttentionSpec) -> list[str]:
+        """Reasons why this implementation cannot serve ``spec``; empty if it can."""
+        ...
+
+    def plan(self, batch: Batch) -> Any:
+        """Whatever is worth computing once a step rather than once a layer; given back in every call."""
+        ...
+
+    def forward(self, call: AttentionCall) -> Array:
+        """``[T, H, D]``: each query's attention over its own sequence."""
+        ...
+
+
+# ---------------------------------------------------------------- Scheduler
+
+
+class SchedulerView(Protocol):
+    """A read-only window on the engine's columns, one entry per live sequence; never rebuilt.
+
+    ``rows`` orders sequences by arrival; every other column is indexed by row. The arrays are the engine's
+    own, marked read-only: what they hold changes between steps, so keep no reference to their contents.
+    """
+
+    @property
+    def waiting(self) -> Int32:
+        """Rows that are not running, in order of arrival (a preempted sequence keeps its arrival)."""
+        ...
+
+    @property
+    def running(self) -> Int32:
+        """Rows that hold a slot, in order of arrival."""
+        ...
+
+    @property
+    def num_tokens(self) -> Int32:
+        """``[rows]`` known tokens plus those in flight: prompt, generated, sampled but not yet read back."""
+        ...
+
+    @property
+    def num_computed(self) -> Int32:
+        """``[rows]`` tokens whose K and V are in the cache, or will be once the step in flight ends."""
+        ...
+
+    @property
+    def num_in_flight(self) -> Int32:
+        """``[rows]`` sampled tokens not yet read back."""
+        ...
+
+    @property
+    def num_draft(self) -> Int32:
+        """``[rows]`` proposed tokens to verify; always 0 in this version."""
+        ...
+
+    @property
+    def num_blocks(self) -> Int32:
+        """``[rows]`` KV blocks held."""
+        ...
+
+    @property
+    def arrival(self) -> NDArray[np.int64]:
+        """``[rows]`` order of arrival."""
+        ...
+
+    @property
+    def priority(self) -> Int32:
+        """``[rows]`` lower is sooner; 0 unless the request says otherwise."""
+        ...
+
+    @property
+    def deadline(self) -> NDArray[np.float64]:
+        """``[rows]`` seconds on the clock of ``now``; infinity if there is none."""
+        ...
+
+    @property
+    def now(self) -> float:
+        """Seconds, monotonic."""
+        ...
+
+    @property
+    def block_size(self) -> int:
+        """Tokens in a block."""
+        ...
+
+    @property
+    def num_free_blocks(self) -> int:
+        """Blocks that can be handed out now."""
+        ...
+
+    @property
+    def budget(self) -> int:
+        """Most tokens of this step, ``max_num_batched_tokens``."""
+        ...
+
+    @property
+    def max_num_seqs(self) -> int:
+        """Most sequences that may run at once."""
+        ...
+
+    def request_id(self, row: int) -> str:
+        """The request of a row (several rows may share one when ``n > 1``)."""
+        ...
+
+    def blocks_freed_by(self, rows: Sequence[int] | Int32) -> int:
+        """Blocks that would become free if just these were preempted; shared blocks count once nobody is left."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """A decision for one step.
+
+    Attributes:
+        rows: ``[B]`` int32; sequences that compute something, each once.
+        num_tokens: ``[B]`` int32; how many tokens each computes, at least 1.
+        preempt: rows that lose their blocks and slot first, in order; their tokens are kept.
+    """
+
+    rows: Int32
+    num_tokens: Int32
+    preempt: Int32 = field(default_factory=lambda: np.zeros(0, np.int32))
+
+
+@runtime_checkable
+class Scheduler(Protocol):
+    """Decides what the next step computes. A pure decision: the engine validates it and carries it out."""
+
+    def schedule(self, view: SchedulerView) -> Schedule | Mapping[str, int]:
+        """The next step; a mapping of request id to number of tokens is accepted as a convenience."""
+        ...
+
+
+# ---------------------------------------------------------------- Sampler
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """Chooses the next token of each row."""
+
+    def sample(self, call: SampleCall) -> Sampled:
+        """One token a row, from the row's own random stream, whatever its company."""
+        ...
+
+
+# ---------------------------------------------------------------- Kernel
+
+
+@dataclass(frozen=True, slots=True)
+class OpSpec:
+    """What an implementation of an op must be able to do for this engine."""
+
+    device: str
+    model: ModelShape
+    dtype: str
+    weight_scheme: str
+    block_size: int
+    batch_invariant: bool
+    attention: str
+    sampler: str
+    world_size: int = 1
+    kv_layout: str = "HND"
+
+
+@dataclass(frozen=True, slots=True)
+class BindContext:
+    """What a kernel is told when it is bound to an engine.
+
+    Attributes:
+        spec: what it must serve.
+        op: resolves the name of an op to the callable chosen for it; for fused ops made of others.
+    """
+
+    spec: OpSpec
+    op: Callable[[str], Callable[..., Any]]
+
+
+@runtime_checkable
+class Kernel(Protocol):
+    """One implementation of one or more named ops for some device."""
+
+    def ops(self) -> Sequence[str]:
+        """Names of the ops that it implements."""
+        ...
+
+    def supports(self, op: str, spec: OpSpec) -> list[str]:
+        """Reasons why it cannot serve ``spec``; empty if it can."""
+        ...
+
+    def bind(self, op: str, context: BindContext) -> Callable[..., Any]:
+        """A callable with the signature of the op's reference."""
+        ...
+
+
+SOCKETS: Mapping[Kind, type] = {
+    Kind.LOADER: Loader,
+    Kind.ATTENTION: Attention,
+    Kind.SCHEDULER: Scheduler,
+    Kind.SAMPLER: Sampler,
+    Kind.KERNEL: Kernel,
+}
