@@ -1,0 +1,1 @@
+"""Built-in attention over the paged KV cache."""

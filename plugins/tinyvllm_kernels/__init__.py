@@ -1,0 +1,1 @@
+"""Built-in kernels: implementations of named ops."""

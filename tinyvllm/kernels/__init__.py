@@ -1,0 +1,1 @@
+"""Named operations: what they mean, how fused ones are made of simple ones, and who implements them."""

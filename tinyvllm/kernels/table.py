@@ -1,0 +1,93 @@
+"""Who implements each op in one engine: resolved once at load, then plain callables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from tinyvllm.errors import ConfigError, PluginError
+from tinyvllm.interfaces import BindContext, Kernel, OpSpec
+from tinyvllm.kernels.ops import OPS
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """One line of the start-up report: who serves an op, and why."""
+
+    op: str
+    implementation: str
+    reason: str
+
+
+class OpTable:
+    """Every op bound to one implementation.
+
+    Args:
+        spec: what an implementation must serve.
+        defaults: kernels tried in order for ops that nobody replaced, by plugin name.
+        replacements: op name to (plugin name, kernel), from the configuration. Replacing a part un-fuses what
+            contains it.
+
+    Raises:
+        ConfigError: a replacement names an op that does not exist.
+        PluginError: a replacement cannot serve the op, or nothing can.
+    """
+
+    def __init__(
+        self, spec: OpSpec, defaults: Mapping[str, Kernel], replacements: Mapping[str, tuple[str, Kernel]]
+    ) -> None:
+        self._spec = spec
+        self._defaults = defaults
+        self._replacements = replacements
+        self._bound: dict[str, Callable[..., Any]] = {}
+        self._resolutions: dict[str, Resolution] = {}
+        for name in replacements:
+            if name not in OPS:
+                near = get_close_matches(name, OPS, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ConfigError(f"kernels.{name}: no such op{hint} The ops are: {', '.join(OPS)}")
+
+    def op(self, name: str) -> Callable[..., Any]:
+        """The callable that serves ``name``."""
+        if name not in self._bound:
+            self._bound[name] = self._resolve(name)
+        return self._bound[name]
+
+    def report(self) -> Sequence[Resolution]:
+        """Who serves each op asked for so far, and why."""
+        return list(self._resolutions.values())
+
+    def _resolve(self, name: str) -> Callable[..., Any]:
+        context = BindContext(spec=self._spec, op=self.op)
+        if name in self._replacements:
+            plugin, kernel = self._replacements[name]
+            reasons = self._refusals(kernel, name)
+            if reasons:
+                raise PluginError(f"kernels.{name}: {plugin!r} cannot serve it: {'; '.join(reasons)}")
+            return self._take(name, plugin, "named in the configuration", kernel.bind(name, context))
+        replaced = [part for part in self._all_parts(name) if part in self._replacements]
+        refusals = [f"{part} is replaced" for part in replaced]
+        if not replaced:
+            for plugin, kernel in self._defaults.items():
+                reasons = self._refusals(kernel, name)
+                if not reasons:
+                    return self._take(name, plugin, "the first that serves it", kernel.bind(name, context))
+                refusals += [f"{plugin}: {reason}" for reason in reasons]
+        compose = OPS[name].compose
+        if compose is None:
+            raise PluginError(f"no kernel serves the op {name!r}: {'; '.join(refusals)}")
+        return self._take(name, " + ".join(OPS[name].parts), "; ".join(refusals), compose(self.op))
+
+    def _refusals(self, kernel: Kernel, name: str) -> list[str]:
+        if name not in kernel.ops():
+            return [f"does not implement {name}"]
+        return kernel.supports(name, self._spec)
+
+    def _all_parts(self, name: str) -> list[str]:
+        return [inner for part in OPS[name].parts for inner in (part, *self._all_parts(part))]
+
+    def _take(self, name: str, implementation: str, reason: str, bound: Callable[..., Any]) -> Callable[..., Any]:
+        self._resolutions[name] = Resolution(name, implementation, reason)
+        return bound
