@@ -223,8 +223,8 @@ class Attention(Protocol):
 class SchedulerView(Protocol):
     """A read-only window on the engine's columns, one entry per live sequence; never rebuilt.
 
-    ``rows`` orders sequences by arrival; every other column is indexed by row. The arrays are the engine's
-    own, marked read-only: what they hold changes between steps, so keep no reference to their contents.
+    ``waiting`` and ``running`` hold row indices in order of arrival; every other column is indexed by row. The arrays
+    are the engine's own, marked read-only: what they hold changes between steps, and rows are used again.
     """
 
     @property
@@ -300,6 +300,11 @@ class SchedulerView(Protocol):
     @property
     def max_num_seqs(self) -> int:
         """Most sequences that may run at once."""
+        ...
+
+    @property
+    def num_free_slots(self) -> int:
+        """Waiting sequences that may start now."""
         ...
 
     def request_id(self, row: int) -> str:

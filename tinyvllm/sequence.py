@@ -5,12 +5,13 @@ Only the model runner appends (it plays the device's token buffer on the CPU); e
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from tinyvllm.batch import Int32
-from tinyvllm.request import SamplingParams
+from tinyvllm.request import SamplingParams, SamplingRules
 
 
 @dataclass(slots=True)
@@ -19,21 +20,25 @@ class SequenceTokens:
 
     Attributes:
         params: how the sequence is sampled.
+        rules: what the tokenizer and checkpoint add to ``params``.
         num_prompt_tokens: how many of the tokens are the prompt.
         num_tokens: tokens written so far, those that the host has not yet read back included.
     """
 
     params: SamplingParams
+    rules: SamplingRules
     num_prompt_tokens: int
     num_tokens: int
     _buffer: Int32 = field(repr=False)
 
     @classmethod
-    def from_prompt(cls, prompt: Int32, params: SamplingParams) -> SequenceTokens:
+    def from_prompt(
+        cls, prompt: Sequence[int] | Int32, params: SamplingParams, rules: SamplingRules | None = None
+    ) -> SequenceTokens:
         """A sequence that holds ``prompt`` and has generated nothing."""
         buffer = np.empty(len(prompt) + 16, np.int32)
         buffer[: len(prompt)] = prompt
-        return cls(params, len(prompt), len(prompt), buffer)
+        return cls(params, rules or SamplingRules(), len(prompt), len(prompt), buffer)
 
     @property
     def all(self) -> Int32:

@@ -1,0 +1,27 @@
+"""Continuous batching (Yu et al. 2022, Orca): every step takes whoever is there, first come first served."""
+
+from __future__ import annotations
+
+from tinyvllm.hookspecs import hookimpl
+from tinyvllm.interfaces import API_VERSION as INTERFACE_VERSION
+from tinyvllm.interfaces import Plugin, PluginContext, Schedule, Scheduler, SchedulerView
+from tinyvllm_schedulers.packing import pack
+
+
+class ContinuousScheduler:
+    """Sequences join and leave the batch at every step; long prompts go in chunks beside running decodes."""
+
+    API_VERSION = INTERFACE_VERSION
+
+    def __init__(self, context: PluginContext) -> None:
+        """Nothing to keep: a decision needs only the view."""
+
+    def schedule(self, view: SchedulerView) -> Schedule:
+        """All running sequences, then as many waiting ones as slots, budget and blocks allow."""
+        return pack(view, view.running, view.waiting)
+
+
+@hookimpl
+def register_schedulers() -> list[Plugin[Scheduler]]:
+    """The plugin ``continuous``."""
+    return [Plugin("continuous", ContinuousScheduler, description="continuous batching, first come first served")]

@@ -1,0 +1,77 @@
+"""What both built-in schedulers do with the rows they have chosen: tokens under a budget, blocks, victims."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tinyvllm.batch import Int32
+from tinyvllm.interfaces import Schedule, SchedulerView
+
+
+def blocks_needed(view: SchedulerView, rows: Int32, num_tokens: Int32) -> Int32:
+    """``[n]`` blocks that each row lacks to compute so many more tokens."""
+    computed = view.num_computed[rows] + num_tokens
+    return np.maximum(-(-computed // view.block_size) - view.num_blocks[rows], 0)
+
+
+def pack(view: SchedulerView, running: Int32, waiting: Int32) -> Schedule:
+    """A step: running rows first, then waiting ones in their order while slots, budget and blocks last.
+
+    Running rows with one token left to compute come before long prompts, so decodes go on beside a prompt's
+    chunks. Where blocks run out the newest rows are preempted, and then nothing new is started.
+    """
+    left = view.num_tokens[running] - view.num_computed[running]
+    running = running[np.argsort(left > 1, kind="stable")]
+    num_tokens = _under_budget(view, running, view.budget)
+    running = running[: len(num_tokens)]
+    needed = blocks_needed(view, running, num_tokens)
+    if int(needed.sum()) > view.num_free_blocks:
+        return _preempting(view, running, num_tokens, needed)
+    started = _startable(view, waiting, view.budget - int(num_tokens.sum()), view.num_free_blocks - int(needed.sum()))
+    rows = np.concatenate([running, started.rows])
+    if len(rows) == 0 and len(waiting):
+        return _make_room(view, waiting)
+    return Schedule(rows, np.concatenate([num_tokens, started.num_tokens]))
+
+
+def _under_budget(view: SchedulerView, rows: Int32, budget: int) -> Int32:
+    """Tokens of each row, all it has left while the budget lasts; rows beyond the budget are cut off."""
+    left = view.num_tokens[rows] - view.num_computed[rows]
+    before = np.cumsum(left) - left
+    num_rows = int(np.searchsorted(before, budget))
+    return np.minimum(left[:num_rows], budget - before[:num_rows]).astype(np.int32)
+
+
+def _preempting(view: SchedulerView, rows: Int32, num_tokens: Int32, needed: Int32) -> Schedule:
+    """Give up the newest holders of blocks, one at a time, until the rest fit; the oldest row always gets its turn."""
+    holders = np.concatenate([view.running, view.waiting])
+    holders = holders[view.num_blocks[holders] > 0]
+    newest_first = holders[np.argsort(-view.arrival[holders])]
+    victims = 0
+    keep = np.ones(len(rows), bool)
+    while int(needed[keep].sum()) > view.num_free_blocks + view.blocks_freed_by(newest_first[:victims]):
+        if victims == len(newest_first) - 1:
+            break  # only the oldest is left
+        keep &= rows != newest_first[victims]
+        victims += 1
+    free = view.num_free_blocks + view.blocks_freed_by(newest_first[:victims])
+    keep &= np.cumsum(np.where(keep, needed, 0)) <= free
+    return Schedule(rows[keep], num_tokens[keep], newest_first[:victims])
+
+
+def _startable(view: SchedulerView, waiting: Int32, budget: int, free: int) -> Schedule:
+    """Waiting rows that can begin now, in order, up to the first that cannot."""
+    waiting = waiting[: view.num_free_slots]
+    num_tokens = _under_budget(view, waiting, budget)
+    waiting = waiting[: len(num_tokens)]
+    fits = np.cumsum(blocks_needed(view, waiting, num_tokens)) <= free
+    count = len(fits) if fits.all() else int(np.argmin(fits))
+    return Schedule(waiting[:count], num_tokens[:count])
+
+
+def _make_room(view: SchedulerView, waiting: Int32) -> Schedule:
+    """Nothing runs and the first in the queue does not fit: take blocks from waiting rows, newest first."""
+    first = waiting[:1]
+    holders = waiting[1:][view.num_blocks[waiting[1:]] > 0]
+    newest_first = holders[np.argsort(-view.arrival[holders])]
+    return Schedule(np.zeros(0, np.int32), np.zeros(0, np.int32), newest_first if len(newest_first) else first[:0])

@@ -1,0 +1,50 @@
+"""The sampling parameters of running sequences as columns by slot, gathered into the rows of a step."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tinyvllm.batch import NO_LOGPROBS, Int32, SamplingRows
+from tinyvllm.request import SamplingParams
+
+_COLUMNS = {
+    "temperature": np.float32,
+    "top_p": np.float32,
+    "top_k": np.int32,
+    "min_p": np.float32,
+    "presence_penalty": np.float32,
+    "frequency_penalty": np.float32,
+    "repetition_penalty": np.float32,
+    "seed": np.uint64,
+    "completion_index": np.int32,
+    "num_logprobs": np.int32,
+    "has_rules": np.bool_,
+}
+_FROM_PARAMS = tuple(_COLUMNS)[:7]
+
+
+class SamplingColumns:
+    """One row a slot, written when a sequence starts."""
+
+    def __init__(self, max_num_seqs: int) -> None:
+        self._columns = {name: np.zeros(max_num_seqs, dtype) for name, dtype in _COLUMNS.items()}
+        self._last_slots: Int32 | None = None
+        self._gathered: dict[str, np.ndarray[tuple[int], np.dtype[np.generic]]] = {}
+
+    def set(self, slot: int, params: SamplingParams, seed: int, completion_index: int) -> None:
+        """Write the parameters of the sequence that starts in ``slot``."""
+        for name in _FROM_PARAMS:
+            self._columns[name][slot] = getattr(params, name)
+        self._columns["seed"][slot] = seed
+        self._columns["completion_index"][slot] = completion_index
+        self._columns["num_logprobs"][slot] = NO_LOGPROBS if params.logprobs is None else params.logprobs
+        self._columns["has_rules"][slot] = params.has_rules
+        self._last_slots = None
+
+    def gather(self, slots: Int32, positions: Int32) -> SamplingRows:
+        """The rows of a step that samples in ``slots`` for tokens at ``positions``, ``[B]`` each."""
+        # The same slots as in the step before is the usual case.
+        if self._last_slots is None or not np.array_equal(slots, self._last_slots):
+            self._gathered = {name: column[slots] for name, column in self._columns.items()}
+            self._last_slots = slots
+        return SamplingRows(position=positions, **self._gathered)  # type: ignore[arg-type]

@@ -1,0 +1,272 @@
+"""Every live sequence as one row of columns: what schedulers see, and what the engine alone may change.
+
+Per-sequence Python objects would cost several times the whole budget of a step; columns make the bookkeeping of a
+step a handful of array operations, whatever the number of sequences and the length of their contexts.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Sequence
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyvllm.batch import Int32
+from tinyvllm.engine.blocks import BlockManager
+
+_NO_SLOT = -1
+
+
+class State(IntEnum):
+    """Where a row is in its life."""
+
+    FREE = 0  # the row is nobody's
+    HELD = 1  # waits for its sibling to compute the prompt they share
+    WAITING = 2  # may be scheduled; holds no slot
+    RUNNING = 3  # holds a slot
+    FINISHED = 4  # ended, but a step that computes it is still in flight
+
+
+# Columns, with dtype and the value of a fresh row.
+_COLUMNS = {
+    "state": (np.int8, State.FREE),
+    "num_tokens": (np.int32, 0),
+    "num_computed": (np.int32, 0),
+    "num_in_flight": (np.int32, 0),
+    "num_draft": (np.int32, 0),
+    "num_blocks": (np.int32, 0),
+    "arrival": (np.int64, 0),
+    "priority": (np.int32, 0),
+    "deadline": (np.float64, np.inf),
+    "slot": (np.int32, _NO_SLOT),
+    "most_tokens": (np.int32, 0),  # prompt and output may not be longer than this
+    "last_token": (np.int32, 0),  # the newest token: the input of the next decode step
+}
+
+
+class SequenceTable:
+    """The columns, the block tables and the order of rows.
+
+    Args:
+        blocks: the free list.
+        block_size: tokens in a block.
+        max_num_seqs: slots: sequences that may run at once.
+        max_blocks: ``M``, most blocks of one sequence.
+        budget: most tokens of a step.
+    """
+
+    state: NDArray[np.int8]
+    num_tokens: Int32
+    num_computed: Int32
+    num_in_flight: Int32
+    num_draft: Int32
+    num_blocks: Int32
+    arrival: NDArray[np.int64]
+    priority: Int32
+    deadline: NDArray[np.float64]
+    slot: Int32
+    most_tokens: Int32
+    last_token: Int32
+
+    def __init__(
+        self, blocks: BlockManager, *, block_size: int, max_num_seqs: int, max_blocks: int, budget: int
+    ) -> None:
+        self.blocks = blocks
+        self.block_size = block_size
+        self.max_num_seqs = max_num_seqs
+        self.budget = budget
+        self.tables = np.zeros((max_num_seqs, max_blocks), np.int32)  # by slot
+        self.request_ids: list[str] = []
+        self._held_blocks: dict[int, Int32] = {}  # shared blocks of rows that have no slot yet
+        self._free_rows: list[int] = []
+        self._free_slots = list(range(max_num_seqs))
+        self._waiting = np.zeros(64, np.int32)  # rows by arrival, from _head to _tail
+        self._head = self._tail = 0
+        self._running: Int32 | None = np.zeros(0, np.int32)
+        self._next_arrival = 0
+        for name, (dtype, _) in _COLUMNS.items():
+            setattr(self, name, np.zeros(0, dtype))
+        self._grow()
+
+    # ------------------------------------------------------------ what schedulers see (interfaces.SchedulerView)
+
+    @property
+    def waiting(self) -> Int32:
+        """Rows without a slot, by arrival."""
+        return self._waiting[self._head : self._tail]
+
+    @property
+    def running(self) -> Int32:
+        """Rows with a slot that have something left to compute, by arrival."""
+        if self._running is None:
+            rows = np.flatnonzero(self.state == State.RUNNING).astype(np.int32)
+            rows = rows[self.num_tokens[rows] < self.most_tokens[rows]]  # the rest only wait to be read back
+            self._running = rows[np.argsort(self.arrival[rows])]
+        return self._running
+
+    @property
+    def now(self) -> float:
+        """Seconds, monotonic."""
+        return time.monotonic()
+
+    @property
+    def num_free_blocks(self) -> int:
+        """Blocks that can be handed out now."""
+        return self.blocks.num_free
+
+    @property
+    def num_free_slots(self) -> int:
+        """Waiting sequences that may start now."""
+        return len(self._free_slots)
+
+    def request_id(self, row: int) -> str:
+        """The request that a row belongs to."""
+        return self.request_ids[row]
+
+    def blocks_freed_by(self, rows: Sequence[int] | Int32) -> int:
+        """Blocks that would become free if just these rows were preempted."""
+        held = [self.block_table(int(row)) for row in rows]
+        return self.blocks.freed_by(np.concatenate(held)) if held else 0
+
+    # ------------------------------------------------------------ the engine's side
+
+    def add(self, request_id: str, num_tokens: int, most_tokens: int, last_token: int, *, is_held: bool = False) -> int:
+        """A new row, last in order of arrival; its index."""
+        if not self._free_rows:
+            self._grow()
+        row = self._free_rows.pop()
+        for name, (_, fresh) in _COLUMNS.items():
+            getattr(self, name)[row] = fresh
+        self.state[row] = State.HELD
+        self.num_tokens[row] = num_tokens
+        self.most_tokens[row] = most_tokens
+        self.last_token[row] = last_token
+        self.arrival[row] = self._next_arrival
+        self._next_arrival += 1
+        self.request_ids[row] = request_id
+        if not is_held:
+            self.wait(row)
+        return row
+
+    def wait(self, row: int) -> None:
+        """Let a row be scheduled; it stands where its arrival puts it."""
+        self.state[row] = State.WAITING
+        if self._tail == len(self._waiting):
+            queued = self.waiting
+            self._waiting = np.concatenate([queued, np.zeros(max(64, len(queued)), np.int32)])
+            self._head, self._tail = 0, len(queued)
+        place = self._head + int(np.searchsorted(self.arrival[self.waiting], self.arrival[row]))
+        self._waiting[place + 1 : self._tail + 1] = self._waiting[place : self._tail].copy()
+        self._waiting[place] = row
+        self._tail += 1
+
+    def start(self, row: int) -> None:
+        """Give a waiting row a slot."""
+        self._leave_queue(row)
+        slot = heapq.heappop(self._free_slots)
+        held = self._held_blocks.pop(row, None)
+        if held is not None:
+            self.tables[slot, : len(held)] = held
+        self.slot[row] = slot
+        self.state[row] = State.RUNNING
+        self._running = None
+
+    def extend(self, rows: Int32, num_blocks: Int32) -> None:
+        """Hand ``num_blocks[i] >= 1`` more blocks to running row ``rows[i]``; the caller made sure of enough free ones."""
+        fresh = self.blocks.allocate(int(num_blocks.sum()))
+        if len(fresh) == len(rows):  # the usual step: one each
+            self.tables[self.slot[rows], self.num_blocks[rows]] = fresh
+        else:
+            ends = np.cumsum(num_blocks)
+            for row, start, stop in zip(rows, ends - num_blocks, ends, strict=True):
+                held = self.num_blocks[row]
+                self.tables[self.slot[row], held : held + stop - start] = fresh[start:stop]
+        self.num_blocks[rows] += num_blocks
+
+    def share_prompt(self, source: int, row: int, num_tokens: int) -> None:
+        """Let held ``row`` start from the first ``num_tokens`` of ``source``, whole blocks that both then hold."""
+        count = num_tokens // self.block_size
+        shared = self.block_table(source)[:count].copy()
+        self.blocks.share(shared)
+        self._held_blocks[row] = shared
+        self.num_blocks[row] = count
+        self.num_computed[row] = count * self.block_size
+
+    def preempt(self, row: int) -> None:
+        """Take slot and blocks from a row; its tokens are kept, and it waits where it stood."""
+        was_running = self.state[row] == State.RUNNING
+        self._drop(row)
+        self.num_computed[row] = 0
+        if was_running:
+            self.wait(row)
+
+    def finish(self, row: int) -> None:
+        """Take slot and blocks from a row that has ended; the row itself once nothing of it is in flight."""
+        if self.state[row] == State.WAITING:
+            self._leave_queue(row)
+        self._drop(row)
+        self.state[row] = State.FINISHED
+        self.release_row(row)
+
+    def release_row(self, row: int) -> None:
+        """Make a finished row free if no step that computes it is in flight."""
+        if self.num_in_flight[row] == 0:
+            self.state[row] = State.FREE
+            self._free_rows.append(row)
+
+    def running_changed(self) -> None:
+        """Say that a row may have reached its most tokens."""
+        self._running = None
+
+    def block_table(self, row: int) -> Int32:
+        """Block ids that a row holds; a view."""
+        if row in self._held_blocks:
+            return self._held_blocks[row]
+        if self.slot[row] == _NO_SLOT:
+            return np.zeros(0, np.int32)
+        return self.tables[self.slot[row], : self.num_blocks[row]]
+
+    def check(self) -> None:
+        """Return if blocks, slots and queue agree with the columns.
+
+        Raises:
+            AssertionError: what does not add up.
+        """
+        live = np.flatnonzero(self.state != State.FREE)
+        held = [self.block_table(int(row)) for row in live]
+        assert all(len(h) == self.num_blocks[row] for h, row in zip(held, live, strict=True)), "a block count is off"
+        self.blocks.check(np.concatenate([np.zeros(0, np.int32), *held]))
+        slots = self.slot[self.state == State.RUNNING]
+        assert sorted([*slots.tolist(), *self._free_slots]) == list(range(self.max_num_seqs)), "slots leaked"
+        assert sorted(self.waiting.tolist()) == np.flatnonzero(self.state == State.WAITING).tolist(), "queue is off"
+        assert np.all(np.diff(self.arrival[self.waiting]) > 0), "the queue is not in order of arrival"
+
+    def _drop(self, row: int) -> None:
+        self.blocks.release(self.block_table(row))
+        self._held_blocks.pop(row, None)
+        if self.slot[row] != _NO_SLOT:
+            heapq.heappush(self._free_slots, int(self.slot[row]))
+            self.slot[row] = _NO_SLOT
+            self._running = None
+        self.num_blocks[row] = 0
+
+    def _leave_queue(self, row: int) -> None:
+        if self._waiting[self._head] == row:
+            self._head += 1
+            return
+        place = self._head + int(np.flatnonzero(self.waiting == row)[0])
+        self._waiting[place : self._tail - 1] = self._waiting[place + 1 : self._tail].copy()
+        self._tail -= 1
+
+    def _grow(self) -> None:
+        old = len(self.state)
+        new = max(64, 2 * old)
+        for name, (dtype, fresh) in _COLUMNS.items():
+            column = np.full(new, fresh, dtype)
+            column[:old] = getattr(self, name)
+            setattr(self, name, column)
+        self.request_ids += [""] * (new - old)
+        self._free_rows.extend(range(new - 1, old - 1, -1))

@@ -1,0 +1,74 @@
+"""The scheduler's window on the engine's columns: the same memory, marked read-only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tinyvllm.batch import Int32
+from tinyvllm.engine.table import SequenceTable
+
+
+def _column(name: str, doc: str) -> property:
+    def read(self: SchedulerWindow) -> Any:
+        column = getattr(self._table, name).view()
+        column.flags.writeable = False
+        return column
+
+    return property(read, doc=doc)
+
+
+class SchedulerWindow:
+    """What :class:`~tinyvllm.interfaces.SchedulerView` promises, over one :class:`SequenceTable`."""
+
+    def __init__(self, table: SequenceTable) -> None:
+        self._table = table
+
+    waiting = _column("waiting", "Rows without a slot, by arrival.")
+    running = _column("running", "Rows with a slot that have something left to compute, by arrival.")
+    num_tokens = _column("num_tokens", "Known tokens and those in flight.")
+    num_computed = _column("num_computed", "Tokens whose K and V are in the cache.")
+    num_in_flight = _column("num_in_flight", "Sampled tokens not yet read back.")
+    num_draft = _column("num_draft", "Proposed tokens to verify.")
+    num_blocks = _column("num_blocks", "KV blocks held.")
+    arrival = _column("arrival", "Order of arrival.")
+    priority = _column("priority", "Lower is sooner.")
+    deadline = _column("deadline", "Seconds on the clock of now.")
+
+    @property
+    def now(self) -> float:
+        """Seconds, monotonic."""
+        return self._table.now
+
+    @property
+    def block_size(self) -> int:
+        """Tokens in a block."""
+        return self._table.block_size
+
+    @property
+    def num_free_blocks(self) -> int:
+        """Blocks that can be handed out now."""
+        return self._table.num_free_blocks
+
+    @property
+    def budget(self) -> int:
+        """Most tokens of this step."""
+        return self._table.budget
+
+    @property
+    def max_num_seqs(self) -> int:
+        """Most sequences that may run at once."""
+        return self._table.max_num_seqs
+
+    @property
+    def num_free_slots(self) -> int:
+        """Waiting sequences that may start now."""
+        return self._table.num_free_slots
+
+    def request_id(self, row: int) -> str:
+        """The request that a row belongs to."""
+        return self._table.request_id(row)
+
+    def blocks_freed_by(self, rows: Sequence[int] | Int32) -> int:
+        """Blocks that would become free if just these rows were preempted."""
+        return self._table.blocks_freed_by(rows)
