@@ -1,0 +1,1 @@
+"""Devices: memory, compilation, launches, graphs; they know no model."""

@@ -1,0 +1,294 @@
+// Who runs next. A fibre runs until it must wait; then it picks another lane of its warp, or of its block, at random
+// from the launch's seed, and switches straight to it. Only when a block has nobody ready does the worker's own
+// context come back, to start another block, wake who spins, or find that nobody can ever go on.
+#include <pthread.h>
+#include <sched.h>
+#include <unistd.h>
+
+#include <cstring>
+
+#include "runtime.hpp"
+
+namespace tinyvllm::emulator {
+
+namespace {
+
+constexpr uint64_t stack_mark = 0x7469'6e79'766c'6c6dull;
+thread_local Worker* current_worker = nullptr;
+
+/// A set bit of `mask`, the first one from a random place on.
+uint32_t pick_bit(uint32_t mask, uint32_t random) {
+    const uint32_t turn = random & 31;
+    const uint32_t turned = turn == 0 ? mask : mask >> turn | mask << (32 - turn);
+    return (uint32_t(__builtin_ctz(turned)) + turn) & 31;
+}
+
+/// The lane to run next, taken off the ready ones; null if the block has none. Mostly of `warp`, whose data is at hand.
+Fibre* take_next(Worker& worker, Block& block, Warp* warp) {
+    if (block.ready_warps == 0) return nullptr;
+    const uint64_t random = next_random(worker);
+    if (warp == nullptr || warp->ready == 0 || (random >> 40 & 15) == 0)
+        warp = &block.warps[pick_bit(block.ready_warps, uint32_t(random >> 48))];
+    Fibre& next = warp->fibres[pick_bit(warp->ready, uint32_t(random >> 32))];
+    warp->ready &= ~next.bit;
+    if (warp->ready == 0) block.ready_warps &= ~(1u << (warp - block.warps));
+    return &next;
+}
+
+size_t stack_bytes(const Fibre& fibre) { return fibre.owner->team->stacks_bytes / fibre.owner->team->num_threads; }
+
+/// Leaves `from` for the next ready lane of its block, or for the worker.
+void switch_away(Fibre& from, bool forever) {
+    Worker& worker = *from.owner->worker;
+    Fibre* next = take_next(worker, *from.owner, from.warp);
+    if (next == &from) return;
+    worker.running = next;
+    if (next != nullptr) {
+        shadow_leave(from.shadow, next->shadow, next->stack, stack_bytes(*next), forever);
+        switch_context(from.context, next->context);
+    } else {
+        shadow_leave(from.shadow, worker.main_shadow, worker.main_stack, worker.main_stack_size, forever);
+        switch_context(from.context, worker.main);
+    }
+    shadow_enter(from.shadow);
+}
+
+void enter_block(Worker& worker, Block& block) {
+    Fibre* next = take_next(worker, block, nullptr);
+    worker.running = next;
+    shadow_leave(worker.main_shadow, next->shadow, next->stack, stack_bytes(*next), false);
+    switch_context(worker.main, next->context);
+    shadow_enter(worker.main_shadow);
+    worker.running = nullptr;
+}
+
+/// A lane that has gone may be what the others in its warp, or its block, were waiting for.
+void leave_block(Fibre& fibre) {
+    Block& block = *fibre.owner;
+    Warp& warp = *fibre.warp;
+    warp.alive &= ~fibre.bit;
+    --block.alive;
+    ++block.worker->events;
+    uint32_t waiting = warp.collecting;
+    while (waiting != 0) {
+        Fibre& other = warp.fibres[__builtin_ctz(waiting)];
+        waiting &= ~other.mask;
+        if (other.mask & fibre.bit) run_collective(warp, other);
+    }
+    if (block.arrived != 0 && block.arrived == block.alive) release_barrier(block);
+}
+
+char stream_order;  // what kernels of one stream release to each other, for the race check
+
+void fibre_main() {
+    Fibre& fibre = *current_worker->running;
+    shadow_enter(fibre.shadow);
+    const LaunchConfig& config = fibre.owner->launch->config;
+    config.call(config.arguments);
+    land_copies(0);  // on a GPU they land after the thread has gone
+    if (*reinterpret_cast<uint64_t*>(fibre.stack) != stack_mark)
+        fail(fibre, FailureKind::stack, reinterpret_cast<void*>(config.call), 0, "%zu bytes", stack_bytes(fibre));
+    release(&stream_order);
+    leave_block(fibre);
+    switch_away(fibre, true);
+    __builtin_unreachable();
+}
+
+void wake(Block& block, Waiting what) {
+    for (uint32_t w = 0; w < block.num_warps; ++w) {
+        Warp& warp = block.warps[w];
+        for (uint32_t lanes = warp.alive & ~warp.ready; lanes != 0; lanes &= lanes - 1) {
+            Fibre& fibre = warp.fibres[__builtin_ctz(lanes)];
+            if (fibre.waiting == what) make_ready(fibre);
+        }
+    }
+}
+
+/// Every lane of every block waits. Wakes those that can go on; false if the blocks can get no further.
+bool wake_any(Worker& worker, std::vector<std::unique_ptr<Block>>& blocks, uint64_t& last_events, uint32_t& idle) {
+    Launch& launch = *worker.launch;
+    bool spinning = false, at_predecessor = false, alive = false;
+    for (auto& block : blocks) {
+        spinning |= block->num_spinning != 0;
+        at_predecessor |= block->num_at_predecessor != 0;
+        alive |= block->alive != 0;
+    }
+    if (at_predecessor && launch.predecessor_done) {
+        for (auto& block : blocks) {
+            block->num_at_predecessor = 0;
+            wake(*block, Waiting::predecessor);
+        }
+        return true;
+    }
+    if (spinning) {
+        idle = worker.events == last_events ? idle + 1 : 0;
+        last_events = worker.events;
+        const bool others_may_help = launch.config.num_workers > 1;
+        if (others_may_help) usleep(20);
+        if (idle < (others_may_help ? 100'000u : 200u)) {
+            for (auto& block : blocks) {
+                block->num_spinning = 0;
+                wake(*block, Waiting::spin);
+            }
+            return true;
+        }
+        if (at_predecessor) return false;  // they spin for lanes that wait for the predecessor
+    }
+    if (alive && !at_predecessor) record_deadlock(launch, blocks);
+    return false;
+}
+
+}  // namespace
+
+Fibre* current_fibre() { return current_worker == nullptr ? nullptr : current_worker->running; }
+
+void adopt_thread(Worker& worker) {
+    current_worker = &worker;
+    shadow_adopt_thread(worker.main_shadow);
+#if defined(TINYVLLM_BOUNDS)
+    pthread_attr_t attributes;
+    void* stack = nullptr;
+    if (pthread_getattr_np(pthread_self(), &attributes) == 0) {
+        pthread_attr_getstack(&attributes, &stack, &worker.main_stack_size);
+        pthread_attr_destroy(&attributes);
+    }
+    worker.main_stack = stack;
+#endif
+}
+
+void make_ready(Fibre& fibre) {
+    fibre.warp->ready |= fibre.bit;
+    fibre.owner->ready_warps |= 1u << (fibre.warp - fibre.owner->warps);
+}
+
+void wait_here(Fibre& fibre, Waiting waiting, const void* pc) {
+    fibre.waiting = waiting;
+    fibre.pc = pc;
+    switch_away(fibre, false);
+    fibre.waiting = Waiting::nothing;
+}
+
+/// The running lane steps back among the ready ones now and then, so that the last to arrive is not always the first
+/// to go on.
+void perhaps_step_back(Fibre& fibre) {
+    if ((next_random(*fibre.owner->worker) >> 44 & 7) != 0) return;
+    make_ready(fibre);
+    wait_here(fibre, Waiting::nothing, nullptr);
+}
+
+void release_barrier(Block& block) {
+    const Fibre* running = block.worker->running;
+    for (uint32_t w = 0; w < block.num_warps; ++w) {
+        Warp& warp = block.warps[w];
+        warp.ready = warp.alive;
+        if (running->warp == &warp) warp.ready &= ~running->bit;
+        if (warp.ready != 0) block.ready_warps |= 1u << w;
+    }
+    block.vote_result = block.vote_sum;
+    block.vote_total = block.arrived;
+    block.vote_sum = 0;
+    block.arrived = 0;
+    block.first_at_barrier = nullptr;
+    ++block.phase;
+    ++block.worker->events;
+}
+
+void abandon(Fibre& fibre) {
+    Worker& worker = *fibre.owner->worker;
+    worker.running = nullptr;
+    shadow_leave(fibre.shadow, worker.main_shadow, worker.main_stack, worker.main_stack_size, true);
+    switch_context(fibre.context, worker.main);
+    __builtin_unreachable();
+}
+
+void start_block(Worker& worker, Block& block, uint64_t linear_index) {
+    const LaunchConfig& config = worker.launch->config;
+    block.launch = worker.launch;
+    block.worker = &worker;
+    const dim3 grid = config.grid, shape = config.block;
+    block.index = {unsigned(linear_index % grid.x), unsigned(linear_index / grid.x % grid.y),
+                   unsigned(linear_index / grid.x / grid.y)};
+    const uint32_t num_threads = shape.x * shape.y * shape.z;
+    block.num_warps = (num_threads + 31) / 32;
+    block.ready_warps = block.num_warps == 32 ? ~0u : (1u << block.num_warps) - 1;
+    block.alive = num_threads;
+    block.arrived = block.vote_sum = block.num_spinning = block.num_at_predecessor = block.phase = 0;
+    block.launched_dependents = false;
+    block.first_at_barrier = nullptr;
+    block.variables.clear();
+    block.static_bytes = 0;
+    block.poison = (config.seed + linear_index) % 2 == 0 ? 0xff : 0x00;
+    if (is_sanitized || block.team == nullptr) block.team = std::make_unique<Team>(num_threads);
+    poison_shared(block);
+    for (uint32_t w = 0; w < block.num_warps; ++w) {
+        Warp& warp = block.warps[w];
+        const uint32_t lanes = num_threads - 32 * w;
+        warp.alive = warp.ready = lanes >= 32 ? ~0u : (1u << lanes) - 1;
+        warp.collecting = 0;
+        warp.fibres = &block.team->fibres[32 * w];
+    }
+    // The order of lanes depends on the seed and the block alone, whatever worker runs it after whatever else.
+    worker.random = (config.seed * 0x9e3779b97f4a7c15ull ^ (linear_index + 1) * 0xbf58476d1ce4e5b9ull) | 1;
+    next_random(worker);
+    const size_t stride = block.team->stacks_bytes / num_threads;
+    for (uint32_t i = 0; i < num_threads; ++i) {
+        Fibre& fibre = block.team->fibres[i];
+        fibre.thread = {i % shape.x, i / shape.x % shape.y, i / shape.x / shape.y};
+        fibre.block = block.index;
+        fibre.block_dim = shape;
+        fibre.grid_dim = grid;
+        fibre.index = i;
+        fibre.num_copies = fibre.copy_group = 0;
+        fibre.owner = &block;
+        fibre.warp = &block.warps[i / 32];
+        fibre.bit = 1u << i % 32;
+        fibre.waiting = Waiting::nothing;
+        fibre.stack = block.team->stacks + i * stride;
+        *reinterpret_cast<uint64_t*>(fibre.stack) = stack_mark;
+        shadow_create(fibre.shadow);
+        prepare_context(fibre.context, fibre.stack, stride, fibre_main);
+    }
+}
+
+/// Runs the started blocks until all have ended, or all that is left waits for the predecessor, or the launch failed.
+void run_blocks(Worker& worker, std::vector<std::unique_ptr<Block>>& blocks) {
+    uint64_t last_events = ~0ull;
+    uint32_t idle = 0;
+    std::vector<Block*> able;
+    while (!worker.launch->failed) {
+        able.clear();
+        for (auto& block : blocks)
+            if (block->ready_warps != 0) able.push_back(block.get());
+        if (able.empty()) {
+            if (!wake_any(worker, blocks, last_events, idle)) return;
+            continue;
+        }
+        enter_block(worker, *able[next_random(worker) % able.size()]);
+    }
+}
+
+extern "C" {
+
+Lane* tinyvllm_self() { return current_worker->running; }
+
+void tinyvllm_yield(Lane* lane) {
+    auto& fibre = static_cast<Fibre&>(*lane);
+    ++fibre.owner->num_spinning;
+    wait_here(fibre, Waiting::spin, __builtin_return_address(0));
+}
+
+void tinyvllm_pdl_wait(Lane* lane) {
+    auto& fibre = static_cast<Fibre&>(*lane);
+    if (!fibre.owner->launch->predecessor_done) {
+        ++fibre.owner->num_at_predecessor;
+        wait_here(fibre, Waiting::predecessor, __builtin_return_address(0));
+    }
+    acquire(&stream_order);
+}
+
+void tinyvllm_pdl_launch_dependents(Lane* lane) { static_cast<Fibre*>(lane)->owner->launched_dependents = true; }
+
+void tinyvllm_acquire_stream() { acquire(&stream_order); }
+}
+
+}  // namespace tinyvllm::emulator

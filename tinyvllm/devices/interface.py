@@ -1,0 +1,205 @@
+"""What a device offers to everything above it: memory, compile, launch, GEMM, graph.
+
+The CUDA device and the emulator implement these protocols; launchers and the engine are written against them alone.
+Work is asynchronous and in order, as in one CUDA stream: a call returns when its work is queued, and a failure may be
+raised by a later call; ``synchronize`` raises what is left. Knows nothing about models.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from tinyvllm.errors import KernelError
+
+Array: TypeAlias = npt.NDArray[Any]
+Dim3: TypeAlias = tuple[int, int, int]
+Shape: TypeAlias = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """A contiguous, row-major array in device memory; a view shares its owner's memory.
+
+    ``pointer`` is the address of the first byte on the device; ``owner`` keeps the memory alive.
+    """
+
+    pointer: int
+    shape: Shape
+    dtype: np.dtype[Any]
+    owner: object = field(repr=False, compare=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def view(self, shape: Shape, dtype: npt.DTypeLike | None = None, offset_bytes: int = 0) -> Buffer:
+        """The part of this buffer from ``offset_bytes`` on, seen with another shape and dtype.
+
+        Raises:
+            KernelError: the view would end beyond the buffer.
+        """
+        kind = self.dtype if dtype is None else np.dtype(dtype)
+        part = Buffer(self.pointer + offset_bytes, shape, kind, self.owner)
+        if offset_bytes < 0 or offset_bytes + part.nbytes > self.nbytes:
+            raise KernelError(
+                f"view {shape} of {kind} from byte {offset_bytes} ends beyond a buffer of {self.nbytes} bytes"
+            )
+        return part
+
+
+Argument: TypeAlias = Buffer | np.generic | None
+"""A kernel argument: a buffer (its pointer), a NumPy scalar (its dtype is the parameter's type), or None (null)."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceProperties:
+    """What a launcher may need to know of the card; ``arch`` is 90 for sm_90."""
+
+    name: str
+    arch: int
+    num_sms: int
+    max_threads_per_block: int
+    max_threads_per_sm: int
+    max_blocks_per_sm: int
+    max_shared_bytes: int
+    """Most shared memory of one block, static and dynamic together, when the function asked for it."""
+    shared_bytes_per_sm: int
+    memory_bytes: int
+
+
+class Memory(Protocol):
+    """Device memory, in the order of the device's stream."""
+
+    def alloc(self, shape: Shape, dtype: npt.DTypeLike) -> Buffer:
+        """A new buffer, 256-byte aligned, every byte 0xFF where the device can afford it (floats are NaN)."""
+        ...
+
+    def upload(self, buffer: Buffer, array: Array) -> None:
+        """Copies ``array`` (same shape and dtype) into ``buffer``; the array may be changed as soon as this returns."""
+        ...
+
+    def download(self, buffer: Buffer) -> Array:
+        """A copy of the buffer's contents after all work queued so far. Waits."""
+        ...
+
+    def start_download(self, buffer: Buffer) -> Download:
+        """Queues a copy to the host and returns at once, so that it can be awaited one step later."""
+        ...
+
+    def fill(self, buffer: Buffer, byte: int) -> None:
+        """Sets every byte of the buffer: 0 to clear, 0xFF to poison."""
+        ...
+
+
+class Download(Protocol):
+    """A copy to the host that may still be under way."""
+
+    def wait(self) -> Array:
+        """The contents the buffer had at this point of the stream."""
+        ...
+
+
+class Function(Protocol):
+    """One kernel of a module."""
+
+    @property
+    def name(self) -> str:
+        """The name in the source."""
+        ...
+
+
+class Module(Protocol):
+    """A compiled source."""
+
+    def function(self, name: str, *, max_dynamic_shared_bytes: int = 48 * 1024) -> Function:
+        """The kernel ``name``, allowed up to that much dynamic shared memory (more than 48 KiB must be asked for).
+
+        Raises:
+            KernelError: the source defines no such kernel, or the device has less shared memory.
+        """
+        ...
+
+
+class Graph(Protocol):
+    """A sequence of launches recorded once, with their arguments and dependent-launch edges."""
+
+    def replay(self) -> None:
+        """Queues the whole sequence again."""
+        ...
+
+
+class Device(Protocol):
+    """A device: its properties, its memory, and what can be done on it."""
+
+    @property
+    def properties(self) -> DeviceProperties:
+        """What the card is."""
+        ...
+
+    @property
+    def memory(self) -> Memory:
+        """Allocation and copies."""
+        ...
+
+    def compile(self, source: Path, defines: Mapping[str, str | int] | None = None) -> Module:
+        """The module of a ``.cu`` file, with ``defines`` as preprocessor macros; from the cache where it can be.
+
+        Raises:
+            KernelError: the compiler refused it; its messages, with file and line.
+        """
+        ...
+
+    def launch(
+        self,
+        function: Function,
+        grid: Dim3,
+        block: Dim3,
+        arguments: Sequence[Argument],
+        *,
+        shared_bytes: int = 0,
+        pdl: bool = False,
+        cooperative: bool = False,
+        cluster: Dim3 = (1, 1, 1),
+    ) -> None:
+        """Queues a kernel.
+
+        Args:
+            function: a function of this device's modules.
+            grid: blocks in x, y, z.
+            block: threads in x, y, z.
+            arguments: one for each parameter, in order.
+            shared_bytes: dynamic shared memory per block.
+            pdl: the kernel may start before its predecessor in the stream has finished, up to its ``pdl_wait``;
+                an ordinary launch before sm_90.
+            cooperative: all blocks are resident together, as ``grid_barrier`` and ``counter_wait`` need.
+            cluster: blocks per cluster; sm_90 and later.
+
+        Raises:
+            KernelError: the card would refuse the launch, or an earlier kernel failed.
+        """
+        ...
+
+    def gemm(self, out: Buffer, x: Buffer, weight: Buffer, *, accumulate: bool = False) -> None:
+        """Queues ``out = x @ weight.T`` (``+ out`` with ``accumulate``), summed in float32.
+
+        Args:
+            out: ``[T, N]``. x: ``[T, K]``. weight: ``[N, K]``; all of one dtype, bfloat16 or float32.
+        """
+        ...
+
+    def capture(self) -> AbstractContextManager[Graph]:
+        """Within the ``with`` block launches, fills and GEMMs are recorded instead of run."""
+        ...
+
+    def synchronize(self) -> None:
+        """Waits for all queued work; raises what failed in it."""
+        ...

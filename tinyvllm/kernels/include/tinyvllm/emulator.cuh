@@ -1,0 +1,209 @@
+// The emulator's side of the prelude: what a kernel sees of the runtime library (tinyvllm/devices/emulator/cpp).
+//
+// One Lane is one CUDA thread: a fibre with a stack of its own. Everything here that can wait hands the processor to
+// another lane inside the runtime. No standard header is included: a kernel compiles in a fraction of the time.
+#pragma once
+
+#include "tinyvllm/emulator_types.cuh"
+
+namespace tinyvllm::emulator {
+
+/// A cp.async that has started and not landed; `from` is null for a fill with zeros.
+struct AsyncCopy {
+    void* to;
+    const void* from;
+    uint32_t group;
+};
+
+/// The exchange of a warp collective: what a lane brings and what it takes away.
+struct Exchange {
+    uint64_t value;        // brought to a shuffle or a vote
+    uint64_t result;       // taken away
+    int32_t source;        // shuffle: the lane to read
+    uint32_t matrix_row[4];  // ldmatrix: the row this lane has read
+    uint32_t registers[4];   // ldmatrix: taken away
+    const uint32_t* a;     // mma: operands, on this lane's stack
+    const uint32_t* b;
+    float* d;
+};
+
+struct Lane {
+    uint3 thread;
+    uint3 block;
+    dim3 block_dim;
+    dim3 grid_dim;
+    uint32_t index;  // in the block
+    Exchange exchange;
+    AsyncCopy* copies;
+    uint32_t num_copies;
+    uint32_t copy_capacity;
+    uint32_t copy_group;
+};
+
+enum class Collective : uint32_t { sync, shuffle, any, all, ballot, mma, ldmatrix, ldmatrix_trans, count };
+
+extern "C" {
+// Constant for a given thread of execution, so that the compiler keeps it: a fibre never changes its lane.
+__attribute__((const)) Lane* tinyvllm_self();
+void tinyvllm_block_barrier(Lane*);
+int tinyvllm_block_vote(Lane*, int predicate, int kind);
+void tinyvllm_collective(Lane*, uint32_t mask, Collective, uint32_t detail);
+void tinyvllm_yield(Lane*);
+void tinyvllm_pdl_wait(Lane*);
+void tinyvllm_pdl_launch_dependents(Lane*);
+void* tinyvllm_shared_variable(Lane*, const void* key, size_t size, size_t alignment);
+void* tinyvllm_dynamic_shared(Lane*);
+void tinyvllm_grow_copies(Lane*);
+[[noreturn]] void tinyvllm_fail_misaligned(Lane*, const void* address, uint32_t alignment);
+[[noreturn]] void tinyvllm_fail_assert(Lane*);
+}
+
+inline Lane* self() { return tinyvllm_self(); }
+inline void yield() { tinyvllm_yield(self()); }
+inline void pdl_wait() { tinyvllm_pdl_wait(self()); }
+inline void pdl_launch_dependents() { tinyvllm_pdl_launch_dependents(self()); }
+inline void* dynamic_shared() { return tinyvllm_dynamic_shared(self()); }
+[[noreturn]] inline void fail_assert() { tinyvllm_fail_assert(self()); }
+
+inline void check_aligned(const void* address, uint32_t alignment) {
+    if (reinterpret_cast<uintptr_t>(address) % alignment != 0) [[unlikely]]
+        tinyvllm_fail_misaligned(self(), address, alignment);
+}
+
+/// What `__shared__ T name;` becomes: the block's one copy. `key` tells declarations apart, also in templates.
+template <class T, size_t alignment>
+inline T& shared_variable(const char& key) {
+    return *static_cast<T*>(tinyvllm_shared_variable(self(), &key, sizeof(T), alignment));
+}
+
+inline void start_copy(void* to, const void* from, bool valid) {
+    Lane* lane = self();
+    check_aligned(to, 16);
+    if (valid) check_aligned(from, 16);
+    if (lane->num_copies == lane->copy_capacity) tinyvllm_grow_copies(lane);
+    lane->copies[lane->num_copies++] = AsyncCopy{to, valid ? from : nullptr, lane->copy_group};
+    // A group under way may land at any time: who still reads the old contents must not see them.
+    *static_cast<uint4*>(to) = uint4{0xffffffffu, 0xffffffffu, 0xffffffffu, 0xffffffffu};
+}
+
+inline void land_copies(uint32_t pending) {
+    Lane* lane = self();
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < lane->num_copies; ++i) {
+        const AsyncCopy copy = lane->copies[i];
+        if (copy.group + pending >= lane->copy_group)
+            lane->copies[kept++] = copy;
+        else
+            *static_cast<uint4*>(copy.to) = copy.from ? *static_cast<const uint4*>(copy.from) : uint4{0, 0, 0, 0};
+    }
+    lane->num_copies = kept;
+}
+
+inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    Lane* lane = self();
+    lane->exchange.a = a;
+    lane->exchange.b = b;
+    lane->exchange.d = d;
+    tinyvllm_collective(lane, 0xffffffffu, Collective::mma, 0);
+}
+
+template <int count, bool trans>
+inline void ldmatrix(uint32_t (&registers)[count], const void* row) {
+    Lane* lane = self();
+    if (lane->index % 32 < 8 * count) {
+        check_aligned(row, 16);
+        const uint4 values = *static_cast<const uint4*>(row);
+        lane->exchange.matrix_row[0] = values.x;
+        lane->exchange.matrix_row[1] = values.y;
+        lane->exchange.matrix_row[2] = values.z;
+        lane->exchange.matrix_row[3] = values.w;
+    }
+    tinyvllm_collective(lane, 0xffffffffu, trans ? Collective::ldmatrix_trans : Collective::ldmatrix, count);
+    for (int i = 0; i < count; ++i) registers[i] = lane->exchange.registers[i];
+}
+
+inline uint64_t shuffle_bits(uint32_t mask, uint64_t value, int source) {
+    Lane* lane = self();
+    lane->exchange.value = value;
+    lane->exchange.source = source;
+    tinyvllm_collective(lane, mask, Collective::shuffle, 0);
+    return lane->exchange.result;
+}
+
+inline uint32_t vote(uint32_t mask, int predicate, Collective kind) {
+    Lane* lane = self();
+    lane->exchange.value = predicate != 0;
+    tinyvllm_collective(lane, mask, kind, 0);
+    return uint32_t(lane->exchange.result);
+}
+
+/// A shuffle reads lane `source`; outside the segment of `width` lanes a lane keeps its own value.
+template <class T>
+inline T shuffle(uint32_t mask, T value, int source) {
+    static_assert(sizeof(T) == 4 || sizeof(T) == 8, "a shuffle exchanges 4 or 8 bytes");
+    uint64_t bits = 0;
+    __builtin_memcpy(&bits, &value, sizeof(T));
+    bits = shuffle_bits(mask, bits, source);
+    __builtin_memcpy(&value, &bits, sizeof(T));
+    return value;
+}
+
+// What Python reads of a kernel: how to call it, and what its parameters are.
+enum class ParameterKind : uint32_t { value, output, input };  // output: a pointer to what is not const
+
+struct Parameter {
+    uint32_t size;
+    ParameterKind kind;
+};
+
+struct KernelInfo {
+    void (*call)(void**);
+    const Parameter* parameters;
+    uint32_t num_parameters;
+    uint32_t max_threads;  // of __launch_bounds__, or 1024
+};
+
+template <class T>
+struct Describe {
+    static constexpr Parameter value = {sizeof(T), ParameterKind::value};
+};
+template <class T>
+struct Describe<T*> {
+    static constexpr Parameter value = {sizeof(T*), ParameterKind::output};
+};
+template <class T>
+struct Describe<const T*> {
+    static constexpr Parameter value = {sizeof(T*), ParameterKind::input};
+};
+template <class T>
+struct Describe<T* const> : Describe<T*> {};
+template <class T>
+struct Describe<const T> : Describe<T> {};
+
+template <size_t... indices>
+struct Indices {};
+template <size_t count>
+using MakeIndices = Indices<__integer_pack(count)...>;
+
+template <class... P>
+struct Signature {
+    static constexpr Parameter parameters[sizeof...(P) + 1] = {Describe<P>::value..., {0, ParameterKind::value}};
+    static constexpr uint32_t num_parameters = sizeof...(P);
+
+    template <size_t... i>
+    static void call(void (*kernel)(P...), void** arguments, Indices<i...>) {
+        kernel(*static_cast<P*>(arguments[i])...);
+    }
+};
+
+template <class... P>
+Signature<P...> signature_of(void (*)(P...));
+
+template <class... P>
+inline void call(void (*kernel)(P...), void** arguments) {
+    Signature<P...>::call(kernel, arguments, MakeIndices<sizeof...(P)>());
+}
+
+}  // namespace tinyvllm::emulator
+
+#include "tinyvllm/emulator_builtins.cuh"
