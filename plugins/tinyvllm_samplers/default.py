@@ -113,9 +113,10 @@ def _sample_some(token_ids: Int32, logits: Float32, rows: SamplingRows, members:
 
 def _logprobs(raw: Float32, token_ids: Int32, num_logprobs: Int32) -> LogprobColumns | None:
     """Columns as wide as the row that asked for most; rows that asked for none are not computed and hold NaN."""
-    asking = np.flatnonzero(num_logprobs != NO_LOGPROBS)
-    if len(asking) == 0:
+    is_asking = num_logprobs != NO_LOGPROBS
+    if not np.count_nonzero(is_asking):
         return None
+    asking = np.flatnonzero(is_asking)
     wanted = num_logprobs[asking]
     k = ALL_LOGPROBS if (wanted == ALL_LOGPROBS).any() else int(wanted.max())
     if len(asking) == len(token_ids):

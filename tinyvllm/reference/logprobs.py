@@ -20,7 +20,7 @@ def log_softmax(logits: Float32) -> Float32:
         ``[B, V]``, float32; exponentials in float32, their sum and the difference in float64.
     """
     maximum, log_sum = _normaliser(logits)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         return ((logits - maximum) - log_sum).astype(np.float32)
 
 
@@ -51,7 +51,7 @@ def logprob_columns(logits: Float32, token_ids: Int32, num_logprobs: int) -> Log
             ids[rows, 1:] = most_likely(x, k)
         maximum, log_sum = _normaliser(x)
         listed = np.take_along_axis(x, ids[rows], axis=-1)
-        with np.errstate(invalid="ignore"):  # as in _normaliser
+        with np.errstate(invalid="ignore", over="ignore"):  # as in _normaliser
             logprobs[rows] = (listed - maximum) - log_sum
         rank[rows] = 1 + np.count_nonzero(x > listed[:, :1], axis=-1)
     return LogprobColumns(ids, logprobs, rank)
@@ -60,6 +60,6 @@ def logprob_columns(logits: Float32, token_ids: Int32, num_logprobs: int) -> Log
 def _normaliser(logits: Float32) -> tuple[Float32, NDArray[np.float64]]:
     """The maximum, and the logarithm of the sum of exponentials below it: ``[B, 1]`` each."""
     maximum = logits.max(axis=-1, keepdims=True)
-    with np.errstate(invalid="ignore"):  # inf - inf, in a row that is corrupt anyway
+    with np.errstate(invalid="ignore", over="ignore"):  # inf - inf: the row is corrupt anyway
         weights = np.exp(logits - maximum)
     return maximum, np.log(weights.astype(np.float64).sum(axis=-1, keepdims=True))

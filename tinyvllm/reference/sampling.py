@@ -84,8 +84,8 @@ def scaled(logits: Float32, temperature: Float32) -> Float32:
 
     Subtracting first keeps any temperature above 0 from overflowing to anything but -inf.
     """
-    z: Float32 = logits - logits.max(axis=-1, keepdims=True)
     with np.errstate(over="ignore"):
+        z: Float32 = logits - logits.max(axis=-1, keepdims=True)
         z /= temperature[:, None]
     return z
 
