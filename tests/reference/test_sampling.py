@@ -135,6 +135,10 @@ def test_the_nucleus_has_the_token_that_crosses_top_p_and_none_after(top_p: floa
     assert support([0.0] * 4, top_p=top_p) == set(range(kept))
 
 
+def test_the_most_likely_token_stays_however_small_top_p_is() -> None:
+    assert support([0.0, 1.0, 0.5], top_p=1e-60) == {1}  # 0 in float32
+
+
 def test_equal_logits_are_kept_by_lowest_id() -> None:
     assert support([0, 1, 1, 0, 1, 1], top_k=3) == {1, 2, 4}
     assert support([0.0, -0.0, 0.0, -0.0], top_k=2) == {0, 1}
@@ -242,13 +246,25 @@ def test_a_nucleus_of_thousands_of_tokens_is_found(scale: float, top_p: float) -
         assert got[0] == best
 
 
-def test_leaving_out_tokens_that_cannot_win_changes_no_token() -> None:
-    vocab_size = 1 << 15
-    logits = (np.random.default_rng(1).standard_normal((40, vocab_size)) * 12).astype(np.float32)
-    how = columns(40, temperature=np.linspace(0.05, 2, 40), seed=8)
+@pytest.mark.parametrize("kept", [1, 600, 1023, 1024, 1025, 1060, 1100, 19_999, 20_000])
+def test_the_nucleus_ends_at_its_token_however_many_there_are(kept: int) -> None:
+    vocab_size, rows = 20_000, 60
+    how = columns(rows, top_p=(kept - 0.5) / vocab_size, seed=6)
     noise = gumbel(how.seed, how.completion_index, how.position, vocab_size)
-    z = (logits - logits.max(axis=1, keepdims=True)) / how.temperature[:, None]
-    np.testing.assert_array_equal(sample(logits, how), (z + noise).argmax(axis=1))
+    got = sample(np.zeros((rows, vocab_size), np.float32), how)
+    np.testing.assert_array_equal(got, noise[:, :kept].argmax(axis=1))
+
+
+def test_leaving_out_tokens_that_cannot_win_changes_no_token() -> None:
+    vocab_size, rows = 1 << 15, 60
+    logits = np.full((rows, vocab_size), -40, np.float32)
+    logits[:, ::11] = -9  # together about a quarter of the mass
+    logits[:, 7] = 0
+    how = columns(rows, seed=8)
+    noise = gumbel(how.seed, how.completion_index, how.position, vocab_size)
+    got = sample(logits, how)
+    np.testing.assert_array_equal(got, (logits + noise).argmax(axis=1))
+    assert 5 < np.count_nonzero(got != 7) < 30
 
 
 def test_completions_and_seeds_differ_and_repeat() -> None:

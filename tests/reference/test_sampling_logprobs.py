@@ -16,7 +16,11 @@ from tinyvllm.reference.order import most_likely
 EPS = 2.0**-24
 INF = math.inf
 
-finite = st.floats(-(2.0**127), 2.0**127, width=32) | st.floats(-20, 20, width=32) | st.sampled_from([0.0, -0.0, 1.0])
+finite = (
+    st.floats(-(2.0**127), 2.0**127, width=32)
+    | st.floats(-20, 20, width=32)
+    | st.sampled_from([0.0, -0.0, 1.0, 1 + 2.0**-23, -1.0, -1 - 2.0**-23])
+)
 rows_of_logits = st.lists(finite | st.just(-INF), min_size=1, max_size=30).filter(lambda row: max(row) > -INF)
 
 
@@ -50,6 +54,12 @@ def test_order_is_by_value_then_by_id(row: list[float], data: st.DataObject) -> 
     count = data.draw(st.integers(1, len(row)))
     expected = sorted(range(len(row)), key=lambda v: (-row[v], v))[:count]
     assert most_likely(np.array([row], np.float32), count)[0].tolist() == expected
+
+
+@pytest.mark.parametrize("count", [1, 2, 50, 1024, 4999, 5000])
+def test_a_long_row_is_ordered_the_same_way(count: int) -> None:
+    values = np.round(np.random.default_rng(count).standard_normal((3, 5000)) * 200).astype(np.float32)
+    np.testing.assert_array_equal(most_likely(values, count), np.argsort(-values, axis=1, kind="stable")[:, :count])
 
 
 @settings(deadline=None)

@@ -32,7 +32,7 @@ def forbid_bad_words(logits: Float32, output: Int32, bad_words_token_ids: Sequen
     recent = tuple(output[max(0, len(output) - longest + 1) :].tolist())
     for word in bad_words_token_ids:
         prefix = tuple(word[:-1])
-        if len(prefix) <= len(recent) and recent[len(recent) - len(prefix) :] == prefix:
+        if recent[max(0, len(recent) - len(prefix)) :] == prefix:
             logits[word[-1]] = -np.inf
 
 
