@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
@@ -25,7 +25,7 @@ API_VERSION = 1
 _Socket = TypeVar("_Socket", covariant=True)
 
 
-class Kind(str, Enum):
+class Kind(StrEnum):
     """The five sockets. The value is the name of the section in a configuration file."""
 
     LOADER = "loader"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,7 +13,9 @@ from tinyvllm.engine.completion import Completion, RequestState
 from tinyvllm.errors import RequestError
 from tinyvllm.request import Request, SamplingParams, SamplingRules
 from tinyvllm.sequence import SequenceTokens
-from tinyvllm.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from tinyvllm.text.tokenizer import Tokenizer
 
 
 class Admission:
@@ -90,7 +92,7 @@ class Admission:
             seed = int(entropy.generate_state(1, np.uint64)[0])
         self._num_requests += 1
         state = RequestState(request, seed=seed, tokenizer=self.tokenizer, stream=stream)
-        rules = SamplingRules(() if params.ignore_eos else self._eos_token_ids, self._bad_words(params))
+        rules = SamplingRules(self._eos_token_ids, self._bad_words(params))
         most_output = self.most_tokens(request) - len(request.prompt_token_ids)
         for index in range(params.n):
             tokens = SequenceTokens.from_prompt(request.prompt_token_ids, params, rules)

@@ -5,14 +5,15 @@ but the number of its own row.
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 from tinyvllm.batch import ALL_LOGPROBS, Int32, LogprobColumns
 from tinyvllm.outputs import CompletionOutput, FinishReason, Logprob, RequestMetrics, RequestOutput, TokenLogprobs
 from tinyvllm.request import Request
 from tinyvllm.sequence import SequenceTokens
-from tinyvllm.text.detokenizer import IncrementalDetokenizer
-from tinyvllm.text.stop import StopChecker
-from tinyvllm.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from tinyvllm.text.tokenizer import Tokenizer
 
 
 class CompletionText:
@@ -27,9 +28,7 @@ class CompletionText:
             skip_special_tokens=params.skip_special_tokens,
             spaces_between_special_tokens=params.spaces_between_special_tokens,
         )
-        self._stop = StopChecker(
-            params.stop or (), include_stop_str_in_output=params.include_stop_str_in_output
-        )
+        self._stop = StopChecker(params.stop or (), include_stop_str_in_output=params.include_stop_str_in_output)
 
     def add(self, token_id: int, *, can_stop: bool) -> str | None:
         """Take one token; the stop string that it completed, if any."""

@@ -249,9 +249,7 @@ class Engine:
             )
             completion.request.scheduled()
 
-    def _prepare(
-        self, schedule: Schedule
-    ) -> tuple[Step, list[Completion], list[tuple[RequestState, PromptLogprobs]]]:
+    def _prepare(self, schedule: Schedule) -> tuple[Step, list[Completion], list[tuple[RequestState, PromptLogprobs]]]:
         """The step, rows in order of slots; the completions it samples; the prompt log-probabilities it owes."""
         table = self._table
         order = np.argsort(table.slot[schedule.rows])

@@ -31,7 +31,9 @@ def read_config(raw: Mapping[str, Any], where: str = "config.json") -> DecoderCo
     if model_type not in MODEL_TYPES:
         near = get_close_matches(str(model_type), MODEL_TYPES, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise LoadError(f"{where}: model_type {model_type!r} is not supported{hint} Supported: {', '.join(MODEL_TYPES)}")
+        raise LoadError(
+            f"{where}: model_type {model_type!r} is not supported{hint} Supported: {', '.join(MODEL_TYPES)}"
+        )
     read = cast(
         Callable[[Mapping[str, Any], str], DecoderConfig],
         import_module(f"tinyvllm.models.{model_type}").read_config,

@@ -15,6 +15,7 @@ def decoder_config(
     reader: ConfigReader,
     *,
     default_head_dim: int | None = None,
+    default_num_kv_heads: int | None = None,
     has_qkv_bias: bool = False,
     has_output_bias: bool = False,
     has_mlp_bias: bool = False,
@@ -26,12 +27,14 @@ def decoder_config(
     Args:
         reader: the file.
         default_head_dim: where ``head_dim`` is absent; None: ``hidden_size / num_attention_heads``.
+        default_num_kv_heads: where ``num_key_value_heads`` is absent (null means as many as query heads); None: as
+            many as query heads.
         has_qkv_bias, has_output_bias, has_mlp_bias, has_qk_norm: as in :class:`DecoderConfig`.
         sliding_windows: of each layer; None: no layer has one.
     Raises:
         LoadError: a key is missing or wrong, or sizes do not fit together.
     """
-    shape = _shape(reader, default_head_dim)
+    shape = _shape(reader, default_head_dim, default_num_kv_heads)
     dtype = str(reader.raw.get("dtype") or reader.raw.get("torch_dtype") or "float32").removeprefix("torch.")
     if dtype not in _DTYPES:
         raise reader.unsupported("dtype", dtype, f"supported are {', '.join(_DTYPES)}")
@@ -72,12 +75,15 @@ def layered_sliding_windows(reader: ConfigReader) -> tuple[int | None, ...]:
     return tuple(known[t] for t in types)
 
 
-def _shape(reader: ConfigReader, default_head_dim: int | None) -> ModelShape:
+def _shape(reader: ConfigReader, default_head_dim: int | None, default_num_kv_heads: int | None) -> ModelShape:
     hidden_size, num_heads = reader.integer("hidden_size"), reader.integer("num_attention_heads")
-    num_kv_heads = reader.integer("num_key_value_heads", num_heads)
+    is_absent = "num_key_value_heads" not in reader.raw and default_num_kv_heads is not None
+    num_kv_heads = default_num_kv_heads if is_absent else reader.integer("num_key_value_heads", num_heads)
+    assert num_kv_heads is not None
     if num_heads % num_kv_heads:
         raise LoadError(
-            f"{reader.where}: num_attention_heads = {num_heads} is not a multiple of num_key_value_heads = {num_kv_heads}"
+            f"{reader.where}: num_attention_heads = {num_heads} is not a multiple of "
+            f"num_key_value_heads = {num_kv_heads}"
         )
     if default_head_dim is None:
         if reader.raw.get("head_dim") is None and hidden_size % num_heads:

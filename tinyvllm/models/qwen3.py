@@ -10,6 +10,7 @@ from tinyvllm.models.decoder import DecoderConfig
 from tinyvllm.models.hf_config import decoder_config, layered_sliding_windows
 
 _DEFAULT_HEAD_DIM = 128
+_DEFAULT_NUM_KV_HEADS = 32  # the configuration class's default where the key is absent
 
 
 def read_config(raw: Mapping[str, Any], where: str) -> DecoderConfig:
@@ -23,6 +24,7 @@ def read_config(raw: Mapping[str, Any], where: str) -> DecoderConfig:
     return decoder_config(
         reader,
         default_head_dim=_DEFAULT_HEAD_DIM,
+        default_num_kv_heads=_DEFAULT_NUM_KV_HEADS,
         has_qkv_bias=has_bias,
         has_output_bias=has_bias,
         has_qk_norm=True,

@@ -42,9 +42,9 @@ def read_rotary(reader: ConfigReader) -> RotaryConfig:
     Raises:
         LoadError: a rope type that is not implemented, or one of its numbers missing or wrong.
     """
-    new = reader.mapping("rope_parameters")
-    key = "rope_scaling" if new is None else "rope_parameters"
-    source: Mapping[str, Any] = (reader.mapping("rope_scaling") if new is None else new) or {}
+    # Where a file has both, rope_scaling wins, as in transformers 5.
+    key = "rope_parameters" if reader.mapping("rope_scaling") is None else "rope_scaling"
+    source: Mapping[str, Any] = reader.mapping(key) or {}
     rope_type = source.get("rope_type", source.get("type", "default"))
     if rope_type not in ROPE_TYPES:
         raise reader.unsupported(f"{key}.rope_type", rope_type, f"supported are {', '.join(ROPE_TYPES)}")

@@ -1,0 +1,256 @@
+"""From a configuration to a running engine: files, weights, sockets, cache. Done once; nothing here is on the hot path."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tinyvllm.config.schema import Config, Section
+from tinyvllm.engine.admission import Admission
+from tinyvllm.engine.blocks import BlockManager
+from tinyvllm.engine.engine import Engine
+from tinyvllm.engine.generation_config import GenerationDefaults, generation_defaults
+from tinyvllm.engine.memory import block_bytes, num_cpu_blocks
+from tinyvllm.engine.model_files import ModelFiles, resolve_model
+from tinyvllm.engine.runner import ModelRunner, allocate_caches
+from tinyvllm.engine.table import SequenceTable
+from tinyvllm.errors import ConfigError, DeviceError, LoadError, PluginError
+from tinyvllm.interfaces import AttentionSpec, Kind, OpenCall, OpSpec, PluginContext
+from tinyvllm.kernels.table import OpTable
+from tinyvllm.models import read_config
+from tinyvllm.models.decoder import Decoder, DecoderConfig
+from tinyvllm.models.weights import expected_tensors, load_weights
+from tinyvllm.registry import Registry
+from tinyvllm.request import SamplingParams
+
+if TYPE_CHECKING:
+    from tinyvllm.text.tokenizer import Tokenizer
+
+_SAFETENSORS_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+_DEFAULT_KERNELS = ("reference",)
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """An engine, and what its makers learnt.
+
+    Attributes:
+        engine: ready.
+        tokenizer: None if there is none.
+        defaults: end tokens and default sampling of the checkpoint.
+        max_model_len: longest sequence.
+        report: what was chosen and why, a line each.
+    """
+
+    engine: Engine
+    tokenizer: Tokenizer | None
+    defaults: GenerationDefaults
+    max_model_len: int
+    report: Sequence[str]
+
+
+def build_engine(config: Config, registry: Registry, options: Mapping[str, Any], base: Path | None = None) -> Built:
+    """The engine that ``config`` describes.
+
+    Args:
+        config: validated.
+        registry: where plugins come from.
+        options: validated options of each plugin, by section (``scheduler``, ``kernels.rms_norm``).
+        base: the folder that relative paths are relative to; None: the current one.
+    Raises:
+        LoadError, PluginError, DeviceError, CapacityError: see their meaning in :mod:`tinyvllm.errors`.
+    """
+    return _Builder(config, registry, options, base).build()
+
+
+def choose_device(wanted: str) -> tuple[str, str]:
+    """The device and the reason.
+
+    Raises:
+        DeviceError: it is not available.
+    """
+    if wanted in ("cuda", "emulator"):
+        raise DeviceError(f"device: {wanted} is not available in this version; use cpu or auto")
+    if wanted == "cpu":
+        return "cpu", "named in the configuration"
+    return "cpu", "the only device in this version"
+
+
+class _Builder:
+    """One build, step by step."""
+
+    def __init__(self, config: Config, registry: Registry, options: Mapping[str, Any], base: Path | None) -> None:
+        self._config = config
+        self._registry = registry
+        self._options = options
+        self._base = base
+        self._device, device_reason = choose_device(config.device)
+        self._report = [f"device: {self._device} ({device_reason})"]
+
+    def build(self) -> Built:
+        config = self._config
+        files = resolve_model(config.model, self._base)
+        raw = files.read_json("config.json")
+        assert raw is not None
+        decoder_config = read_config(raw, str(files.folder / "config.json"))
+        max_model_len = self._max_model_len(decoder_config)
+        dtype = decoder_config.dtype if config.dtype == "auto" else config.dtype
+        context = PluginContext(
+            options=None,
+            device=self._device,
+            model=decoder_config.shape,
+            max_model_len=max_model_len,
+            max_num_seqs=config.scheduler.max_num_seqs,
+            max_num_batched_tokens=config.scheduler.max_num_batched_tokens,
+            block_size=config.cache.block_size,
+            num_blocks=0,
+            batch_invariant=config.batch_invariant,
+            seed=config.seed,
+        )
+        tokenizer = self._tokenizer(files)
+        weights = self._load(files, decoder_config, dtype, max_model_len, context)
+        num_blocks = config.cache.num_blocks_override or num_cpu_blocks(
+            decoder_config.shape,
+            block_size=config.cache.block_size,
+            max_model_len=max_model_len,
+            max_num_seqs=config.scheduler.max_num_seqs,
+            utilization=config.cache.gpu_memory_utilization,
+        )
+        self._report_cache(decoder_config, num_blocks)
+        context = replace(context, num_blocks=num_blocks)
+        attention = self._attention(decoder_config, context)
+        ops = self._ops(decoder_config, context)
+        decoder = Decoder(weights, ops.op, attention)
+        self._report += [f"op {r.op}: {r.implementation} ({r.reason})" for r in ops.report()]
+        caches = allocate_caches(decoder_config.shape, num_blocks, config.cache.block_size)
+        runner = ModelRunner(decoder, caches, self._create(Kind.SAMPLER, config.sampler, context))
+        defaults = generation_defaults(
+            raw, files.read_json("generation_config.json") or {}, None if tokenizer is None else tokenizer.eos_token_id
+        )
+        engine = self._engine(runner, context, tokenizer, defaults)
+        return Built(engine, tokenizer, defaults, max_model_len, self._report)
+
+    def _engine(
+        self, runner: ModelRunner, context: PluginContext, tokenizer: Tokenizer | None, defaults: GenerationDefaults
+    ) -> Engine:
+        config = self._config
+        table = SequenceTable(
+            BlockManager(context.num_blocks),
+            block_size=context.block_size,
+            max_num_seqs=context.max_num_seqs,
+            max_blocks=-(-context.max_model_len // context.block_size),
+            budget=context.max_num_batched_tokens,
+        )
+        admission = Admission(
+            tokenizer=tokenizer,
+            vocab_size=context.model.vocab_size,
+            max_model_len=context.max_model_len,
+            num_blocks=context.num_blocks,
+            block_size=context.block_size,
+            eos_token_ids=defaults.eos_token_ids,
+            default_params=SamplingParams.from_mapping(defaults.sampling),
+            seed=config.seed,
+        )
+        return Engine(
+            table=table,
+            runner=runner,
+            scheduler=self._create(Kind.SCHEDULER, config.scheduler, context),
+            scheduler_name=config.scheduler.name,
+            admission=admission,
+            lag=int(config.scheduler.async_scheduling),
+        )
+
+    def _max_model_len(self, decoder_config: DecoderConfig) -> int:
+        limit = decoder_config.shape.max_position_embeddings
+        wanted = self._config.max_model_len
+        if wanted is not None and wanted > limit:
+            raise ConfigError(
+                f"max_model_len is {wanted}, but the checkpoint was made for max_position_embeddings = {limit}; "
+                f"lower max_model_len to at most {limit}"
+            )
+        return limit if wanted is None else wanted
+
+    def _tokenizer(self, files: ModelFiles) -> Tokenizer | None:
+        if self._config.skip_tokenizer_init:
+            return None
+        from tinyvllm.text.tokenizer import Tokenizer
+
+        folder = files.folder if self._config.tokenizer is None else Path(self._config.tokenizer)
+        template = self._config.chat_template
+        base = self._base or Path.cwd()
+        return Tokenizer.from_folder(base / folder, chat_template=None if template is None else base / template)
+
+    def _load(
+        self, files: ModelFiles, decoder_config: DecoderConfig, dtype: str, max_model_len: int, context: PluginContext
+    ) -> Any:
+        loader = self._create(Kind.LOADER, self._config.loader, context)
+        stored = _SAFETENSORS_NAMES[decoder_config.dtype]
+        call = OpenCall(files.folder, expected_tensors(decoder_config), stored, self._config.seed)
+        checkpoint = loader.open(call)
+        try:
+            unexpected = list(getattr(checkpoint, "unexpected", ()))
+            if unexpected:
+                self._report.append(f"checkpoint: {len(unexpected)} tensors not used: {', '.join(unexpected[:10])}")
+            return load_weights(decoder_config, checkpoint, dtype, max_model_len)
+        finally:
+            checkpoint.close()
+
+    def _attention(self, decoder_config: DecoderConfig, context: PluginContext) -> Any:
+        attention = self._create(Kind.ATTENTION, self._config.attention, context)
+        shape = decoder_config.shape
+        for window in dict.fromkeys(decoder_config.sliding_windows):
+            spec = AttentionSpec(
+                device=self._device,
+                num_heads=shape.num_heads,
+                num_kv_heads=shape.num_kv_heads,
+                head_dim=shape.head_dim,
+                block_size=context.block_size,
+                dtype="float32",
+                sliding_window=window,
+                batch_invariant=context.batch_invariant,
+            )
+            reasons = attention.supports(spec)
+            if reasons:
+                name = self._config.attention.name
+                raise PluginError(f"attention {name!r} cannot serve this model here: {'; '.join(reasons)}")
+        return attention
+
+    def _ops(self, decoder_config: DecoderConfig, context: PluginContext) -> OpTable:
+        spec = OpSpec(
+            device=self._device,
+            model=decoder_config.shape,
+            dtype="float32",
+            weight_scheme="dense",
+            block_size=context.block_size,
+            batch_invariant=context.batch_invariant,
+            attention=self._config.attention.name,
+            sampler=self._config.sampler.name,
+        )
+        replacements = {}
+        for op, chosen in self._config.kernels.items():
+            name = chosen if isinstance(chosen, str) else chosen.name
+            own = replace(context, options=self._plugin_options(Kind.KERNEL, f"kernels.{op}", name))
+            replacements[op] = (name, self._registry.create(Kind.KERNEL, name, own))
+        defaults = {
+            name: self._registry.create(
+                Kind.KERNEL, name, replace(context, options=self._registry.get(Kind.KERNEL, name).options())
+            )
+            for name in _DEFAULT_KERNELS
+        }
+        return OpTable(spec, defaults, replacements)
+
+    def _create(self, kind: Kind, section: Section, context: PluginContext) -> Any:
+        options = self._plugin_options(kind, kind.value, section.name)
+        return self._registry.create(kind, section.name, replace(context, options=options))
+
+    def _plugin_options(self, kind: Kind, where: str, name: str) -> Any:
+        return self._options[where] if where in self._options else self._registry.get(kind, name).options()
+
+    def _report_cache(self, decoder_config: DecoderConfig, num_blocks: int) -> None:
+        cache = self._config.cache
+        mib = num_blocks * block_bytes(decoder_config.shape, cache.block_size) / 2**20
+        self._report.append(
+            f"kv cache: {num_blocks} blocks of {cache.block_size} tokens, {mib:.0f} MiB when all are used"
+        )

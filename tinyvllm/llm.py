@@ -1,0 +1,186 @@
+"""The blocking front: prompts in, all their outputs back. vLLM's spelling.
+
+::
+
+    from tinyvllm import LLM, SamplingParams
+    outputs = LLM("demo").generate(["12+7="], SamplingParams(temperature=0, max_tokens=8))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tinyvllm.config.resolve import Resolved, config_from_mapping, load_config
+from tinyvllm.engine.build import Built, build_engine
+from tinyvllm.engine.engine import Engine, EngineStats
+from tinyvllm.errors import RequestError
+from tinyvllm.outputs import RequestOutput
+from tinyvllm.progress import Progress
+from tinyvllm.request import SamplingParams
+
+if TYPE_CHECKING:
+    from tinyvllm.text.tokenizer import Tokenizer
+
+Prompt = str | Mapping[str, Any]
+Messages = Sequence[Mapping[str, Any]]
+
+
+class LLM:
+    """A model that is loaded and ready.
+
+    Args:
+        model: ``"demo"``, a folder in Hugging Face layout, or ``org/name`` from the local cache.
+        tokenizer: folder of the tokenizer; None: the model's own.
+        skip_tokenizer_init: load no tokenizer; prompts are token ids and there is no text.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"emulator"``.
+        dtype: what weights are rounded to; ``"auto"``: as stored.
+        max_model_len: longest sequence; None: the checkpoint's own limit.
+        seed: of dummy weights, and of requests without a seed.
+        sections: every other key of a configuration file, sections as mappings: ``scheduler={"name": "static"}``.
+
+    Raises:
+        ConfigError, PluginError, LoadError, DeviceError, CapacityError: see :mod:`tinyvllm.errors`.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        tokenizer: str | None = None,
+        skip_tokenizer_init: bool = False,
+        device: str = "auto",
+        dtype: str = "auto",
+        max_model_len: int | None = None,
+        seed: int = 0,
+        **sections: Any,
+    ) -> None:
+        named = {
+            "model": model,
+            "tokenizer": tokenizer,
+            "skip_tokenizer_init": skip_tokenizer_init,
+            "device": device,
+            "dtype": dtype,
+            "max_model_len": max_model_len,
+            "seed": seed,
+        }
+        self._start(config_from_mapping({**named, **sections}))
+
+    @classmethod
+    def from_config(cls, config: str | Path | Mapping[str, Any] | Resolved) -> LLM:
+        """The model that a configuration file, a mapping of the same keys, or an already read one describes."""
+        if isinstance(config, Mapping):
+            config = config_from_mapping(config)
+        elif not isinstance(config, Resolved):
+            config = load_config(config)
+        llm = cls.__new__(cls)
+        llm._start(config)
+        return llm
+
+    def _start(self, resolved: Resolved) -> None:
+        self.config = resolved.config
+        self._built: Built = build_engine(
+            resolved.config, resolved.registry, resolved.plugin_options, resolved.base
+        )
+        self._num_requests = 0
+
+    @property
+    def engine(self) -> Engine:
+        """The engine behind: for callers that drive the loop themselves."""
+        return self._built.engine
+
+    @property
+    def report(self) -> Sequence[str]:
+        """What was chosen at start and why, a line each."""
+        return self._built.report
+
+    def get_tokenizer(self) -> Tokenizer:
+        """The tokenizer.
+
+        Raises:
+            RequestError: there is none.
+        """
+        if self._built.tokenizer is None:
+            raise RequestError("no tokenizer is loaded; leave out skip_tokenizer_init, or give tokenizer a folder")
+        return self._built.tokenizer
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What holds for requests without parameters: the checkpoint's ``generation_config.json``."""
+        return SamplingParams.from_mapping(self._built.defaults.sampling)
+
+    def get_metrics(self) -> EngineStats:
+        """Counts since the engine began."""
+        return self.engine.stats()
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Complete every prompt.
+
+        Args:
+            prompts: one or a list of: text, ``{"prompt": ...}``, ``{"prompt_token_ids": [...]}``.
+            sampling_params: for all, or one a prompt; None: the checkpoint's defaults.
+            use_tqdm: show progress if there is a terminal.
+        Returns:
+            one output a prompt, in the order of ``prompts``.
+        Raises:
+            RequestError: a prompt or its parameters cannot be served; none of the prompts is left behind.
+        """
+        if isinstance(prompts, (str, Mapping)):
+            prompts = [prompts]
+        if sampling_params is None or isinstance(sampling_params, SamplingParams):
+            params: Sequence[SamplingParams | None] = [sampling_params] * len(prompts)
+        else:
+            params = sampling_params
+        if len(params) != len(prompts):
+            raise RequestError(f"{len(prompts)} prompts but {len(params)} sampling_params; give one for each, or one")
+        return self._run(prompts, params, use_tqdm)
+
+    def chat(
+        self,
+        messages: Messages | Sequence[Messages],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Answer a conversation, or each of several, through the checkpoint's chat template.
+
+        Args:
+            messages: ``[{"role": "user", "content": "..."}, ...]``, or a list of such lists.
+            sampling_params, use_tqdm: as in :meth:`generate`.
+        Raises:
+            RequestError: as in :meth:`generate`; or the template refuses the messages.
+        """
+        conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
+        return self.generate([self.chat_prompt(each) for each in conversations], sampling_params, use_tqdm)  # type: ignore[arg-type]
+
+    def chat_prompt(self, messages: Messages) -> dict[str, Any]:
+        """The prompt that :meth:`generate` takes for a conversation."""
+        tokenizer = self.get_tokenizer()
+        text = tokenizer.apply_chat_template(messages)
+        # The template writes the special tokens itself; the tokenizer must not add them again.
+        return {"prompt": text, "prompt_token_ids": tokenizer.encode(text, add_special_tokens=False)}
+
+    def _run(
+        self, prompts: Sequence[Prompt], params: Sequence[SamplingParams | None], use_tqdm: bool
+    ) -> list[RequestOutput]:
+        order: list[str] = []
+        finished: dict[str, RequestOutput] = {}
+        try:
+            for prompt, each in zip(prompts, params, strict=True):
+                request_id = f"llm-{self._num_requests}"
+                self._num_requests += 1
+                self.engine.add_request(request_id, prompt, each, stream=False)
+                order.append(request_id)
+            with Progress(self.engine, total=len(order), is_shown=use_tqdm) as progress:
+                while self.engine.has_unfinished_requests():
+                    for output in self.engine.step():
+                        finished[output.request_id] = output
+                    progress.update(len(finished))
+        except BaseException:
+            for request_id in order:
+                self.engine.abort_request(request_id)
+            raise
+        return [finished[request_id] for request_id in order]
