@@ -9,17 +9,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+# Text in a file, a path here. Relative to the file that it is written in: see ``Resolved.path``.
+FilePath = Annotated[Path, Field(strict=False)]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Section(BaseModel):
     """A socket's section: the plugin's name, then the plugin's own options."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
     name: str = Field(description="Which plugin fills the socket.")
 
@@ -58,6 +61,9 @@ class SamplerSection(Section):
     name: str = Field("default", description="Which plugin fills the socket.")
 
 
+KernelSection = Annotated[Section, BeforeValidator(lambda value: {"name": value} if isinstance(value, str) else value)]
+
+
 class CacheConfig(_Strict):
     """The paged KV cache."""
 
@@ -79,16 +85,12 @@ class RunConfig(_Strict):
     """What ``python -m tinyvllm --config`` does once the model is loaded."""
 
     task: Literal["generate"] = Field("generate", description="What to do.")
-    prompts: list[str] | None = Field(None, description="Prompts to complete.")
-    prompts_file: Path | None = Field(None, description="A JSONL file of prompts, relative to the configuration file.")
+    prompts: list[str] | None = Field(None, min_length=1, description="Prompts to complete.")
+    prompts_file: FilePath | None = Field(None, description="A JSONL file of prompts, instead of ``prompts``.")
     sampling: dict[str, Any] = Field(default_factory=dict, description="Fields of SamplingParams for every prompt.")
-    output: Path | None = Field(None, description="A JSONL file that results are appended to; an interrupted run resumes.")
-
-    @model_validator(mode="after")
-    def _one_source(self) -> RunConfig:
-        if self.prompts is not None and self.prompts_file is not None:
-            raise ValueError("prompts and prompts_file are both given; keep one")
-        return self
+    output: FilePath | None = Field(
+        None, description="A JSONL file that results are appended to; an interrupted run goes on where it stopped."
+    )
 
 
 class Config(_Strict):
@@ -107,27 +109,24 @@ class Config(_Strict):
     max_model_len: int | None = Field(None, ge=1, description="Longest sequence; null: the checkpoint's own limit.")
     seed: int = Field(0, ge=0, lt=2**63, description="Of dummy weights and of requests without a seed.")
     batch_invariant: bool = Field(False, description="Bit-equal logits in any company, at a price.")
-    chat_template: Path | None = Field(None, description="A Jinja file instead of the checkpoint's chat template.")
+    chat_template: FilePath | None = Field(None, description="A Jinja file instead of the checkpoint's chat template.")
     plugins: list[str] = Field(default_factory=list, description="Local plugins: ./file.py or package.module.")
     loader: LoaderSection = Field(default_factory=lambda: LoaderSection())  # type: ignore[call-arg]
     attention: AttentionSection = Field(default_factory=lambda: AttentionSection())  # type: ignore[call-arg]
     scheduler: SchedulerSection = Field(default_factory=lambda: SchedulerSection())  # type: ignore[call-arg]
     sampler: SamplerSection = Field(default_factory=lambda: SamplerSection())  # type: ignore[call-arg]
-    kernels: dict[str, Annotated[Section | str, Field(union_mode="left_to_right")]] = Field(
-        default_factory=dict, description="Op name to the kernel plugin that replaces it."
+    kernels: dict[str, KernelSection] = Field(
+        default_factory=dict,
+        description="Op name to the kernel plugin that replaces it, or to a section with its name.",
     )
     cache: CacheConfig = Field(default_factory=lambda: CacheConfig())  # type: ignore[call-arg]
     run: RunConfig | None = Field(None, description="What to do; not needed by LLM(...).")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _load_format_is_loader_name(cls, data: Any) -> Any:
-        """``load_format: dummy`` is ``loader: {name: dummy}``; both together must agree."""
-        if not isinstance(data, dict) or data.get("load_format", "auto") == "auto":
-            return data
-        loader = data.get("loader") or {}
-        if isinstance(loader, dict):
-            if loader.get("name", data["load_format"]) != data["load_format"]:
-                raise ValueError(f"load_format is {data['load_format']!r} but loader.name is {loader['name']!r}; keep one")
-            data = {**data, "loader": {**loader, "name": data["load_format"]}}
-        return data
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a configuration file, for editors. Options of plugins are allowed, not described."""
+    schema = Config.model_json_schema()
+    # A validator that takes a bare name stands before the section's; pydantic cannot know what it accepts.
+    kernels = schema["properties"]["kernels"]
+    kernels["additionalProperties"] = {"anyOf": [{"type": "string"}, kernels["additionalProperties"]]}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
