@@ -1,0 +1,103 @@
+"""A runner without a model: its KV cache holds token ids, so that whatever reads a wrong block is seen at once."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tinyvllm.batch import Sampled
+from tinyvllm.engine.admission import Admission
+from tinyvllm.engine.blocks import BlockManager
+from tinyvllm.engine.engine import Engine
+from tinyvllm.engine.runner import ModelRunner, Step, StepResult
+from tinyvllm.engine.table import SequenceTable
+from tinyvllm.interfaces import PluginContext, Scheduler
+from tinyvllm.request import SamplingParams
+from tinyvllm.shapes import ModelShape
+from tinyvllm_schedulers.continuous import ContinuousScheduler
+from tinyvllm_schedulers.static import StaticScheduler
+
+VOCAB_SIZE = 97
+EOS = 96
+SCHEDULERS = {"continuous": ContinuousScheduler, "static": StaticScheduler}
+
+
+def next_token(tokens: list[int]) -> int:
+    """A made-up model: any change in any token of the context changes what follows."""
+    value = 0
+    for position, token in enumerate(tokens):
+        value = (value * 31 + token * (position + 1) + 7) % 1_000_003
+    return value % VOCAB_SIZE
+
+
+def complete(prompt: list[int], most_output: int) -> tuple[list[int], str]:
+    """What a request must yield, without any engine."""
+    output: list[int] = []
+    while len(output) < most_output:
+        output.append(next_token(prompt + output))
+        if output[-1] == EOS:
+            return output, "stop"
+    return output, "length"
+
+
+class FakeRunner(ModelRunner):
+    """Writes token ids where keys would go, reads whole contexts through the block tables, and continues them."""
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        self._stored = np.full(num_blocks * block_size, -1, np.int64)
+        self._block_size = block_size
+
+    def execute(self, step: Step) -> StepResult:
+        batch = step.batch
+        assert len(np.unique(batch.slot_mapping)) == batch.num_tokens, "two tokens go to one slot"
+        self._stored[batch.slot_mapping] = batch.token_ids
+        chosen = []
+        for b, tokens in zip(step.sampled.tolist(), step.tokens, strict=True):
+            positions = np.arange(batch.context_lens[b])
+            slots = batch.block_tables[b, positions // self._block_size] * self._block_size
+            seen = self._stored[slots + positions % self._block_size].tolist()
+            assert seen == tokens.all.tolist(), "the cache does not hold the sequence's tokens"
+            chosen.append(next_token(seen))
+            tokens.append(chosen[-1])
+        return StepResult(Sampled(np.array(chosen, np.int32)) if chosen else None, ())
+
+
+def fake_engine(
+    scheduler: str | Scheduler = "continuous",
+    *,
+    num_blocks: int = 32,
+    block_size: int = 4,
+    max_num_seqs: int = 4,
+    budget: int = 16,
+    max_model_len: int = 64,
+    lag: int = 0,
+) -> Engine:
+    """A real engine around a :class:`FakeRunner`."""
+    shape = ModelShape(1, 8, 1, 1, 8, 8, VOCAB_SIZE, max_model_len)
+    context = PluginContext(
+        None, "cpu", shape, max_model_len, max_num_seqs, budget, block_size, num_blocks, False, 0
+    )
+    table = SequenceTable(
+        BlockManager(num_blocks),
+        block_size=block_size,
+        max_num_seqs=max_num_seqs,
+        max_blocks=-(-max_model_len // block_size),
+        budget=budget,
+    )
+    admission = Admission(
+        tokenizer=None,
+        vocab_size=VOCAB_SIZE,
+        max_model_len=max_model_len,
+        num_blocks=num_blocks,
+        block_size=block_size,
+        eos_token_ids=(EOS,),
+        default_params=SamplingParams(),
+        seed=0,
+    )
+    return Engine(
+        table=table,
+        runner=FakeRunner(num_blocks, block_size),
+        scheduler=SCHEDULERS[scheduler](context) if isinstance(scheduler, str) else scheduler,
+        scheduler_name=scheduler if isinstance(scheduler, str) else "under test",
+        admission=admission,
+        lag=lag,
+    )
