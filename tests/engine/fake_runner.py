@@ -73,9 +73,7 @@ def fake_engine(
 ) -> Engine:
     """A real engine around a :class:`FakeRunner`."""
     shape = ModelShape(1, 8, 1, 1, 8, 8, VOCAB_SIZE, max_model_len)
-    context = PluginContext(
-        None, "cpu", shape, max_model_len, max_num_seqs, budget, block_size, num_blocks, False, 0
-    )
+    context = PluginContext(None, "cpu", shape, max_model_len, max_num_seqs, budget, block_size, num_blocks, False, 0)
     table = SequenceTable(
         BlockManager(num_blocks),
         block_size=block_size,

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.plugins.paged import make_step
+from tests.reference import loops
+from tinyvllm.batch import Batch, Float32, LayerCache
+from tinyvllm.interfaces import AttentionCall, AttentionSpec, PluginContext
+from tinyvllm.reference.paged_attention import paged_attention
+from tinyvllm.shapes import ModelShape
+from tinyvllm_attention.paged import PagedAttention
+
+EPS = float(np.finfo(np.float32).eps)
+SPANS = st.lists(
+    st.integers(1, 200).flatmap(lambda context: st.tuples(st.integers(1, min(context, 30)), st.just(context))),
+    min_size=1,
+    max_size=6,
+)
+HEADS = st.sampled_from([(4, 2, 16), (3, 3, 8), (8, 1, 32), (2, 1, 10)])
+
+
+def attend(
+    batch: Batch,
+    cache: LayerCache,
+    query: Float32,
+    window: int | None,
+    *,
+    batch_invariant: bool,
+    is_written: bool = True,
+) -> Float32:
+    """The plugin's answer; with ``is_written`` False the step's keys and values are first wiped from the cache."""
+    num_kv_heads, block_size, head_dim = cache.key.shape[1:]
+    shape = ModelShape(1, 8, query.shape[1], num_kv_heads, head_dim, 8, 8, 4096)
+    attention = PagedAttention(PluginContext(None, "cpu", shape, 4096, 64, 4096, block_size, 1, batch_invariant, 0))
+    blocks, offsets = np.divmod(batch.slot_mapping, block_size)
+    key, value = cache.key[blocks, :, offsets], cache.value[blocks, :, offsets]
+    if not is_written:
+        cache.key[blocks, :, offsets] = np.nan
+        cache.value[blocks, :, offsets] = np.nan
+    plan = attention.plan(batch)
+    return attention.forward(AttentionCall(query, key, value, cache, batch, plan, head_dim**-0.5, window, is_written))
+
+
+def bound(cache: LayerCache, query: Float32, longest: int) -> float:
+    """Scores err by D * eps of their magnitude, which the exponential turns into a relative error; then two sums."""
+    head_dim = query.shape[-1]
+    largest = float(np.nanmax(np.abs(cache.key)) * np.abs(query).max() * head_dim**0.5)
+    return float((2 * (head_dim + 2) * largest + 2 * longest + 8) * EPS * np.nanmax(np.abs(cache.value)))
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    spans=SPANS,
+    heads=HEADS,
+    block_size=st.sampled_from([1, 2, 4, 16, 64]),
+    window=st.one_of(st.none(), st.integers(1, 90)),
+    batch_invariant=st.booleans(),
+    is_written=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_it_equals_the_definition(
+    spans: list[tuple[int, int]],
+    heads: tuple[int, int, int],
+    block_size: int,
+    window: int | None,
+    batch_invariant: bool,
+    is_written: bool,
+    seed: int,
+) -> None:
+    num_heads, num_kv_heads, head_dim = heads
+    batch, cache, query = make_step(
+        seed, block_size=block_size, num_kv_heads=num_kv_heads, head_dim=head_dim, num_heads=num_heads, spans=spans
+    )
+    want = paged_attention(query, cache, batch, head_dim**-0.5, window)
+    got = attend(batch, cache, query, window, batch_invariant=batch_invariant, is_written=is_written)
+    assert np.all(np.abs(got - want) <= bound(cache, query, max(c for _, c in spans)))
+
+
+@settings(max_examples=15, deadline=None)
+@given(context=st.integers(1, 40), window=st.one_of(st.none(), st.integers(1, 50)), seed=st.integers(0, 2**32 - 1))
+def test_the_definition_equals_a_loop_over_the_formula(context: int, window: int | None, seed: int) -> None:
+    batch, cache, query = make_step(
+        seed, block_size=4, num_kv_heads=2, head_dim=6, num_heads=4, spans=[(min(context, 3), context)]
+    )
+    got = paged_attention(query, cache, batch, 6**-0.5, window)
+    at = np.arange(context)
+    for t, position in enumerate(batch.positions):
+        seen = at[: position + 1][-(window or context) :]
+        blocks, offsets = batch.block_tables[0, seen // 4], seen % 4
+        for h in range(4):
+            want = loops.attention(
+                query[t, h], cache.key[blocks, h // 2, offsets], cache.value[blocks, h // 2, offsets], 6**-0.5
+            )
+            assert np.all(np.abs(got[t, h] - want) <= bound(cache, query, context))
+
+
+@pytest.mark.parametrize("batch_invariant", [False, True])
+def test_permuting_blocks_changes_nothing(batch_invariant: bool) -> None:
+    spans = [(1, 100), (5, 37), (1, 3)]
+    batch, cache, query = make_step(1, block_size=8, num_kv_heads=2, head_dim=16, num_heads=4, spans=spans)
+    before = attend(batch, cache, query, None, batch_invariant=batch_invariant)
+    order = np.random.default_rng(2).permutation(len(cache.key)).astype(np.int32)
+    moved = LayerCache(np.empty_like(cache.key), np.empty_like(cache.value))
+    moved.key[order], moved.value[order] = cache.key, cache.value
+    tables = np.where(batch.block_tables >= 0, order[np.maximum(batch.block_tables, 0)], batch.block_tables)
+    blocks, offsets = np.divmod(batch.slot_mapping, 8)
+    shuffled = Batch(
+        batch.token_ids,
+        batch.positions,
+        batch.cu_seqlens_q,
+        batch.context_lens,
+        tables,
+        order[blocks] * 8 + offsets,
+        batch.last_token_index,
+    )
+    assert np.array_equal(attend(shuffled, moved, query, None, batch_invariant=batch_invariant), before)
+
+
+def test_long_chunks_are_taken_in_pieces() -> None:
+    """More scores than are held at once, so that the loop over pieces runs more than once."""
+    batch, cache, query = make_step(
+        5, block_size=16, num_kv_heads=1, head_dim=4, num_heads=8, spans=[(300, 900), (1, 700)]
+    )
+    want = paged_attention(query, cache, batch, 0.5)
+    assert np.all(np.abs(attend(batch, cache, query, None, batch_invariant=False) - want) <= bound(cache, query, 900))
+
+
+def test_it_says_what_it_cannot_serve() -> None:
+    shape = ModelShape(1, 8, 2, 1, 8, 8, 8, 64)
+    attention = PagedAttention(PluginContext(None, "cpu", shape, 64, 4, 64, 4, 4, False, 0))
+    spec = AttentionSpec("cuda", 2, 1, 8, 4, "bfloat16", None, False, kv_layout="NHD")
+    assert attention.supports(spec) == ["runs on the CPU, not on cuda", "reads the KV layout HND, not NHD"]
