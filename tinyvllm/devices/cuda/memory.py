@@ -1,0 +1,155 @@
+"""Device memory: allocated from cupy's pool, copied through page-locked memory, all in the order of one stream."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tinyvllm.devices.cuda.driver import EXTRA, Driver
+from tinyvllm.devices.cuda.failures import out_of_memory
+from tinyvllm.devices.cuda.pinned import DownloadPool, Event, PinnedMemory, UploadRing
+from tinyvllm.devices.interface import Array, Buffer, Shape
+from tinyvllm.errors import DeviceError, KernelError
+
+POISON = 0xFF
+"""What new memory is filled with: a NaN in every float format, and -1 in every signed integer."""
+
+
+class CudaDownload:
+    """A copy to the host that may still be under way."""
+
+    def __init__(self, pool: DownloadPool, pinned: PinnedMemory, event: Event, shape: Shape, dtype: Any) -> None:
+        self._pool = pool
+        self._pending: tuple[PinnedMemory, Event] | None = (pinned, event)
+        self._array: Array = np.empty(shape, dtype)
+
+    def wait(self) -> Array:
+        """The contents the buffer had at this point of the stream."""
+        if self._pending is not None:
+            pinned, event = self._pending
+            event.wait()
+            _bytes_of(self._array)[...] = pinned.bytes[: self._array.nbytes]
+            self._pool.give_back(pinned, event)
+            self._pending = None
+        return self._array
+
+
+class CudaMemory:
+    """Implements ``Memory`` on one card.
+
+    A freed block may be handed out again at once: whoever gets it works in the same stream, behind the last use.
+    """
+
+    def __init__(self, driver: Driver, stream: Any, ordinal: int) -> None:
+        self._driver = driver
+        self._stream = stream
+        self._cupy = load_cupy()
+        self._card = self._cupy.cuda.Device(ordinal)
+        self._pool = self._cupy.cuda.MemoryPool()
+        self._uploads = UploadRing(driver, stream)
+        self._downloads = DownloadPool(driver)
+        self.is_capturing = False
+        """While a graph is recorded; what cannot be part of a graph is then refused. The device sets it."""
+
+    def alloc(self, shape: Shape, dtype: npt.DTypeLike) -> Buffer:
+        """A new buffer, 512-byte aligned, every byte 0xFF.
+
+        Raises:
+            CapacityError: the card has not that much free.
+        """
+        self._refuse_in_capture("alloc")
+        kind = np.dtype(dtype)
+        size_bytes = math.prod(shape) * kind.itemsize
+        try:
+            with self._card:
+                owner = self._pool.malloc(max(1, size_bytes))
+        except self._cupy.cuda.memory.OutOfMemoryError:
+            free, total = self._driver.memory_info()
+            held = int(self._pool.total_bytes())
+            raise out_of_memory(self._driver.where, size_bytes, free, total, held) from None
+        buffer = Buffer(int(owner.ptr), tuple(shape), kind, owner)
+        self.fill(buffer, POISON)
+        return buffer
+
+    def upload(self, buffer: Buffer, array: Array) -> None:
+        """Copies ``array`` into ``buffer``; see ``Memory.upload``."""
+        self._refuse_in_capture("upload")
+        if array.shape != buffer.shape or array.dtype != buffer.dtype:
+            raise KernelError(
+                f"upload: the array is {array.dtype} {array.shape}, the buffer {buffer.dtype} {buffer.shape}"
+            )
+        source = _bytes_of(np.ascontiguousarray(array))
+        done = 0
+        while done < source.size:
+            address, piece = self._uploads.take(source.size - done)
+            piece[...] = source[done : done + piece.size]
+            self._driver.call(
+                self._driver.api.cuMemcpyHtoDAsync, buffer.pointer + done, address, piece.size, self._stream
+            )
+            done += piece.size
+
+    def download(self, buffer: Buffer) -> Array:
+        """A copy of the buffer's contents after all work queued so far."""
+        return self.start_download(buffer).wait()
+
+    def start_download(self, buffer: Buffer) -> CudaDownload:
+        """Queues a copy to the host and returns at once."""
+        self._refuse_in_capture("start_download")
+        pinned, event = self._downloads.take(max(1, buffer.nbytes))
+        if buffer.nbytes:
+            self._driver.call(
+                self._driver.api.cuMemcpyDtoHAsync, pinned.address, buffer.pointer, buffer.nbytes, self._stream
+            )
+        event.record(self._stream)
+        return CudaDownload(self._downloads, pinned, event, buffer.shape, buffer.dtype)
+
+    def fill(self, buffer: Buffer, byte: int) -> None:
+        """Sets every byte of the buffer."""
+        if buffer.nbytes:
+            self._driver.call(self._driver.api.cuMemsetD8Async, buffer.pointer, byte, buffer.nbytes, self._stream)
+
+    def copy(self, target: Buffer, source: Buffer) -> None:
+        """Queues a copy on the card between buffers of one size.
+
+        Raises:
+            KernelError: their sizes differ.
+        """
+        if target.nbytes != source.nbytes:
+            raise KernelError(f"copy: the source has {source.nbytes} bytes, the target {target.nbytes}")
+        self._driver.call(
+            self._driver.api.cuMemcpyDtoDAsync, target.pointer, source.pointer, source.nbytes, self._stream
+        )
+
+    def free_bytes(self) -> int:
+        """What ``alloc`` can still hand out: free on the card, or kept by the pool for the next use."""
+        return self._driver.memory_info()[0] + int(self._pool.free_bytes())
+
+    def release_unused(self) -> None:
+        """Gives what the pool keeps and nobody uses back to the card, for other programs or one large buffer."""
+        self._pool.free_all_blocks()
+
+    def _refuse_in_capture(self, what: str) -> None:
+        if self.is_capturing:
+            raise KernelError(f"{what} inside a capture: a graph holds launches, fills, copies on the card and GEMMs; "
+                              "do it before, or after")  # fmt: skip
+
+
+def load_cupy() -> Any:
+    """The package cupy, whose pool the memory comes from.
+
+    Raises:
+        DeviceError: it is not installed, or does not load.
+    """
+    try:
+        return importlib.import_module("cupy")
+    except Exception as error:  # besides ImportError, whatever a broken CUDA installation makes it raise
+        raise DeviceError(f"device cuda: the package cupy cannot be imported ({error}); {EXTRA}") from error
+
+
+def _bytes_of(array: Array) -> npt.NDArray[np.uint8]:
+    """The memory of a contiguous array itself, as bytes."""
+    return array.reshape(-1).view(np.uint8)

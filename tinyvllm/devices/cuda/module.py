@@ -1,0 +1,147 @@
+"""Loaded cubins and their kernels, with arguments laid out as the driver reads them."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinyvllm.devices.cuda.driver import Driver
+from tinyvllm.devices.interface import Argument, Buffer
+from tinyvllm.errors import KernelError
+
+_DEFAULT_SHARED_BYTES = 48 * 1024
+_POINTER = struct.Struct("=Q")
+
+
+class ArgumentPack:
+    """Storage for one kernel's arguments and the array of pointers to them; refilled for each launch.
+
+    The driver copies what it needs before a launch returns, so one pack per kernel is enough.
+
+    Args:
+        what: names the kernel in messages.
+        parameters: offset and size in bytes of each parameter.
+    """
+
+    def __init__(self, what: str, parameters: Sequence[tuple[int, int]]) -> None:
+        self._what = what
+        self._parameters = tuple(parameters)
+        size = max([8, *(offset + size for offset, size in parameters)])
+        self._values = (ctypes.c_char * size)()
+        first = ctypes.addressof(self._values)
+        self._pointers = (ctypes.c_void_p * max(1, len(parameters)))(*(first + offset for offset, _ in parameters))
+        self.address = ctypes.addressof(self._pointers)
+        """What ``cuLaunchKernelEx`` takes as ``kernelParams``."""
+
+    def fill(self, arguments: Sequence[Argument]) -> None:
+        """Writes the arguments in their places.
+
+        Raises:
+            KernelError: too few or too many, or one of another size than the parameter.
+        """
+        if len(arguments) != len(self._parameters):
+            raise KernelError(
+                f"{self._what}: {len(arguments)} arguments, the kernel has {len(self._parameters)} parameters"
+            )
+        values = self._values
+        for i, (offset, size) in enumerate(self._parameters):
+            argument = arguments[i]
+            if isinstance(argument, np.generic):
+                data = argument.tobytes()
+                if len(data) != size:
+                    raise KernelError(f"{self._what}: argument {i} is {argument.dtype} of {len(data)} bytes, the "
+                                      f"kernel's parameter has {size}")  # fmt: skip
+                values[offset : offset + size] = data
+            elif (isinstance(argument, Buffer) or argument is None) and size == _POINTER.size:
+                _POINTER.pack_into(values, offset, 0 if argument is None else argument.pointer)
+            else:
+                kind = "a buffer" if isinstance(argument, Buffer) else f"{type(argument).__name__} {argument!r}"
+                raise KernelError(f"{self._what}: argument {i} is {kind}, the kernel's parameter is a value of "
+                                  f"{size} bytes; values are NumPy scalars, such as np.int32(3)")  # fmt: skip
+
+    def read(self) -> bytes:
+        """The arguments' bytes as the kernel would see them."""
+        return bytes(self._values)
+
+
+class CudaFunction:
+    """One kernel of a module."""
+
+    def __init__(self, driver: Driver, source: Path, name: str, handle: Any, module: CudaModule) -> None:
+        self.name = name
+        self.source = source
+        self.handle = handle
+        self._module = module  # keeps the code loaded
+        self.what = f"{driver.where}: kernel {name} ({source.name})"
+        kinds = driver.api.CUfunction_attribute
+
+        def read(attribute: Any) -> int:
+            return int(driver.call(driver.api.cuFuncGetAttribute, attribute, handle))
+
+        self.num_registers = read(kinds.CU_FUNC_ATTRIBUTE_NUM_REGS)
+        self.static_shared_bytes = read(kinds.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)
+        self.max_threads = read(kinds.CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK)
+        self.arguments = ArgumentPack(self.what, _parameters_of(driver, handle))
+        self.max_dynamic_shared_bytes = _DEFAULT_SHARED_BYTES - self.static_shared_bytes
+        """How much the launch may ask for."""
+
+    def allow_shared(self, driver: Driver, wanted_bytes: int, most_bytes: int) -> None:
+        """Raises the limit on dynamic shared memory to ``wanted_bytes``; it never falls.
+
+        Raises:
+            KernelError: with the kernel's static shared memory that is more than ``most_bytes``.
+        """
+        if wanted_bytes <= self.max_dynamic_shared_bytes:
+            return
+        if wanted_bytes + self.static_shared_bytes > most_bytes:
+            raise KernelError(
+                f"{self.what}: {wanted_bytes} bytes of dynamic and {self.static_shared_bytes} of static shared "
+                f"memory, the card has {most_bytes} per block"
+            )
+        kind = driver.api.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        driver.call(driver.api.cuFuncSetAttribute, self.handle, kind, wanted_bytes)
+        self.max_dynamic_shared_bytes = wanted_bytes
+
+
+class CudaModule:
+    """A cubin in the card's memory; unloaded when nothing refers to it or its kernels any more."""
+
+    def __init__(self, driver: Driver, source: Path, code: bytes, max_shared_bytes: int) -> None:
+        self.source = source
+        self._driver = driver
+        self._max_shared_bytes = max_shared_bytes
+        self._handle = driver.call(driver.api.cuModuleLoadData, code)
+        weakref.finalize(self, _unload, driver, self._handle)
+
+    def function(self, name: str, *, max_dynamic_shared_bytes: int = _DEFAULT_SHARED_BYTES) -> CudaFunction:
+        """The kernel ``name``; see ``Module.function``."""
+        driver = self._driver
+        driver.enter()
+        status, handle = driver.api.cuModuleGetFunction(self._handle, name.encode())
+        if status == driver.api.CUresult.CUDA_ERROR_NOT_FOUND:
+            raise KernelError(f'{self.source}: defines no kernel {name}; it must be extern "C" __global__')
+        if status != 0:
+            raise driver.failure(driver.api.cuModuleGetFunction, status)
+        function = CudaFunction(driver, self.source, name, handle, self)
+        function.allow_shared(driver, max_dynamic_shared_bytes, self._max_shared_bytes)
+        return function
+
+
+def _parameters_of(driver: Driver, handle: Any) -> list[tuple[int, int]]:
+    """Offset and size of each parameter of a kernel."""
+    parameters: list[tuple[int, int]] = []
+    while True:
+        status, offset, size = driver.api.cuFuncGetParamInfo(handle, len(parameters))
+        if status != 0:  # CUDA_ERROR_INVALID_VALUE: there are no more
+            return parameters
+        parameters.append((int(offset), int(size)))
+
+
+def _unload(driver: Driver, handle: Any) -> None:
+    driver.api.cuModuleUnload(handle)
