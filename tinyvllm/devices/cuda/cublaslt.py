@@ -7,11 +7,11 @@ own the workspace and choose the algorithm. Source of the numbers: cuBLAS docume
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib
+import operator
 import weakref
 from dataclasses import dataclass
-
-import numpy as np
 
 from tinyvllm.devices.cuda.driver import EXTRA
 from tinyvllm.errors import DeviceError, KernelError
@@ -207,5 +207,5 @@ def load_library() -> ctypes.CDLL:
 
 def alignment_of(*addresses: int) -> int:
     """The largest power of two, 256 at most, that divides all addresses."""
-    low = int(np.bitwise_or.reduce(np.array(addresses, np.uint64))) | 256
+    low = functools.reduce(operator.or_, addresses, 256)
     return low & -low

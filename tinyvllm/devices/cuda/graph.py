@@ -17,7 +17,7 @@ class CudaGraph:
 
     def __init__(self, driver: Driver, stream: Any) -> None:
         self.kernels: list[str] = []
-        """Names of the launches and GEMMs in it, in order."""
+        """Names of the launches, fills, copies and GEMMs in it, in order."""
         self._driver = driver
         self._stream = stream
         self._kept: list[object] = []

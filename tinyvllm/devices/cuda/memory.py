@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from tinyvllm.devices.cuda.driver import EXTRA, Driver
 from tinyvllm.devices.cuda.failures import out_of_memory
+from tinyvllm.devices.cuda.graph import CudaGraph
 from tinyvllm.devices.cuda.pinned import DownloadPool, Event, PinnedMemory, UploadRing
 from tinyvllm.devices.interface import Array, Buffer, Shape
 from tinyvllm.errors import DeviceError, KernelError
@@ -52,8 +53,8 @@ class CudaMemory:
         self._pool = self._cupy.cuda.MemoryPool()
         self._uploads = UploadRing(driver, stream)
         self._downloads = DownloadPool(driver)
-        self.is_capturing = False
-        """While a graph is recorded; what cannot be part of a graph is then refused. The device sets it."""
+        self.graph: CudaGraph | None = None
+        """The graph being recorded, if any; what cannot be part of one is then refused. The device sets it."""
 
     def alloc(self, shape: Shape, dtype: npt.DTypeLike) -> Buffer:
         """A new buffer, 512-byte aligned, every byte 0xFF.
@@ -111,6 +112,8 @@ class CudaMemory:
         """Sets every byte of the buffer."""
         if buffer.nbytes:
             self._driver.call(self._driver.api.cuMemsetD8Async, buffer.pointer, byte, buffer.nbytes, self._stream)
+        if self.graph is not None:
+            self.graph.add("fill", buffer.owner)
 
     def copy(self, target: Buffer, source: Buffer) -> None:
         """Queues a copy on the card between buffers of one size.
@@ -123,6 +126,8 @@ class CudaMemory:
         self._driver.call(
             self._driver.api.cuMemcpyDtoDAsync, target.pointer, source.pointer, source.nbytes, self._stream
         )
+        if self.graph is not None:
+            self.graph.add("copy", target.owner, source.owner)
 
     def free_bytes(self) -> int:
         """What ``alloc`` can still hand out: free on the card, or kept by the pool for the next use."""
@@ -133,7 +138,7 @@ class CudaMemory:
         self._pool.free_all_blocks()
 
     def _refuse_in_capture(self, what: str) -> None:
-        if self.is_capturing:
+        if self.graph is not None:
             raise KernelError(f"{what} inside a capture: a graph holds launches, fills, copies on the card and GEMMs; "
                               "do it before, or after")  # fmt: skip
 

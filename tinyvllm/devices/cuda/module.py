@@ -33,8 +33,9 @@ class ArgumentPack:
         self._what = what
         self._parameters = tuple(parameters)
         size = max([8, *(offset + size for offset, size in parameters)])
-        self._values = (ctypes.c_char * size)()
-        first = ctypes.addressof(self._values)
+        storage = (ctypes.c_uint8 * size)()
+        self._values = memoryview(storage).cast("B")
+        first = ctypes.addressof(storage)
         self._pointers = (ctypes.c_void_p * max(1, len(parameters)))(*(first + offset for offset, _ in parameters))
         self.address = ctypes.addressof(self._pointers)
         """What ``cuLaunchKernelEx`` takes as ``kernelParams``."""

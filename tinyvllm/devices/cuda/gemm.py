@@ -1,0 +1,200 @@
+"""Matrix products by cuBLASLt: which algorithm for which shape, timed on request and remembered on disk."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tinyvllm.devices.compile_cache import key_of
+from tinyvllm.devices.cuda.cublaslt import (
+    ALGORITHM_BYTES,
+    Candidate,
+    CublasLt,
+    GemmShape,
+    MatmulDescription,
+    alignment_of,
+    status_name,
+)
+from tinyvllm.devices.interface import Buffer
+from tinyvllm.errors import KernelError, ShapeError
+
+WORKSPACE_BYTES = 32 * 1024**2
+"""Scratch memory of all products; one is enough, since they run one after the other."""
+
+_MAX_PLANS = 4096
+_NUM_CANDIDATES = 24
+_INVARIANT_ROWS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A described product and the algorithm that does it."""
+
+    description: MatmulDescription
+    algorithm: ctypes.Array[ctypes.c_char]
+
+
+@dataclass(frozen=True, slots=True)
+class GemmTiming:
+    """What tuning found for one shape."""
+
+    shape: GemmShape
+    accumulate: bool
+    microseconds: float
+    """Of the fastest algorithm."""
+    untuned_microseconds: float
+    """Of the one that the library proposes first."""
+    num_tried: int
+
+
+class AlgorithmStore:
+    """Timed choices, one small JSON file per card and library version; losing it costs time, never correctness."""
+
+    def __init__(self, cache_dir: Path, card: str, library_version: int) -> None:
+        self.path = cache_dir / "cublaslt" / f"{key_of(card, str(library_version), str(WORKSPACE_BYTES))[:32]}.json"
+        self._choices = self._read()
+
+    def get(self, shape: GemmShape, accumulate: bool) -> bytes | None:
+        """The algorithm chosen for that shape, if it has been timed."""
+        text = self._choices.get(_name_of(shape, accumulate))
+        return bytes.fromhex(text) if text is not None else None
+
+    def put(self, shape: GemmShape, accumulate: bool, algorithm: bytes) -> None:
+        """Remembers a choice, beside what other processes have written meanwhile."""
+        self._choices = {**self._read(), **self._choices, _name_of(shape, accumulate): algorithm.hex()}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=self.path.parent, suffix=".json", delete=False) as file:
+            json.dump(self._choices, file, indent=0, sort_keys=True)
+        Path(file.name).replace(self.path)
+
+    def _read(self) -> dict[str, str]:
+        try:
+            choices = json.loads(self.path.read_text())
+        except (OSError, ValueError):
+            return {}
+        return {name: text for name, text in choices.items() if len(text) == 2 * ALGORITHM_BYTES}
+
+
+class Gemm:
+    """``out = x @ weight.T`` on one card.
+
+    Args:
+        library: cuBLASLt.
+        store: choices made by ``tune``; a shape that was never tuned gets what the library proposes first.
+        workspace: ``WORKSPACE_BYTES`` of device memory.
+        stream: the address of the driver's stream.
+        batch_invariant: one algorithm per weight matrix, whatever the number of rows, that never splits K: the bits
+            of a row do not depend on its company. Tuned choices are then not used.
+    """
+
+    def __init__(
+        self, library: CublasLt, store: AlgorithmStore, workspace: Buffer, stream: int, *, batch_invariant: bool
+    ) -> None:
+        self._library = library
+        self._store = store
+        self._workspace = workspace
+        self._stream = stream
+        self._batch_invariant = batch_invariant
+        self._plans: dict[tuple[int, int, int, str, int, bool], _Plan] = {}
+
+    def run(self, out: Buffer, x: Buffer, weight: Buffer, accumulate: bool) -> None:
+        """Queues the product; see ``Device.gemm``."""
+        shape = shape_of(out, x, weight)
+        if shape.num_rows == 0:
+            return
+        self._run(self.plan(shape, accumulate), out, x, weight, accumulate)
+
+    def plan(self, shape: GemmShape, accumulate: bool) -> _Plan:
+        """How that product is done from now on."""
+        key = (shape.num_rows, shape.num_out, shape.num_in, shape.dtype, shape.alignment_bytes, accumulate)
+        plan = self._plans.get(key)
+        if plan is None:
+            if len(self._plans) >= _MAX_PLANS:
+                self._plans.clear()
+            description = self._library.describe(shape)
+            plan = self._plans[key] = _Plan(description, _as_array(self._choose(description, accumulate)))
+        return plan
+
+    def tune(
+        self, out: Buffer, x: Buffer, weights: list[Buffer], accumulate: bool, time_us: Callable[[Any], float]
+    ) -> GemmTiming:
+        """Times the library's proposals on these buffers and remembers the fastest; ``out`` is overwritten.
+
+        Args:
+            out: as for ``run``; so is ``x``.
+            weights: copies of one matrix, together larger than the card's cache, used in turn.
+            accumulate: as for ``run``.
+            time_us: microseconds that the work which a function queues takes.
+        """
+        shape = shape_of(out, x, weights[0])
+        description = self._library.describe(shape)
+        timed: list[tuple[float, Candidate]] = []
+        for candidate in self._library.candidates(description, WORKSPACE_BYTES, most=_NUM_CANDIDATES):
+            plan = _Plan(description, _as_array(candidate.algorithm))
+            try:
+                self._run(plan, out, x, weights[0], accumulate)
+            except KernelError:
+                continue  # proposed, but refused for these addresses
+
+            def work(plan: _Plan = plan) -> None:
+                for weight in weights:
+                    self._run(plan, out, x, weight, accumulate)
+
+            timed.append((time_us(work) / len(weights), candidate))
+        if not timed:
+            raise KernelError(f"gemm: cuBLASLt refuses all of its own algorithms for {shape}")
+        first = timed[0][0]
+        best_us, best = min(timed, key=lambda pair: pair[0])
+        self._store.put(shape, accumulate, best.algorithm)
+        self._plans.clear()
+        return GemmTiming(shape, accumulate, best_us, first, len(timed))
+
+    def _choose(self, description: MatmulDescription, accumulate: bool) -> bytes:
+        shape = description.shape
+        if self._batch_invariant:
+            fixed = GemmShape(_INVARIANT_ROWS, shape.num_out, shape.num_in, shape.dtype, min(16, shape.alignment_bytes))
+            found = self._library.candidates(self._library.describe(fixed), WORKSPACE_BYTES, may_split=False)
+        else:
+            chosen = self._store.get(shape, accumulate)
+            if chosen is not None:
+                return chosen
+            found = self._library.candidates(description, WORKSPACE_BYTES)
+        return found[0].algorithm
+
+    def _run(self, plan: _Plan, out: Buffer, x: Buffer, weight: Buffer, accumulate: bool) -> None:
+        status = self._library.multiply(
+            plan.description, plan.algorithm, out.pointer, x.pointer, weight.pointer, accumulate,
+            self._workspace.pointer, WORKSPACE_BYTES, self._stream,
+        )  # fmt: skip
+        if status != 0:
+            raise KernelError(f"gemm: cuBLASLt refuses {plan.description.shape}: {status_name(status)}")
+
+
+def shape_of(out: Buffer, x: Buffer, weight: Buffer) -> GemmShape:
+    """The shape of a product.
+
+    Raises:
+        ShapeError: the matrices do not fit together.
+    """
+    fits = len(x.shape) == 2 and len(weight.shape) == 2 and x.shape[1] == weight.shape[1]
+    if not fits or out.shape != (x.shape[0], weight.shape[0]) or not out.dtype == x.dtype == weight.dtype:
+        raise ShapeError(
+            f"gemm: out {out.dtype} {out.shape}, x {x.dtype} {x.shape}, weight {weight.dtype} {weight.shape} do not "
+            "fit; expected [T, N], [T, K], [N, K] of one dtype"
+        )
+    alignment = alignment_of(out.pointer, x.pointer, weight.pointer)
+    return GemmShape(x.shape[0], weight.shape[0], x.shape[1], x.dtype.name, alignment)
+
+
+def _as_array(algorithm: bytes) -> ctypes.Array[ctypes.c_char]:
+    return (ctypes.c_char * ALGORITHM_BYTES).from_buffer_copy(algorithm)
+
+
+def _name_of(shape: GemmShape, accumulate: bool) -> str:
+    return (f"{shape.dtype} {shape.num_rows}x{shape.num_out}x{shape.num_in} align {shape.alignment_bytes}"
+            f"{' accumulate' if accumulate else ''}")  # fmt: skip
