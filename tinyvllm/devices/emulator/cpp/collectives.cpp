@@ -13,27 +13,27 @@ float lower_half(uint32_t packed) { return __builtin_bit_cast(float, packed << 1
 
 void shuffle_lanes(Warp& warp, uint32_t members) {
     for (uint32_t lanes = members; lanes != 0; lanes &= lanes - 1) {
-        Exchange& mine = warp.fibres[__builtin_ctz(lanes)].exchange;
+        Lane& mine = warp.fibres[__builtin_ctz(lanes)];
         const uint32_t source = uint32_t(mine.source) & 31;
         // What a lane outside the mask holds is undefined: make it show.
-        mine.result = members >> source & 1 ? warp.fibres[source].exchange.value : ~0ull;
+        mine.result = members >> source & 1 ? warp.fibres[source].value : ~0ull;
     }
 }
 
 void vote_lanes(Warp& warp, uint32_t members, Collective kind) {
     uint32_t ballot = 0;
     for (uint32_t lanes = members; lanes != 0; lanes &= lanes - 1)
-        if (warp.fibres[__builtin_ctz(lanes)].exchange.value != 0) ballot |= lanes & -lanes;
+        if (warp.fibres[__builtin_ctz(lanes)].value != 0) ballot |= lanes & -lanes;
     const uint32_t result = kind == Collective::any ? ballot != 0 : kind == Collective::all ? ballot == members : ballot;
     for (uint32_t lanes = members; lanes != 0; lanes &= lanes - 1)
-        warp.fibres[__builtin_ctz(lanes)].exchange.result = result;
+        warp.fibres[__builtin_ctz(lanes)].result = result;
 }
 
 /// mma.sync.m16n8k16, the fragments as drawn in mma.cuh. Products are exact in float32; sums run in order of k.
 void multiply(Warp& warp) {
     float a[16][16], b[16][8], d[16][8];
     for (int lane = 0; lane < 32; ++lane) {
-        const Exchange& x = warp.fibres[lane].exchange;
+        const Lane& x = warp.fibres[lane];
         const int g = lane / 4, t = 2 * (lane % 4);
         for (int i = 0; i < 4; ++i) {
             float* pair = &a[g + (i % 2) * 8][t + (i / 2) * 8];
@@ -46,7 +46,7 @@ void multiply(Warp& warp) {
         for (int k = 0; k < 16; ++k)
             for (int column = 0; column < 8; ++column) d[row][column] += a[row][k] * b[k][column];
     for (int lane = 0; lane < 32; ++lane) {
-        const Exchange& x = warp.fibres[lane].exchange;
+        const Lane& x = warp.fibres[lane];
         const int g = lane / 4, t = 2 * (lane % 4);
         for (int i = 0; i < 4; ++i) x.d[i] = d[g + (i / 2) * 8][t + i % 2];
     }
@@ -56,12 +56,12 @@ void distribute_matrices(Warp& warp, uint32_t count, bool transposed) {
     for (uint32_t m = 0; m < count; ++m) {
         uint16_t values[8][8];
         for (int row = 0; row < 8; ++row)
-            std::memcpy(values[row], warp.fibres[8 * m + row].exchange.matrix_row, sizeof values[row]);
+            std::memcpy(values[row], warp.fibres[8 * m + row].matrix_row, sizeof values[row]);
         for (int lane = 0; lane < 32; ++lane) {
             const int g = lane / 4, t = 2 * (lane % 4);
             const uint32_t low = transposed ? values[t][g] : values[g][t];
             const uint32_t high = transposed ? values[t + 1][g] : values[g][t + 1];
-            warp.fibres[lane].exchange.registers[m] = low | high << 16;
+            warp.fibres[lane].registers[m] = low | high << 16;
         }
     }
 }

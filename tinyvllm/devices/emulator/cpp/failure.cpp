@@ -14,7 +14,7 @@ namespace tinyvllm::emulator {
 namespace {
 
 void set_place(Place& place, const Fibre& fibre, const void* pc) {
-    place = {{fibre.block.x, fibre.block.y, fibre.block.z},
+    place = {{fibre.geometry->block.x, fibre.geometry->block.y, fibre.geometry->block.z},
              {fibre.thread.x, fibre.thread.y, fibre.thread.z},
              pc,
              fibre.waiting,

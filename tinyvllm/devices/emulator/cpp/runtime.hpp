@@ -67,9 +67,7 @@ struct Warp;
 struct Worker;
 
 struct Fibre : Lane {
-    Context context;
-    Shadow shadow;
-    Block* owner;
+    alignas(64) Block* owner;
     Warp* warp;
     uint32_t bit;  // this lane in its warp's masks
     Waiting waiting;
@@ -78,6 +76,8 @@ struct Fibre : Lane {
     uint32_t detail;
     const void* pc;  // where it waits
     char* stack;
+    Context context;
+    Shadow shadow;
 };
 
 struct Warp {
@@ -116,7 +116,7 @@ struct Block {
     Launch* launch;
     Worker* worker;
     std::unique_ptr<Team> team;
-    uint3 index;
+    Geometry geometry;
     Warp warps[max_warps];
     uint32_t num_warps;
     uint32_t ready_warps;
@@ -158,6 +158,7 @@ struct Worker {
     const void* main_stack = nullptr;
     size_t main_stack_size = 0;
     Fibre* running = nullptr;
+    Fibre* upcoming = nullptr;  // its memory is on its way to the cache
     uint64_t random = 1;
     uint64_t events = 0;  // anything but spinning: without any for long, nobody is getting on
 };

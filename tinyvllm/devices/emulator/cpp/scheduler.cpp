@@ -23,16 +23,40 @@ uint32_t pick_bit(uint32_t mask, uint32_t random) {
     return (uint32_t(__builtin_ctz(turned)) + turn) & 31;
 }
 
+/// Chooses who runs after the next one, so that its fibre and the top of its stack are in the cache by then. Lanes of
+/// a warp mostly wait at the same depth, so that their stacks end a fixed distance apart.
+void foresee(Worker& worker, const Warp& warp, uint64_t random, const Fibre& next) {
+    worker.upcoming = nullptr;
+    if (warp.ready == 0) return;
+    Fibre& upcoming = warp.fibres[pick_bit(warp.ready, uint32_t(random >> 32))];
+    worker.upcoming = &upcoming;
+    __builtin_prefetch(&upcoming);
+    __builtin_prefetch(&upcoming.owner);
+#if !defined(TINYVLLM_UCONTEXT)
+    const char* stack = static_cast<char*>(next.context.stack) + (upcoming.stack - next.stack);
+    __builtin_prefetch(stack);
+    __builtin_prefetch(stack + 64);
+    __builtin_prefetch(stack + 128);
+#else
+    (void)next;
+#endif
+}
+
 /// The lane to run next, taken off the ready ones; null if the block has none. Mostly of `warp`, whose data is at hand.
 Fibre* take_next(Worker& worker, Block& block, Warp* warp) {
     if (block.ready_warps == 0) return nullptr;
     const uint64_t random = next_random(worker);
-    if (warp == nullptr || warp->ready == 0 || (random >> 40 & 15) == 0)
+    Fibre* next = worker.upcoming;
+    if (warp == nullptr || warp->ready == 0 || (random >> 40 & 15) == 0) {
         warp = &block.warps[pick_bit(block.ready_warps, uint32_t(random >> 48))];
-    Fibre& next = warp->fibres[pick_bit(warp->ready, uint32_t(random >> 32))];
-    warp->ready &= ~next.bit;
+        next = nullptr;
+    }
+    if (next == nullptr || next->warp != warp || (warp->ready & next->bit) == 0)
+        next = &warp->fibres[pick_bit(warp->ready, uint32_t(random >> 32))];
+    warp->ready &= ~next->bit;
     if (warp->ready == 0) block.ready_warps &= ~(1u << (warp - block.warps));
-    return &next;
+    foresee(worker, *warp, random, *next);
+    return next;
 }
 
 size_t stack_bytes(const Fibre& fibre) { return fibre.owner->team->stacks_bytes / fibre.owner->team->num_threads; }
@@ -206,8 +230,10 @@ void start_block(Worker& worker, Block& block, uint64_t linear_index) {
     block.launch = worker.launch;
     block.worker = &worker;
     const dim3 grid = config.grid, shape = config.block;
-    block.index = {unsigned(linear_index % grid.x), unsigned(linear_index / grid.x % grid.y),
-                   unsigned(linear_index / grid.x / grid.y)};
+    block.geometry = {{unsigned(linear_index % grid.x), unsigned(linear_index / grid.x % grid.y),
+                       unsigned(linear_index / grid.x / grid.y)},
+                      shape,
+                      grid};
     const uint32_t num_threads = shape.x * shape.y * shape.z;
     block.num_warps = (num_threads + 31) / 32;
     block.ready_warps = block.num_warps == 32 ? ~0u : (1u << block.num_warps) - 1;
@@ -234,9 +260,7 @@ void start_block(Worker& worker, Block& block, uint64_t linear_index) {
     for (uint32_t i = 0; i < num_threads; ++i) {
         Fibre& fibre = block.team->fibres[i];
         fibre.thread = {i % shape.x, i / shape.x % shape.y, i / shape.x / shape.y};
-        fibre.block = block.index;
-        fibre.block_dim = shape;
-        fibre.grid_dim = grid;
+        fibre.geometry = &block.geometry;
         fibre.index = i;
         fibre.num_copies = fibre.copy_group = 0;
         fibre.owner = &block;

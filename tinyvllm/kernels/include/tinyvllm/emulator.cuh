@@ -15,29 +15,31 @@ struct AsyncCopy {
     uint32_t group;
 };
 
-/// The exchange of a warp collective: what a lane brings and what it takes away.
-struct Exchange {
-    uint64_t value;        // brought to a shuffle or a vote
-    uint64_t result;       // taken away
-    int32_t source;        // shuffle: the lane to read
-    uint32_t matrix_row[4];  // ldmatrix: the row this lane has read
-    uint32_t registers[4];   // ldmatrix: taken away
-    const uint32_t* a;     // mma: operands, on this lane's stack
-    const uint32_t* b;
-    float* d;
-};
-
-struct Lane {
-    uint3 thread;
+/// Where a block is; the same for all its lanes.
+struct Geometry {
     uint3 block;
     dim3 block_dim;
     dim3 grid_dim;
+};
+
+/// What a kernel sees of its thread. What it brings to a warp collective and takes away again is in the first cache
+/// line: a warp's 32 lanes take turns so often that the cache is what limits the speed.
+struct alignas(64) Lane {
+    uint64_t value;    // brought to a shuffle or a vote
+    uint64_t result;   // taken away
+    const uint32_t* a; // mma: operands, on this lane's stack
+    const uint32_t* b;
+    float* d;
+    int32_t source;  // shuffle: the lane to read
     uint32_t index;  // in the block
-    Exchange exchange;
+    uint3 thread;
+    uint32_t copy_group;
+    uint32_t matrix_row[4];  // ldmatrix: the row this lane has read
+    uint32_t registers[4];   // ldmatrix: taken away
+    const Geometry* geometry;
     AsyncCopy* copies;
     uint32_t num_copies;
     uint32_t copy_capacity;
-    uint32_t copy_group;
 };
 
 enum class Collective : uint32_t { sync, shuffle, any, all, ballot, mma, ldmatrix, ldmatrix_trans, count };
@@ -101,9 +103,9 @@ inline void land_copies(uint32_t pending) {
 
 inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     Lane* lane = self();
-    lane->exchange.a = a;
-    lane->exchange.b = b;
-    lane->exchange.d = d;
+    lane->a = a;
+    lane->b = b;
+    lane->d = d;
     tinyvllm_collective(lane, 0xffffffffu, Collective::mma, 0);
 }
 
@@ -113,28 +115,28 @@ inline void ldmatrix(uint32_t (&registers)[count], const void* row) {
     if (lane->index % 32 < 8 * count) {
         check_aligned(row, 16);
         const uint4 values = *static_cast<const uint4*>(row);
-        lane->exchange.matrix_row[0] = values.x;
-        lane->exchange.matrix_row[1] = values.y;
-        lane->exchange.matrix_row[2] = values.z;
-        lane->exchange.matrix_row[3] = values.w;
+        lane->matrix_row[0] = values.x;
+        lane->matrix_row[1] = values.y;
+        lane->matrix_row[2] = values.z;
+        lane->matrix_row[3] = values.w;
     }
     tinyvllm_collective(lane, 0xffffffffu, trans ? Collective::ldmatrix_trans : Collective::ldmatrix, count);
-    for (int i = 0; i < count; ++i) registers[i] = lane->exchange.registers[i];
+    for (int i = 0; i < count; ++i) registers[i] = lane->registers[i];
 }
 
 inline uint64_t shuffle_bits(uint32_t mask, uint64_t value, int source) {
     Lane* lane = self();
-    lane->exchange.value = value;
-    lane->exchange.source = source;
+    lane->value = value;
+    lane->source = source;
     tinyvllm_collective(lane, mask, Collective::shuffle, 0);
-    return lane->exchange.result;
+    return lane->result;
 }
 
 inline uint32_t vote(uint32_t mask, int predicate, Collective kind) {
     Lane* lane = self();
-    lane->exchange.value = predicate != 0;
+    lane->value = predicate != 0;
     tinyvllm_collective(lane, mask, kind, 0);
-    return uint32_t(lane->exchange.result);
+    return uint32_t(lane->result);
 }
 
 /// A shuffle reads lane `source`; outside the segment of `width` lanes a lane keeps its own value.

@@ -3,9 +3,9 @@
 #pragma once
 
 #define threadIdx (::tinyvllm::emulator::self()->thread)
-#define blockIdx (::tinyvllm::emulator::self()->block)
-#define blockDim (::tinyvllm::emulator::self()->block_dim)
-#define gridDim (::tinyvllm::emulator::self()->grid_dim)
+#define blockIdx (::tinyvllm::emulator::self()->geometry->block)
+#define blockDim (::tinyvllm::emulator::self()->geometry->block_dim)
+#define gridDim (::tinyvllm::emulator::self()->geometry->grid_dim)
 #define warpSize 32
 
 inline void __syncthreads() { tinyvllm::emulator::tinyvllm_block_barrier(tinyvllm::emulator::self()); }
