@@ -19,12 +19,13 @@ from tinyvllm.interfaces import Checkpoint, Loader, OpenCall, Plugin, PluginCont
 
 SIGMA = 0.02  # as Hugging Face initialises Llama
 
-# config.json's dtype names, and what safetensors calls them.
-_DTYPES: Mapping[str, tuple[str, np.dtype[Any]]] = {
-    "float32": ("F32", np.dtype(np.float32)),
-    "float16": ("F16", np.dtype(np.float16)),
-    "bfloat16": ("BF16", np.dtype(ml_dtypes.bfloat16)),
+_DTYPES: Mapping[str, np.dtype[Any]] = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
 }
+# How config.json spells them.
+_SPELLINGS: Mapping[str, str] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 # Elements drawn at a time, so that their indices (8 bytes each) stay in the second-level cache.
 _CHUNK = 2**16
 _LEVELS = 2**16
@@ -40,9 +41,10 @@ class DummyLoader:
 
     def open(self, call: OpenCall) -> Checkpoint:
         """Weights for ``call.expected`` in ``call.dtype``, the same for the same ``call.seed``."""
-        if call.dtype not in _DTYPES:
-            raise LoadError(f"dummy weights: dtype {call.dtype!r} is none of {', '.join(_DTYPES)}")
-        return DummyCheckpoint(call)
+        dtype = _SPELLINGS.get(call.dtype, call.dtype)
+        if dtype not in _DTYPES:
+            raise LoadError(f"dummy weights: dtype {call.dtype!r} is none of {', '.join(_SPELLINGS)}")
+        return DummyCheckpoint(call.expected, dtype, call.seed)
 
 
 class DummyCheckpoint:
@@ -54,10 +56,10 @@ class DummyCheckpoint:
     same with every version of NumPy. The largest is 4.3 standard deviations; zero is no quantile.
     """
 
-    def __init__(self, call: OpenCall) -> None:
-        self._expected = call.expected
-        self._seed = call.seed
-        self._dtype_name, self._dtype = _DTYPES[call.dtype]
+    def __init__(self, expected: Mapping[str, tuple[int, ...]], dtype: str, seed: int) -> None:
+        self._expected = expected
+        self._dtype = dtype
+        self._seed = seed
         self._is_open = True
 
     def names(self) -> Iterable[str]:
@@ -68,15 +70,15 @@ class DummyCheckpoint:
         """Shape and dtype of one tensor."""
         if name not in self._expected:
             raise LoadError(f"dummy weights: the model expects no tensor {name!r}")
-        return TensorMeta(tuple(self._expected[name]), self._dtype_name)
+        return TensorMeta(tuple(self._expected[name]), self._dtype)
 
     def read(self, name: str) -> NDArray[Any]:
         """The tensor, made anew on every call."""
         if not self._is_open:
             raise LoadError("dummy weights: the checkpoint is closed")
-        array = np.empty(self.meta(name).shape, self._dtype)
+        array = np.empty(self.meta(name).shape, _DTYPES[self._dtype])
         flat, bits = array.reshape(-1), _random_bits(self._seed, name)
-        table = _quantiles(self._dtype_name)
+        table = _quantiles(self._dtype)
         for start in range(0, flat.size, _CHUNK):
             part = flat[start : start + _CHUNK]
             indices = bits.random_raw(-(-part.size // 4)).astype("<u8", copy=False).view("<u2")
@@ -94,13 +96,12 @@ def _random_bits(seed: int, name: str) -> np.random.SFC64:
 
 
 @lru_cache(maxsize=len(_DTYPES))
-def _quantiles(dtype_name: str) -> NDArray[Any]:
+def _quantiles(dtype: str) -> NDArray[Any]:
     """``[65536]``: the middles of as many equally likely slices of the distribution."""
     normal = NormalDist(0.0, SIGMA)
     upper = [normal.inv_cdf((i + 0.5) / _LEVELS) for i in range(_LEVELS // 2, _LEVELS)]
     values = np.array([-value for value in reversed(upper)] + upper)
-    dtype = next(dtype for name, dtype in _DTYPES.values() if name == dtype_name)
-    return values.astype(np.float32).astype(dtype)
+    return values.astype(np.float32).astype(_DTYPES[dtype])
 
 
 @hookimpl
