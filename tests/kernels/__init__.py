@@ -1,0 +1,1 @@
+"""The kernels against their definitions, on every device present."""

@@ -1,0 +1,88 @@
+"""Buffers from arrays, inputs that matter, and how far a bfloat16 result may be from its definition."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar, cast
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyvllm.devices.interface import Array, Buffer, Device, Shape
+
+BF16 = np.dtype(ml_dtypes.bfloat16)
+BF16_ROUNDOFF = 2.0**-8
+"""Most that rounding to bfloat16 (8 significant bits) changes a number, relative."""
+F32_ROUNDOFF = 2.0**-24
+SMALLEST = 2.0**-126
+"""Results below it may be flushed to zero."""
+
+Float64 = NDArray[np.float64]
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def once(make: Callable[P, R]) -> Callable[P, R]:
+    """``make`` that remembers: a launcher is compiled and bound once for a device and sizes."""
+    return cast("Callable[P, R]", functools.cache(make))
+
+
+def bf16(values: Any) -> Array:
+    """Rounded to bfloat16."""
+    return np.asarray(values, np.float32).astype(BF16)
+
+
+def f64(values: Array) -> Float64:
+    """The same values, exactly."""
+    return values.astype(np.float64)
+
+
+def put(device: Device, array: Array) -> Buffer:
+    """A buffer with the contents of ``array``, in place before anything is launched: weights are read early."""
+    buffer = device.memory.alloc(array.shape, array.dtype)
+    device.memory.upload(buffer, np.ascontiguousarray(array))
+    device.synchronize()
+    return buffer
+
+
+def poisoned(device: Device, shape: Shape, dtype: Any = BF16) -> Buffer:
+    """A buffer of NaN (or -1)."""
+    buffer = device.memory.alloc(shape, dtype)
+    device.memory.fill(buffer, 0xFF)
+    device.synchronize()
+    return buffer
+
+
+def get(device: Device, buffer: Buffer) -> Array:
+    """The contents."""
+    return device.memory.download(buffer)
+
+
+def rows_of_many_scales(rng: np.random.Generator, shape: Sequence[int]) -> Array:
+    """bfloat16 normal values, each row at its own scale from 1e-4 to 1e4, with a few outliers of a hundred times."""
+    values = rng.standard_normal(shape) * 10.0 ** rng.uniform(-4, 4, (*shape[:-1], 1))
+    values[rng.random(shape) < 0.01] *= 100
+    return bf16(values)
+
+
+def dot_error(magnitude: Float64, length: int) -> Float64:
+    """Most that a float32 sum of ``length`` products in any order is off; ``magnitude`` is the sum of the absolutes.
+
+    Twice the textbook bound: a tensor core truncates where others round.
+    """
+    return 2 * length * F32_ROUNDOFF * magnitude
+
+
+def assert_close(got: Array, expected: Array, error: Any) -> None:
+    """Every element within ``error`` of ``expected`` and one rounding to bfloat16."""
+    allowed = np.asarray(error) * (1 + BF16_ROUNDOFF) + BF16_ROUNDOFF * np.abs(expected) + SMALLEST
+    off = np.abs(f64(got) - expected)
+    bad = ~(off <= allowed)
+    if bad.any():
+        first = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise AssertionError(
+            f"{int(bad.sum())} of {bad.size} wrong; at {first}: got {f64(got)[first]}, expected {expected[first]}, "
+            f"off by {off[first]:.3g}, allowed {np.broadcast_to(allowed, off.shape)[first]:.3g}"
+        )

@@ -1,0 +1,102 @@
+"""embedding, rms_norm and silu_mul against their definitions in float64 on the same bfloat16 values."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tinyvllm.devices.interface import Device
+from tinyvllm.errors import ShapeError
+from tinyvllm.kernels.embedding import Embedding
+from tinyvllm.kernels.rms_norm import RmsNorm
+from tinyvllm.kernels.silu_mul import SiluMul
+from tinyvllm.layers import Norm
+from tinyvllm.reference.embedding import embedding
+from tinyvllm.reference.rms_norm import rms_norm
+from tinyvllm.reference.silu_mul import silu_mul
+
+from .support import F32_ROUNDOFF, assert_close, bf16, f64, get, once, poisoned, put, rows_of_many_scales
+
+# Below a vector for each lane, ragged, the demo's, one vector a thread, more than one, ragged again.
+SIZES = (8, 40, 192, 2048, 2112, 4096)
+EPS = 1e-5
+
+make_embedding = once(Embedding)
+make_rms_norm = once(RmsNorm)
+make_silu_mul = once(SiluMul)
+
+cases = given(size=st.sampled_from(SIZES), num_rows=st.integers(1, 5), seed=st.integers(0, 2**32 - 1))
+few = settings(max_examples=20, deadline=None)
+
+
+@few
+@cases
+def test_embedding_copies_the_rows_of_the_tokens(device: Device, size: int, num_rows: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    table = rng.integers(0, 2**16, (7, size), dtype=np.uint16).view(bf16(0).dtype)
+    ids = rng.integers(0, 7, num_rows, dtype=np.int32)
+    out = poisoned(device, (num_rows, size))
+    make_embedding(device, hidden_size=size)(out, put(device, ids), put(device, table))
+    assert (get(device, out).view(np.uint16) == embedding(ids, table.view(np.uint16))).all()
+
+
+def test_an_id_outside_of_the_vocabulary_becomes_a_row_of_nan_and_reads_nothing(device: Device) -> None:
+    table = bf16(np.ones((4, 40)))
+    out = put(device, bf16(np.zeros((4, 40))))
+    ids = np.array([-1, 3, 4, 2**31 - 1], np.int32)
+    make_embedding(device, hidden_size=40)(out, put(device, ids), put(device, table))
+    assert np.isnan(f64(get(device, out))).all(axis=1).tolist() == [True, False, True, True]
+
+
+@few
+@cases
+def test_rms_norm_is_its_definition(device: Device, size: int, num_rows: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x, weight = rows_of_many_scales(rng, (num_rows, size)), rows_of_many_scales(rng, (1, size))[0]
+    out = poisoned(device, x.shape)
+    make_rms_norm(device, hidden_size=size, eps=EPS)(out, put(device, x), put(device, weight))
+    expected = rms_norm(f64(x), Norm(f64(weight), EPS))  # type: ignore[arg-type]  # the definition in float64
+    # The squares are all positive: a relative error of `size` roundings, halved by the root; a few more around it.
+    assert_close(get(device, out), expected, (size + 8) * F32_ROUNDOFF * np.abs(expected))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e18])
+def test_rms_norm_holds_for_rows_that_are_zero_tiny_or_huge(device: Device, scale: float) -> None:
+    x = bf16(np.random.default_rng(0).standard_normal((3, 192)) * scale)
+    out, weight = poisoned(device, x.shape), bf16(np.full(192, 2.0))
+    make_rms_norm(device, hidden_size=192, eps=EPS)(out, put(device, x), put(device, weight))
+    expected = rms_norm(f64(x), Norm(f64(weight), EPS))  # type: ignore[arg-type]
+    assert_close(get(device, out), expected, 200 * F32_ROUNDOFF * np.abs(expected))
+
+
+@few
+@cases
+def test_silu_mul_is_its_definition(device: Device, size: int, num_rows: int, seed: int) -> None:
+    x = rows_of_many_scales(np.random.default_rng(seed), (num_rows, 2 * size))
+    out = poisoned(device, (num_rows, size))
+    make_silu_mul(device, intermediate_size=size)(out, put(device, x))
+    expected = silu_mul(f64(x))  # type: ignore[arg-type]
+    # The rounding of exp's argument, at most 88, is a relative error of its value; where exp overflows, silu is
+    # below 88.73 / FLT_MAX and becomes zero.
+    lost = 89 / np.finfo(np.float32).max * np.abs(f64(x[:, size:]))
+    assert_close(get(device, out), expected, 256 * F32_ROUNDOFF * np.abs(expected) + lost)
+
+
+def test_silu_of_a_very_negative_gate_is_zero_and_not_nan(device: Device) -> None:
+    gate_up = bf16([[-1e4] * 8 + [3.0] * 8])
+    out = poisoned(device, (1, 8))
+    make_silu_mul(device, intermediate_size=8)(out, put(device, gate_up))
+    assert (get(device, out) == 0).all()
+
+
+def test_a_wrong_shape_or_dtype_is_refused_before_anything_runs(device: Device) -> None:
+    x, weight = poisoned(device, (2, 192)), poisoned(device, (192,))
+    norm = make_rms_norm(device, hidden_size=192, eps=EPS)
+    with pytest.raises(ShapeError, match=r"rms_norm x has shape \[2, 96\]"):
+        norm(poisoned(device, (2, 96)), poisoned(device, (2, 96)), weight)
+    with pytest.raises(ShapeError, match="dtype float32"):
+        norm(poisoned(device, (2, 192), np.float32), x, weight)
+    with pytest.raises(ShapeError, match="multiple of 8"):
+        RmsNorm(device, hidden_size=20, eps=EPS)

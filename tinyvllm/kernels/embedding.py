@@ -1,0 +1,42 @@
+"""Launches ``embedding.cu``: token ids to rows of the embedding table."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tinyvllm.devices.interface import Buffer, Device
+from tinyvllm.kernels.launch import BFLOAT16, INT32, VECTOR, WARP_SIZE, check_buffer, check_multiple, round_up, source
+
+
+class Embedding:
+    """``out[t] = table[token_ids[t]]``; a row of NaN for an id outside of the vocabulary.
+
+    Args:
+        device: where it runs.
+        hidden_size: ``E``, a multiple of 8.
+        pdl: the launch may overlap the end of its predecessor.
+    """
+
+    def __init__(self, device: Device, *, hidden_size: int, pdl: bool = True) -> None:
+        check_multiple("hidden_size", hidden_size, VECTOR)
+        self._device, self._hidden_size, self._pdl = device, hidden_size, pdl
+        self._threads = min(256, round_up(hidden_size // VECTOR, WARP_SIZE))
+        module = device.compile(source("embedding.cu"), {"SIZE_E": hidden_size, "THREADS": self._threads})
+        self._function = module.function("embedding")
+
+    def __call__(self, out: Buffer, token_ids: Buffer, table: Buffer) -> None:
+        """Queue it.
+
+        Args:
+            out: ``[T, E]``, bfloat16.
+            token_ids: ``[T]``, int32.
+            table: ``[V, E]``, bfloat16.
+        Raises:
+            ShapeError: a buffer has another shape or dtype.
+        """
+        num_tokens = out.shape[0]
+        check_buffer("embedding out", out, (None, self._hidden_size), BFLOAT16)
+        check_buffer("embedding token_ids", token_ids, (num_tokens,), INT32)
+        check_buffer("embedding table", table, (None, self._hidden_size), BFLOAT16)
+        arguments = (out, token_ids, table, np.int32(table.shape[0]))
+        self._device.launch(self._function, (num_tokens, 1, 1), (self._threads, 1, 1), arguments, pdl=self._pdl)

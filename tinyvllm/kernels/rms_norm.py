@@ -1,0 +1,44 @@
+"""Launches ``rms_norm.cu``: root-mean-square normalisation of rows."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tinyvllm.devices.interface import Buffer, Device
+from tinyvllm.kernels.launch import BFLOAT16, VECTOR, WARP_SIZE, check_buffer, check_multiple, round_up, source
+
+
+class RmsNorm:
+    """``out[t] = x[t] / sqrt(mean(x[t]**2) + eps) * weight``.
+
+    Args:
+        device: where it runs.
+        hidden_size: ``E``, a multiple of 8.
+        eps: joins the mean square.
+        pdl: the launch may overlap the end of its predecessor.
+    """
+
+    def __init__(self, device: Device, *, hidden_size: int, eps: float, pdl: bool = True) -> None:
+        check_multiple("hidden_size", hidden_size, VECTOR)
+        self._device, self._hidden_size, self._pdl = device, hidden_size, pdl
+        self._eps = np.float32(eps)
+        self._threads = min(256, round_up(hidden_size // VECTOR, WARP_SIZE))
+        module = device.compile(source("rms_norm.cu"), {"SIZE_E": hidden_size, "THREADS": self._threads})
+        self._function = module.function("rms_norm")
+
+    def __call__(self, out: Buffer, x: Buffer, weight: Buffer) -> None:
+        """Queue it.
+
+        Args:
+            out, x: ``[T, E]``, bfloat16; may be the same buffer.
+            weight: ``[E]``, bfloat16.
+        Raises:
+            ShapeError: a buffer has another shape or dtype.
+        """
+        num_tokens = x.shape[0]
+        check_buffer("rms_norm x", x, (None, self._hidden_size), BFLOAT16)
+        check_buffer("rms_norm out", out, x.shape, BFLOAT16)
+        check_buffer("rms_norm weight", weight, (self._hidden_size,), BFLOAT16)
+        self._device.launch(
+            self._function, (num_tokens, 1, 1), (self._threads, 1, 1), (out, x, weight, self._eps), pdl=self._pdl
+        )
