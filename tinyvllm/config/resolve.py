@@ -33,20 +33,24 @@ class Resolved:
         config: the core's keys.
         plugin_options: an instance of its own options model for each chosen plugin, by section:
             ``loader``, ``attention``, ``scheduler``, ``sampler`` and ``kernels.<op>``.
-        values: every resolved value by its dotted key, options of plugins included.
-        origins: for each key of ``values`` where it came from: ``default``, ``configs/a.yaml:12``, ``--set ...``.
+        leaves: every resolved value by its path, options of plugins included.
+        origins: for each value, by its dotted key, where it came from: ``default``, ``a.yaml:12``, ``--set ...``.
         base: the folder that relative paths in the configuration are relative to.
     """
 
     config: Config
     plugin_options: Mapping[str, BaseModel]
-    values: Mapping[str, Any]
+    leaves: Mapping[KeyPath, Any]
     origins: Mapping[str, str]
     base: Path
 
     def path(self, value: str | Path) -> Path:
         """A path of the configuration as an absolute one."""
         return (self.base / Path(value).expanduser()).absolute()
+
+    def origin(self, path: KeyPath) -> str:
+        """Where the value at ``path`` came from."""
+        return self.origins[dotted(path)]
 
     @property
     def registry(self) -> Registry:
@@ -102,9 +106,9 @@ def _resolve(tree: Tree, base: Path, overrides: Sequence[str | Setting], plugins
     _check_run(tree)
     raise_problems(tree.problems)
     assert config is not None
-    values = dict(_values(config, plugin_options))
-    origins = {dotted(path): _origin(tree, path) for path in values}
-    return Resolved(config, plugin_options, {dotted(path): value for path, value in values.items()}, origins, base)
+    leaves = dict(_values(config, plugin_options))
+    origins = {dotted(path): _origin(tree, path) for path in leaves}
+    return Resolved(config, plugin_options, leaves, origins, base)
 
 
 def _read(path: Path, source: str) -> bytes:

@@ -1,0 +1,88 @@
+"""Arguments that several commands share, and the configuration that they amount to."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from tinyvllm.config import Resolved, Setting, config_from_mapping, load_config
+
+# Flag, type and help; the key is the flag with underscores.
+_ENGINE_FLAGS = (
+    ("--model", str, "'demo' (the default), a folder in Hugging Face layout, or org/name from the local cache"),
+    ("--tokenizer", str, "folder of the tokenizer, if it is not the model's own"),
+    ("--device", str, "auto, cpu, cuda or emulator"),
+    ("--dtype", str, "auto, bfloat16, float16 or float32"),
+    ("--max-model-len", int, "longest sequence, in tokens"),
+)
+_SAMPLING_FLAGS = (
+    ("--max-tokens", int, "most tokens of a completion"),
+    ("--temperature", float, "0 is greedy"),
+    ("--top-p", float, "keep the most likely tokens that have this mass together"),
+    ("--top-k", int, "keep this many most likely tokens; 0 keeps all"),
+    ("--min-p", float, "keep tokens at least this likely, relative to the most likely one"),
+    ("--seed", int, "of the random stream of each prompt"),
+    ("--n", int, "completions of each prompt"),
+)
+
+
+def add_config_arguments(parser: argparse.ArgumentParser, *, is_required: bool = False) -> None:
+    """``--config``, ``--set``, ``--plugin`` and ``--traceback``."""
+    parser.add_argument("--config", metavar="FILE", required=is_required, help="a YAML file")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="override a key: scheduler.max_num_seqs=4"
+    )
+    parser.add_argument(
+        "--plugin", metavar="PLUGIN", action="append", default=[], help="a local plugin: ./file.py or package.module"
+    )
+    add_traceback_argument(parser)
+
+
+def add_traceback_argument(parser: argparse.ArgumentParser) -> None:
+    """``--traceback``; ``main`` looks for it."""
+    parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
+
+
+def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    """``--model`` and other keys that are often given by hand."""
+    for flag, kind, text in _ENGINE_FLAGS:
+        parser.add_argument(flag, type=kind, help=text)
+
+
+def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    """``--max-tokens``, ``--temperature`` and other fields of SamplingParams."""
+    group = parser.add_argument_group("sampling (all other fields: --set run.sampling.FIELD=VALUE)")
+    for flag, kind, text in _SAMPLING_FLAGS:
+        group.add_argument(flag, type=kind, help=text)
+    group.add_argument("--stop", metavar="TEXT", action="append", help="end a completion here; may be repeated")
+    group.add_argument("--ignore-eos", action="store_true", default=None, help="go on after the end of the text")
+
+
+def resolve(args: argparse.Namespace, extra: Mapping[tuple[str, ...], Any] | None = None) -> Resolved:
+    """The configuration of a command: its file if it has one, then ``--set``, then the flags that were given.
+
+    Args:
+        args: of a parser with the arguments above.
+        extra: further values by key, from flags of the command's own.
+    """
+    settings: list[str | Setting] = list(args.set)
+    for path, flag in _flags():
+        value = getattr(args, _name(flag), None)
+        if value is not None:
+            settings.append(Setting(path, value, f"{flag} {value}"))
+    settings += [Setting(path, value, "the command line") for path, value in (extra or {}).items()]
+    if args.config is not None:
+        return load_config(args.config, settings, args.plugin)
+    return config_from_mapping({"model": "demo"}, source="default", overrides=settings, plugins=args.plugin)
+
+
+def _flags() -> list[tuple[tuple[str, ...], str]]:
+    """Each key that has a flag, and the flag."""
+    sampling = [flag for flag, _, _ in _SAMPLING_FLAGS] + ["--stop", "--ignore-eos"]
+    engine = [flag for flag, _, _ in _ENGINE_FLAGS]
+    return [((_name(flag),), flag) for flag in engine] + [(("run", "sampling", _name(flag)), flag) for flag in sampling]
+
+
+def _name(flag: str) -> str:
+    return flag.removeprefix("--").replace("-", "_")

@@ -1,0 +1,1 @@
+"""What commands do once a model is loaded: generate, batch files, chat. Commands parse arguments and call these."""

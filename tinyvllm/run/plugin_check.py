@@ -1,0 +1,147 @@
+"""Every plugin imported, created where that is possible, and asked what it says of a model and device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pydantic import ValidationError
+
+from tinyvllm.config import Resolved
+from tinyvllm.engine.model_files import resolve_model
+from tinyvllm.errors import PluginError, TinyvllmError
+from tinyvllm.interfaces import AttentionSpec, Kind, OpSpec, PluginContext
+from tinyvllm.models import read_config
+from tinyvllm.models.decoder import DecoderConfig
+from tinyvllm.registry import PluginInfo, State
+
+_NUM_BLOCKS = 64  # enough for a plugin that sizes something by it
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What can be said of one plugin: ``ok``, ``cannot serve``, ``needs options`` or ``broken``, and why."""
+
+    info: PluginInfo
+    state: str
+    detail: str = ""
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether its author has something to mend."""
+        return self.state == "broken"
+
+
+def check_plugins(resolved: Resolved, kind: Kind | None = None, name: str | None = None) -> list[Verdict]:
+    """A verdict for each plugin, or those of one kind or name, with the model and device of ``resolved``.
+
+    Raises:
+        LoadError: the model cannot be found.
+        PluginError: no plugin is of that kind and name.
+    """
+    files = resolve_model(resolved.config.model, resolved.base)
+    raw = files.read_json("config.json")
+    assert raw is not None
+    model = read_config(raw, str(files.folder / "config.json"))
+    infos = [
+        info
+        for info in resolved.registry.available()
+        if (kind is None or info.kind is kind) and (name is None or info.name == name)
+    ]
+    if not infos:
+        if kind is not None and name is not None:
+            resolved.registry.get(kind, name)  # says what is near
+        raise PluginError(f"no plugin is called {name!r}; see plugins list")
+    return [_verdict(info, resolved, model) for info in infos]
+
+
+def _verdict(info: PluginInfo, resolved: Resolved, model: DecoderConfig) -> Verdict:
+    if info.kind is None:
+        return Verdict(info, "broken", f"{info.group} is not an entry point group of tinyvllm")
+    if info.state is State.INCOMPATIBLE:
+        return Verdict(info, "broken", f"made for plugin API v{info.api_version}")
+    context = _context(resolved, model)
+    registry = resolved.registry  # a fresh one, so that one broken plugin cannot spoil the next
+    try:
+        plugin = registry.get(info.kind, info.name)
+        options = _options(resolved, info, plugin.options)
+        filled = registry.create(info.kind, info.name, replace(context, options=options))
+        reasons = list(_reasons(info.kind, filled, context, model, resolved))
+    except ValidationError as error:
+        missing = ", ".join(str(detail["loc"][0]) for detail in error.errors() if detail["loc"])
+        return Verdict(info, "needs options", missing)
+    except TinyvllmError as error:
+        return Verdict(info, "broken", str(error))
+    except Exception as error:  # of its supports()
+        return Verdict(info, "broken", f"supports failed: {type(error).__name__}: {error}")
+    if reasons:
+        return Verdict(info, "cannot serve", "; ".join(dict.fromkeys(reasons)))
+    return Verdict(info, "ok", plugin.description)
+
+
+def _options(resolved: Resolved, info: PluginInfo, model: Any) -> Any:
+    """The options that the configuration gives, or the plugin's defaults."""
+    for section, options in resolved.plugin_options.items():
+        if isinstance(options, model) and section.startswith(str(info.kind)):
+            return options
+    return model()
+
+
+def _context(resolved: Resolved, model: DecoderConfig) -> PluginContext:
+    config = resolved.config
+    return PluginContext(
+        options=None,
+        device=_device(resolved),
+        model=model.shape,
+        max_model_len=config.max_model_len or model.shape.max_position_embeddings,
+        max_num_seqs=config.scheduler.max_num_seqs,
+        max_num_batched_tokens=config.scheduler.max_num_batched_tokens,
+        block_size=config.cache.block_size,
+        num_blocks=config.cache.num_blocks_override or _NUM_BLOCKS,
+        batch_invariant=config.batch_invariant,
+        seed=config.seed,
+    )
+
+
+def _device(resolved: Resolved) -> str:
+    return "cpu" if resolved.config.device == "auto" else resolved.config.device
+
+
+def _reasons(
+    kind: Kind, filled: Any, context: PluginContext, model: DecoderConfig, resolved: Resolved
+) -> Iterator[str]:
+    """Why it cannot serve; loaders, schedulers and samplers serve everything."""
+    if kind is Kind.ATTENTION:
+        for window in dict.fromkeys(model.sliding_windows):
+            yield from filled.supports(_attention_spec(context, window))
+    elif kind is Kind.KERNEL:
+        spec = _op_spec(context, resolved)
+        for op in filled.ops():
+            yield from (f"{op}: {reason}" for reason in filled.supports(op, spec))
+
+
+def _attention_spec(context: PluginContext, sliding_window: int | None) -> AttentionSpec:
+    return AttentionSpec(
+        device=context.device,
+        num_heads=context.model.num_heads,
+        num_kv_heads=context.model.num_kv_heads,
+        head_dim=context.model.head_dim,
+        block_size=context.block_size,
+        dtype="float32",
+        sliding_window=sliding_window,
+        batch_invariant=context.batch_invariant,
+    )
+
+
+def _op_spec(context: PluginContext, resolved: Resolved) -> OpSpec:
+    return OpSpec(
+        device=context.device,
+        model=context.model,
+        dtype="float32",
+        weight_scheme="dense",
+        block_size=context.block_size,
+        batch_invariant=context.batch_invariant,
+        attention=resolved.config.attention.name,
+        sampler=resolved.config.sampler.name,
+    )
