@@ -19,6 +19,7 @@ from tinyvllm.errors import RequestError
 from tinyvllm.outputs import RequestOutput
 from tinyvllm.progress import Progress
 from tinyvllm.request import SamplingParams
+from tinyvllm.shapes import ModelShape
 
 if TYPE_CHECKING:
     from tinyvllm.text.tokenizer import Tokenizer
@@ -79,9 +80,7 @@ class LLM:
 
     def _start(self, resolved: Resolved) -> None:
         self.config = resolved.config
-        self._built: Built = build_engine(
-            resolved.config, resolved.registry, resolved.plugin_options, resolved.base
-        )
+        self._built: Built = build_engine(resolved.config, resolved.registry, resolved.plugin_options, resolved.base)
         self._num_requests = 0
 
     @property
@@ -93,6 +92,16 @@ class LLM:
     def report(self) -> Sequence[str]:
         """What was chosen at start and why, a line each."""
         return self._built.report
+
+    @property
+    def shape(self) -> ModelShape:
+        """The sizes of the model."""
+        return self._built.shape
+
+    @property
+    def folder(self) -> Path:
+        """Where the checkpoint lies."""
+        return self._built.folder
 
     def get_tokenizer(self) -> Tokenizer:
         """The tokenizer.

@@ -29,14 +29,12 @@ class Group:
         tokens: ``[n]`` rows of the query, or for a chunk the slice of its rows.
         positions: ``[n]`` of those queries.
         tables: ``[n, m]`` block ids from position ``starts`` on; padding repeats a block of the row itself.
-        starts: ``[n]`` first position of the gathered keys, a multiple of the block size.
-        lengths: ``[n]`` positions that exist, counted from ``starts``.
+        lengths: ``[n]`` positions that exist.
     """
 
     tokens: Int32
     positions: Int32
     tables: Int32
-    starts: Int32
     lengths: Int32
 
 
@@ -77,7 +75,6 @@ def _decode_group(batch: Batch, rows: NDArray[np.int64], longest: int, block_siz
         tokens=tokens,
         positions=batch.positions[tokens],
         tables=np.take_along_axis(batch.block_tables[rows], columns, axis=1),
-        starts=np.zeros(len(rows), np.int32),
         lengths=lengths,
     )
 
@@ -89,14 +86,13 @@ def _chunk(batch: Batch, b: int, block_size: int) -> Group:
         tokens=np.arange(start, stop, dtype=np.int32),
         positions=batch.positions[start:stop],
         tables=batch.block_tables[b : b + 1, : -(-length // block_size)],
-        starts=np.zeros(1, np.int32),
         lengths=np.array([length], np.int32),
     )
 
 
 def attend_in_groups(call: AttentionCall, plan: Groups) -> Float32:
     """``[T, H, D]``: every query's attention."""
-    out = np.empty_like(call.query)
+    out: Float32 = np.empty_like(call.query)
     for group in plan.decode:
         out[group.tokens] = _attend_decode(call, group)
     for group in plan.chunks:
@@ -117,12 +113,13 @@ def gather(cache: LayerCache, tables: Int32) -> tuple[Float32, Float32]:
 
 
 def _attend_decode(call: AttentionCall, group: Group) -> Float32:
-    num_kv_heads, _, head_dim = call.cache.key.shape[1:]
+    num_kv_heads, block_size, head_dim = call.cache.key.shape[1:]
+    first = _first_block(call, int(group.positions.min()))
     query = call.query[group.tokens].reshape(len(group.tokens), num_kv_heads, -1, head_dim)  # [n, K, G, D]
-    key, value = gather(call.cache, group.tables)
+    key, value = gather(call.cache, group.tables[:, first:])
     scores = query @ key.swapaxes(-1, -2)  # [n, K, G, S]
     scores *= np.float32(call.scale)
-    columns = np.arange(key.shape[2], dtype=np.int32)
+    columns = np.arange(first * block_size, first * block_size + key.shape[2], dtype=np.int32)
     hidden = columns >= group.lengths[:, None]  # [n, S]
     if hidden.any():
         # What lies behind the end of a sequence may be anything, NaN included: it must not even meet a zero.
@@ -136,9 +133,7 @@ def _attend_decode(call: AttentionCall, group: Group) -> Float32:
 def _attend_chunk(call: AttentionCall, group: Group, out: Float32) -> None:
     num_kv_heads, block_size, head_dim = call.cache.key.shape[1:]
     length, group_size = int(group.lengths[0]), call.query.shape[1] // num_kv_heads
-    first = 0
-    if call.sliding_window is not None:
-        first = max(0, int(group.positions[0]) - call.sliding_window + 1) // block_size
+    first = _first_block(call, int(group.positions[0]))
     key, value = (a[0, :, : length - first * block_size] for a in gather(call.cache, group.tables[:, first:]))
     step = max(1, _SCORES // (key.shape[1] * group_size))
     for start in range(0, len(group.tokens), step):
@@ -158,6 +153,13 @@ def _attend_chunk(call: AttentionCall, group: Group, out: Float32) -> None:
         mixed = _softmax_times(scores.reshape(num_kv_heads, -1, seen), value[:, :seen])
         mixed = mixed.reshape(num_kv_heads, group_size, len(positions), head_dim)
         out[rows] = mixed.transpose(2, 0, 1, 3).reshape(len(positions), -1, head_dim)
+
+
+def _first_block(call: AttentionCall, position: int) -> int:
+    """The first block of which a query at ``position`` or later sees anything."""
+    if call.sliding_window is None:
+        return 0
+    return max(0, position - call.sliding_window + 1) // call.cache.block_size
 
 
 def _softmax_times(scores: Float32, value: Float32) -> Float32:

@@ -65,7 +65,7 @@ def attend_in_tiles(call: AttentionCall, items: Items) -> Float32:
     group_size = num_heads // num_kv_heads
     query = call.query.reshape(num_tokens, num_kv_heads, group_size, head_dim).swapaxes(1, 2)
     query = query.reshape(num_tokens * group_size, num_kv_heads, head_dim)  # row = token * G + head in group
-    out = np.empty_like(query)
+    out: Float32 = np.empty_like(query)
     step = max(1, _GATHERED // (num_kv_heads * KEY_TILE * head_dim))
     for start in range(0, len(items.rows), step):
         part = slice(start, start + step)
@@ -73,7 +73,7 @@ def attend_in_tiles(call: AttentionCall, items: Items) -> Float32:
         real = items.positions[part] >= 0
         out[items.rows[part][real]] = mixed.swapaxes(1, 2)[real]
     out = out.reshape(num_tokens, group_size, num_kv_heads, head_dim).swapaxes(1, 2)
-    return out.reshape(num_tokens, num_heads, head_dim)
+    return np.ascontiguousarray(out).reshape(num_tokens, num_heads, head_dim)
 
 
 def _attend_items(call: AttentionCall, query: Float32, items: Items, part: slice) -> Float32:
@@ -81,7 +81,7 @@ def _attend_items(call: AttentionCall, query: Float32, items: Items, part: slice
     positions, last = items.positions[part], items.last[part]
     best = np.full((*query.shape[:3], 1), -np.inf, np.float32)
     total = np.zeros_like(best)
-    mixed = np.zeros_like(query)
+    mixed: Float32 = np.zeros_like(query)
     first_tile = 0
     if call.sliding_window is not None:
         lowest = np.where(positions < 0, np.iinfo(np.int32).max, positions).min()
@@ -104,7 +104,9 @@ def _attend_items(call: AttentionCall, query: Float32, items: Items, part: slice
         total[:n] = total[:n] * shrink + np.add.reduce(scores, axis=-1, keepdims=True)
         mixed[:n] = mixed[:n] * shrink + scores @ value
         best[:n] = higher
-    return mixed / np.where(total == 0.0, np.float32(1.0), total)  # padding rows only have no total
+    total[total == 0.0] = 1.0  # padding rows have seen nothing
+    mixed /= total
+    return mixed
 
 
 def _gather_tile(call: AttentionCall, tables: Int32, lengths: Int32, columns: Int32) -> tuple[Float32, Float32]:

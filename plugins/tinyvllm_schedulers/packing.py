@@ -11,7 +11,8 @@ from tinyvllm.interfaces import Schedule, SchedulerView
 def blocks_needed(view: SchedulerView, rows: Int32, num_tokens: Int32) -> Int32:
     """``[n]`` blocks that each row lacks to compute so many more tokens."""
     computed = view.num_computed[rows] + num_tokens
-    return np.maximum(-(-computed // view.block_size) - view.num_blocks[rows], 0)
+    needed: Int32 = np.maximum(-(-computed // view.block_size) - view.num_blocks[rows], 0)
+    return needed
 
 
 def pack(view: SchedulerView, running: Int32, waiting: Int32) -> Schedule:
@@ -39,7 +40,8 @@ def _under_budget(view: SchedulerView, rows: Int32, budget: int) -> Int32:
     left = view.num_tokens[rows] - view.num_computed[rows]
     before = np.cumsum(left) - left
     num_rows = int(np.searchsorted(before, budget))
-    return np.minimum(left[:num_rows], budget - before[:num_rows]).astype(np.int32)
+    num_tokens: Int32 = np.minimum(left[:num_rows], budget - before[:num_rows]).astype(np.int32)
+    return num_tokens
 
 
 def _preempting(view: SchedulerView, rows: Int32, num_tokens: Int32, needed: Int32) -> Schedule:

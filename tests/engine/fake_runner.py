@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from tinyvllm.batch import Sampled
@@ -18,7 +20,7 @@ from tinyvllm_schedulers.static import StaticScheduler
 
 VOCAB_SIZE = 97
 EOS = 96
-SCHEDULERS = {"continuous": ContinuousScheduler, "static": StaticScheduler}
+SCHEDULERS: dict[str, Any] = {"continuous": ContinuousScheduler, "static": StaticScheduler}
 
 
 def next_token(tokens: list[int]) -> int:
@@ -91,10 +93,11 @@ def fake_engine(
         default_params=SamplingParams(),
         seed=0,
     )
+    chosen: Scheduler = SCHEDULERS[scheduler](context) if isinstance(scheduler, str) else scheduler
     return Engine(
         table=table,
         runner=FakeRunner(num_blocks, block_size),
-        scheduler=SCHEDULERS[scheduler](context) if isinstance(scheduler, str) else scheduler,
+        scheduler=chosen,
         scheduler_name=scheduler if isinstance(scheduler, str) else "under test",
         admission=admission,
         lag=lag,

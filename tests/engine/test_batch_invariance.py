@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-
 from dataclasses import replace
 from functools import cache
 from pathlib import Path

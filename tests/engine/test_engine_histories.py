@@ -27,6 +27,7 @@ class EngineMachine(RuleBasedStateMachine):
         lag=st.integers(0, 1),
     )
     def start(self, **sizes: Any) -> None:
+        self.num_blocks, self.block_size = sizes["num_blocks"], sizes["block_size"]
         self.engine = fake_engine(max_model_len=MAX_MODEL_LEN, **sizes)
         self.expected: dict[str, tuple[list[int], str, int]] = {}
         self.finished: dict[str, RequestOutput] = {}
@@ -41,11 +42,13 @@ class EngineMachine(RuleBasedStateMachine):
     def add(self, prompt: list[int], max_tokens: int, n: int, stream: bool) -> None:
         request_id = f"r{self.num_requests}"
         self.num_requests += 1
-        try:
-            self.engine.add_request(request_id, prompt, SamplingParams(max_tokens=max_tokens, n=n), stream=stream)
-        except RequestError as error:
-            assert "can never fit" in str(error)
+        params = SamplingParams(max_tokens=max_tokens, n=n)
+        most = min(len(prompt) + max_tokens, MAX_MODEL_LEN)
+        if -(-(most - 1) // self.block_size) > self.num_blocks:
+            with pytest.raises(RequestError, match="can never fit"):
+                self.engine.add_request(request_id, prompt, params, stream=stream)
             return
+        self.engine.add_request(request_id, prompt, params, stream=stream)
         output, reason = complete(prompt, min(max_tokens, MAX_MODEL_LEN - len(prompt)))
         self.expected[request_id] = (output, reason, n)
 

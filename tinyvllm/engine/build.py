@@ -1,4 +1,4 @@
-"""From a configuration to a running engine: files, weights, sockets, cache. Done once; nothing here is on the hot path."""
+"""From a configuration to a running engine: files, weights, sockets, cache. Done once, off the hot path."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tinyvllm.engine.memory import block_bytes, num_cpu_blocks
 from tinyvllm.engine.model_files import ModelFiles, resolve_model
 from tinyvllm.engine.runner import ModelRunner, allocate_caches
 from tinyvllm.engine.table import SequenceTable
-from tinyvllm.errors import ConfigError, DeviceError, LoadError, PluginError
+from tinyvllm.errors import ConfigError, DeviceError, PluginError
 from tinyvllm.interfaces import AttentionSpec, Kind, OpenCall, OpSpec, PluginContext
 from tinyvllm.kernels.table import OpTable
 from tinyvllm.models import read_config
@@ -24,6 +24,7 @@ from tinyvllm.models.decoder import Decoder, DecoderConfig
 from tinyvllm.models.weights import expected_tensors, load_weights
 from tinyvllm.registry import Registry
 from tinyvllm.request import SamplingParams
+from tinyvllm.shapes import ModelShape
 
 if TYPE_CHECKING:
     from tinyvllm.text.tokenizer import Tokenizer
@@ -40,6 +41,8 @@ class Built:
         engine: ready.
         tokenizer: None if there is none.
         defaults: end tokens and default sampling of the checkpoint.
+        shape: the sizes of the model.
+        folder: where the checkpoint lies.
         max_model_len: longest sequence.
         report: what was chosen and why, a line each.
     """
@@ -47,6 +50,8 @@ class Built:
     engine: Engine
     tokenizer: Tokenizer | None
     defaults: GenerationDefaults
+    shape: ModelShape
+    folder: Path
     max_model_len: int
     report: Sequence[str]
 
@@ -130,7 +135,7 @@ class _Builder:
             raw, files.read_json("generation_config.json") or {}, None if tokenizer is None else tokenizer.eos_token_id
         )
         engine = self._engine(runner, context, tokenizer, defaults)
-        return Built(engine, tokenizer, defaults, max_model_len, self._report)
+        return Built(engine, tokenizer, defaults, decoder_config.shape, files.folder, max_model_len, self._report)
 
     def _engine(
         self, runner: ModelRunner, context: PluginContext, tokenizer: Tokenizer | None, defaults: GenerationDefaults

@@ -17,9 +17,14 @@ if TYPE_CHECKING:
 
 
 class CompletionText:
-    """Ids in, text out: never half a character, never a stop string that may yet be complete."""
+    """Ids in, text out: never half a character, never a stop string that may yet be whole."""
+
+    __slots__ = ("_detokenizer", "_stop", "text")
 
     def __init__(self, request: Request, tokenizer: Tokenizer) -> None:
+        from tinyvllm.text.detokenizer import IncrementalDetokenizer
+        from tinyvllm.text.stop import StopChecker
+
         params = request.params
         self.text = ""
         self._detokenizer = IncrementalDetokenizer(
@@ -32,11 +37,18 @@ class CompletionText:
 
     def add(self, token_id: int, *, can_stop: bool) -> str | None:
         """Take one token; the stop string that it completed, if any."""
-        raise NotImplementedError
+        return self._show(self._detokenizer.add(token_id), can_stop=can_stop)
 
     def end(self) -> str | None:
-        """No more tokens: release what was held back; the stop string that this completed, if any."""
-        raise NotImplementedError
+        """No more tokens: show what was held back; the stop string that this completed, if any."""
+        stopped_by = self._show(self._detokenizer.flush(), can_stop=True)
+        self.text += self._stop.flush()
+        return stopped_by
+
+    def _show(self, new: str, *, can_stop: bool) -> str | None:
+        shown, stopped_by = self._stop.add(new, can_stop=can_stop)
+        self.text += shown
+        return stopped_by
 
 
 class Completion:
@@ -51,10 +63,10 @@ class Completion:
     """
 
     __slots__ = (
+        "_cumulative_logprob",
         "_logprobs",
         "_most_output",
         "_num_output",
-        "_cumulative_logprob",
         "_stop_ids",
         "_text",
         "finish_reason",
@@ -230,6 +242,6 @@ def token_logprobs(columns: LogprobColumns, i: int, wanted: int, tokenizer: Toke
     told: dict[int, Logprob] = {}
     for token_id, logprob, rank in zip(token_ids, logprobs, ranks, strict=True):
         if token_id not in told:  # the chosen token keeps its own rank
-            text = None if tokenizer is None else tokenizer.decode([token_id], skip_special_tokens=False)
+            text = None if tokenizer is None else tokenizer.decode_single(token_id)
             told[token_id] = Logprob(logprob, rank, text)
     return told

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from tinyvllm.batch import NO_LOGPROBS, Int32, SamplingRows
 from tinyvllm.request import SamplingParams
@@ -27,9 +30,11 @@ class SamplingColumns:
     """One row a slot, written when a sequence starts."""
 
     def __init__(self, max_num_seqs: int) -> None:
-        self._columns = {name: np.zeros(max_num_seqs, dtype) for name, dtype in _COLUMNS.items()}
+        self._columns: dict[str, NDArray[Any]] = {
+            name: np.zeros(max_num_seqs, dtype) for name, dtype in _COLUMNS.items()
+        }
         self._last_slots: Int32 | None = None
-        self._gathered: dict[str, np.ndarray[tuple[int], np.dtype[np.generic]]] = {}
+        self._gathered: dict[str, NDArray[Any]] = {}
 
     def set(self, slot: int, params: SamplingParams, seed: int, completion_index: int) -> None:
         """Write the parameters of the sequence that starts in ``slot``."""
@@ -47,4 +52,4 @@ class SamplingColumns:
         if self._last_slots is None or not np.array_equal(slots, self._last_slots):
             self._gathered = {name: column[slots] for name, column in self._columns.items()}
             self._last_slots = slots
-        return SamplingRows(position=positions, **self._gathered)  # type: ignore[arg-type]
+        return SamplingRows(position=positions, **self._gathered)

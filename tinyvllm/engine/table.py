@@ -175,7 +175,7 @@ class SequenceTable:
         self._running = None
 
     def extend(self, rows: Int32, num_blocks: Int32) -> None:
-        """Hand ``num_blocks[i] >= 1`` more blocks to running row ``rows[i]``; the caller made sure of enough free ones."""
+        """Hand ``num_blocks[i] >= 1`` more blocks to running row ``rows[i]``; the caller saw to enough free ones."""
         fresh = self.blocks.allocate(int(num_blocks.sum()))
         if len(fresh) == len(rows):  # the usual step: one each
             self.tables[self.slot[rows], self.num_blocks[rows]] = fresh

@@ -45,7 +45,8 @@ def validated(decision: Schedule | Mapping[str, int], table: SequenceTable, sche
 def blocks_needed(table: SequenceTable, rows: Int32, num_tokens: Int32) -> Int32:
     """``[n]`` blocks that each row lacks to compute so many more tokens."""
     computed = table.num_computed[rows] + num_tokens
-    return np.maximum(-(-computed // np.int32(table.block_size)) - table.num_blocks[rows], 0)
+    needed: Int32 = np.maximum(-(-computed // np.int32(table.block_size)) - table.num_blocks[rows], 0)
+    return needed
 
 
 def _from_mapping(decision: Mapping[str, int], table: SequenceTable, scheduler: str) -> Schedule:

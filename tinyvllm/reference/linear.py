@@ -39,7 +39,7 @@ def linear(x: Float32, layer: Linear) -> Float32:
         out = x @ layer.weight
     if layer.bias is not None:
         out += layer.bias
-    return out  # type: ignore[no-any-return]
+    return out
 
 
 def linear_in_tiles(x: Float32, layer: Linear) -> Float32:

@@ -1,0 +1,1 @@
+"""Text: tokenizers, chat templates, text from tokens as they come, stop strings. Knows nothing about models."""

@@ -1,0 +1,163 @@
+"""A Hugging Face tokenizer: ``tokenizer.json``, with what ``tokenizer_config.json`` adds to it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tinyvllm.errors import LoadError, RequestError
+from tinyvllm.text.chat_template import ChatTemplate
+
+if TYPE_CHECKING:
+    import tokenizers
+
+_CACHED_TOKENS = 1 << 16
+
+
+class Tokenizer:
+    """Encodes and decodes; renders conversations.
+
+    Args:
+        inner: of the ``tokenizers`` package.
+        config: the contents of ``tokenizer_config.json``.
+        chat_template: None: conversations are refused.
+    """
+
+    def __init__(
+        self, inner: tokenizers.Tokenizer, config: Mapping[str, Any], chat_template: ChatTemplate | None = None
+    ) -> None:
+        self._inner = inner
+        self._config = config
+        self._chat_template = chat_template
+        added = inner.get_added_tokens_decoder()
+        self.special_token_ids = frozenset(i for i, token in added.items() if token.special)
+        self._single: dict[int, str] = {}
+
+    @classmethod
+    def from_folder(cls, path: Path, chat_template: Path | None = None) -> Tokenizer:
+        """The tokenizer of a checkpoint folder, or of a ``tokenizer.json``.
+
+        Args:
+            path: the folder or the file.
+            chat_template: a Jinja file instead of the folder's own template.
+        Raises:
+            LoadError: a file is missing or malformed, naming it.
+        """
+        folder, file = (path, path / "tokenizer.json") if path.is_dir() else (path.parent, path)
+        if not file.is_file():
+            raise LoadError(
+                f"{file}: there is no tokenizer; put tokenizer.json there, name another folder with tokenizer:, "
+                "or set skip_tokenizer_init and give token ids"
+            )
+        from tokenizers import Tokenizer as Inner  # slow to import, and not needed for token-id prompts
+
+        try:
+            inner = Inner.from_file(str(file))
+        except Exception as error:  # the library raises plain Exception
+            raise LoadError(f"{file}: is not a tokenizer of the tokenizers package: {error}") from error
+        config = _read_config(folder / "tokenizer_config.json")
+        source = chat_template or folder / "chat_template.jinja"
+        if chat_template is not None and not source.is_file():
+            raise LoadError(f"{source}: there is no such chat template")
+        if source.is_file():
+            text: str | None = source.read_text(encoding="utf-8")
+        else:
+            source, text = folder / "tokenizer_config.json", _template_in(config, folder / "tokenizer_config.json")
+        template = None if text is None else ChatTemplate(text, str(source), _special_tokens(config))
+        return cls(inner, config, template)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, added ones included."""
+        return int(self._inner.get_vocab_size(with_added_tokens=True))
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The end-of-sequence token that ``tokenizer_config.json`` names."""
+        token = _content(self._config.get("eos_token"))
+        return None if token is None else self.token_to_id(token)
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text; with ``add_special_tokens`` whatever the tokenizer puts around it.
+
+        Raises:
+            RequestError: the text holds a lone surrogate, which no encoding has bytes for.
+        """
+        try:
+            return list(self._inner.encode(text, add_special_tokens=add_special_tokens).ids)
+        except UnicodeEncodeError as error:
+            raise RequestError(f"the text cannot be encoded: {error.reason} at character {error.start}") from error
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of some tokens; incomplete characters become U+FFFD."""
+        return str(self._inner.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
+
+    def decode_single(self, token_id: int) -> str:
+        """The text of one token by itself, special ones included."""
+        text = self._single.get(token_id)
+        if text is None:
+            text = self.decode([token_id], skip_special_tokens=False)
+            if len(self._single) < _CACHED_TOKENS:
+                self._single[token_id] = text
+        return text
+
+    def token_to_id(self, token: str) -> int | None:
+        """The id of a token as the vocabulary spells it; None if there is no such token."""
+        token_id = self._inner.token_to_id(token)
+        return None if token_id is None else int(token_id)
+
+    def id_to_token(self, token_id: int) -> str | None:
+        """A token as the vocabulary spells it; None if there is no such id."""
+        token = self._inner.id_to_token(token_id)
+        return None if token is None else str(token)
+
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any
+    ) -> str:
+        """The text of a conversation, ready for the model to answer.
+
+        Raises:
+            RequestError: there is no template, or it refuses the messages.
+        """
+        if self._chat_template is None:
+            raise RequestError(
+                "this checkpoint has no chat template; use prompts, or name a Jinja file with chat_template:"
+            )
+        return self._chat_template.render(messages, add_generation_prompt=add_generation_prompt, **variables)
+
+
+def _read_config(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise LoadError(f"{path}: is not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise LoadError(f"{path}: must hold a mapping, got {type(config).__name__}")
+    return config
+
+
+def _template_in(config: Mapping[str, Any], path: Path) -> str | None:
+    """``chat_template`` is a string, or a list of named ones of which ``default`` is meant."""
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        named = {each.get("name"): each.get("template") for each in template if isinstance(each, dict)}
+        template = named.get("default")
+    if template is not None and not isinstance(template, str):
+        raise LoadError(f"{path}: chat_template must be a string or a list with one named default")
+    return template
+
+
+def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    """``bos_token``, ``eos_token`` and so on, which templates may use by name."""
+    tokens = {name: _content(value) for name, value in config.items() if name.endswith("_token")}
+    return {name: token for name, token in tokens.items() if token is not None}
+
+
+def _content(token: Any) -> str | None:
+    """A token is written as a string, or as a mapping with its ``content``."""
+    content = token.get("content") if isinstance(token, dict) else token
+    return content if isinstance(content, str) else None
