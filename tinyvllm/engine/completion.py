@@ -46,7 +46,7 @@ class CompletionText:
         return stopped_by
 
     def _show(self, new: str, *, can_stop: bool) -> str | None:
-        shown, stopped_by = self._stop.add(new, can_stop=can_stop)
+        shown, stopped_by = self._stop.push(new, can_stop=can_stop)
         self.text += shown
         return stopped_by
 
