@@ -37,7 +37,7 @@ class StopChecker:
         self._held = ""
         self._is_ended = False
 
-    def push(self, text: str, *, can_stop: bool = True) -> Released:
+    def add(self, text: str, *, can_stop: bool = True) -> Released:
         """Take the next piece of text, and return what may be shown.
 
         Args:
