@@ -16,7 +16,7 @@ import numpy as np
 
 from tinyvllm.devices.cuda import CudaDevice, probe
 from tinyvllm.devices.cuda.gemm import shape_of
-from tinyvllm.devices.interface import Buffer
+from tinyvllm.devices.interface import Argument, Buffer
 
 SAMPLES = Path(__file__).resolve().parent.parent / "emulator" / "kernels"
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -58,7 +58,7 @@ def time_host(cuda: CudaDevice) -> None:
     module = cuda.compile(SAMPLES / "dependent.cu")
     produce, size = module.function("produce"), 1024
     y, x = (cuda.memory.alloc((size,), np.float32) for _ in range(2))
-    arguments = [y, x, np.float32(1), np.int32(size)]
+    arguments: list[Argument] = [y, x, np.float32(1), np.int32(size)]
 
     def launch(pdl: bool = False) -> None:
         cuda.launch(produce, (4, 1, 1), (256, 1, 1), arguments, pdl=pdl)
@@ -121,10 +121,10 @@ def time_product(cuda: CudaDevice, out: Buffer, x: Buffer, weight: Buffer, accum
 
 
 def random(cuda: CudaDevice, shape: Sequence[int], scale: float) -> Buffer:
-    """Normal values."""
-    values = np.random.default_rng(0).standard_normal(tuple(shape), np.float32) * np.float32(scale)
+    """Normal values, four million of them over and over."""
+    block = (np.random.default_rng(0).standard_normal(1 << 22, np.float32) * np.float32(scale)).astype(BF16)
     buffer = cuda.memory.alloc(tuple(shape), BF16)
-    cuda.memory.upload(buffer, values.astype(BF16))
+    cuda.memory.upload(buffer, np.resize(block, tuple(shape)))
     return buffer
 
 

@@ -21,7 +21,6 @@ from tinyvllm.devices.interface import Argument, Buffer, DeviceProperties, Dim3,
 from tinyvllm.devices.nvrtc import compile_cubin
 from tinyvllm.errors import KernelError
 
-_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for the default stream of other libraries
 _WITH_TIMING = 0
 _NUM_TIMINGS = 5
 _COPIES_PER_CACHE = 3
@@ -53,7 +52,7 @@ class CudaDevice:
         self._check_each_launch = check_each_launch
         self._driver = Driver(ordinal)
         check_driver_version(self._driver.version, nvrtc_version())
-        self._stream = self._driver.call(self._driver.api.cuStreamCreate, _NON_BLOCKING)
+        self._stream = self._driver.stream
         self._properties = read_properties(self._driver)
         self._memory = CudaMemory(self._driver, self._stream, ordinal)
         library = CublasLt()

@@ -13,11 +13,12 @@ from tinyvllm.errors import DeviceError
 
 EXTRA = "pip install 'tinyvllm[cuda]'"
 _MIN_ARCH = 80
+_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for the default stream of other libraries
 _NUM_RECENT = 8
 
 
 class Driver:
-    """One card's context, and the driver's functions with their errors raised.
+    """One card's context and stream, and the driver's functions with their errors raised.
 
     The device that made it is its only user, from one thread at a time.
 
@@ -39,6 +40,8 @@ class Driver:
         self.context = self.call(self.api.cuDevicePrimaryCtxRetain, self.device)
         weakref.finalize(self, self.api.cuDevicePrimaryCtxRelease, self.device)
         self.enter()
+        self.stream = self.call(self.api.cuStreamCreate, _NON_BLOCKING)
+        weakref.finalize(self, self.api.cuStreamDestroy, self.stream)
 
     def enter(self) -> None:
         """Makes the card's context that of the calling thread; ``call`` does so by itself."""
