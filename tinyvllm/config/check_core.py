@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -12,6 +13,7 @@ from tinyvllm.config.problems import Problem, shown_value
 from tinyvllm.config.schema import Config
 from tinyvllm.config.tree import KeyPath, Tree, dotted
 from tinyvllm.nearest import did_you_mean, nearest
+from tinyvllm.request import SamplingParams
 
 _EXPECTED = {
     "string_type": "text",
@@ -73,11 +75,10 @@ def unknown_key(path: KeyPath, known: Mapping[str, Any], elsewhere: Mapping[str,
     if word in LATER:
         return f"{key} is not available in this version of tinyvllm; remove it"
     places = {**core_keys(), **(elsewhere or {})}
-    if word not in known and word in places:
-        return f"unknown key {key}; it is written {places[word]}"
+    written = places.get(word) or RENAMED.get(word)
+    if word not in known and written:
+        return f"unknown key {key}; it is written {written}"
     near = nearest(word, known)
-    if near is None and word in RENAMED:
-        return f"unknown key {key}; it is written {RENAMED[word]}"
     if near is None:
         far = nearest(word, places)
         near = places[far] if far else None
@@ -88,11 +89,13 @@ def unknown_key(path: KeyPath, known: Mapping[str, Any], elsewhere: Mapping[str,
 
 
 def core_keys() -> dict[str, str]:
-    """Every key of the core's sections, by its last word: ``block_size`` to ``cache.block_size``."""
+    """Every key of the core, by its last word: ``block_size`` to ``cache.block_size``. Sampling's fields come last."""
     found: dict[str, str] = {}
     for path, _ in walk(Config):
         if path[-1] != "name":
             found.setdefault(path[-1], dotted(path))
+    for entry in fields(SamplingParams):
+        found.setdefault(entry.name, f"run.sampling.{entry.name}")
     return found
 
 

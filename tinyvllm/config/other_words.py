@@ -59,7 +59,6 @@ RENAMED: Mapping[str, str] = {
     "kernel": "kernels",
     "max_batch_size": "scheduler.max_num_seqs",
     "max_seq_len": "max_model_len",
-    "max_tokens": "run.sampling.max_tokens",
     "mem_fraction_static": "cache.gpu_memory_utilization",
     "model_name_or_path": "model",
     "model_path": "model",
@@ -71,10 +70,7 @@ RENAMED: Mapping[str, str] = {
     "revision": "model (a folder: nothing is downloaded)",
     "sampling_params": "run.sampling",
     "scheduler_cls": "scheduler.name",
-    "temperature": "run.sampling.temperature",
     "tokenizer_path": "tokenizer",
-    "top_k": "run.sampling.top_k",
-    "top_p": "run.sampling.top_p",
 }
 
 NEVER: Mapping[str, str] = {

@@ -172,7 +172,7 @@ def _try_sampling(tree: Tree, path: KeyPath, mapping: dict[Any, Any]) -> None:
 
 def _values(config: Config, plugin_options: Mapping[str, BaseModel]) -> Iterator[tuple[KeyPath, Any]]:
     """Each leaf with its path; the options of plugins as their own models gave them."""
-    dumped = config.model_dump(mode="json")
+    dumped = config.model_dump()
     for section, options in plugin_options.items():
         head, _, op = section.partition(".")
         (dumped[head][op] if op else dumped[head]).update(options.model_dump(mode="json"))
@@ -184,7 +184,7 @@ def _leaves(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
         for key, inner in value.items():
             yield from _leaves(inner, (*path, key))
     else:
-        yield path, value
+        yield path, str(value) if isinstance(value, Path) else value
 
 
 def _origin(tree: Tree, path: KeyPath) -> str:
