@@ -27,6 +27,11 @@ def session_cuda(has_card: bool, cache_dir: Path) -> CudaDevice:
     return CudaDevice(cache_dir=cache_dir)
 
 
+@pytest.fixture(scope="session")
+def device(session_cuda: CudaDevice) -> CudaDevice:
+    return session_cuda
+
+
 @pytest.fixture
 def cuda(session_cuda: CudaDevice) -> Iterator[CudaDevice]:
     yield session_cuda

@@ -22,6 +22,8 @@ ALGORITHM_BYTES = 64
 _DATA_TYPES = {"float32": 0, "float16": 2, "bfloat16": 14}
 _COMPUTE_32F = 68
 _DESC_TRANSA = 3
+_CONFIG_SPLITK_NUM = 2
+_CONFIG_REDUCTION_SCHEME = 3
 _OP_T = 1
 _PREF_MAX_WORKSPACE_BYTES = 1
 _PREF_REDUCTION_SCHEME_MASK = 3
@@ -63,14 +65,6 @@ class GemmShape:
         return elements * (4 if self.dtype == "float32" else 2)
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """An algorithm that fits a shape, in the library's own form."""
-
-    algorithm: bytes
-    workspace_bytes: int
-
-
 class CublasLt:
     """The library and one handle of it.
 
@@ -82,11 +76,16 @@ class CublasLt:
         self._library = load_library()
         self._library.cublasLtGetVersion.restype = ctypes.c_size_t
         self.version = int(self._library.cublasLtGetVersion())
-        self._alpha = ctypes.c_float(1.0)
-        self._betas = (ctypes.c_float(0.0), ctypes.c_float(1.0))
+        self._factors = (ctypes.c_float * 2)(0.0, 1.0)
+        zero = ctypes.addressof(self._factors)
+        self._alpha_address, self._beta_addresses = zero + 4, (zero, zero + 4)
         handle = ctypes.c_void_p()
         self._check("cublasLtCreate", self._library.cublasLtCreate(ctypes.byref(handle)))
         self.handle = handle
+        self._address = handle.value
+        # With the types declared, plain integers are passed: a third of the time of making a c_void_p of each.
+        self._multiply = self._library.cublasLtMatmul
+        self._multiply.argtypes = [*[ctypes.c_void_p] * 14, ctypes.c_size_t, ctypes.c_void_p]
         weakref.finalize(self, self._library.cublasLtDestroy, handle)
 
     def describe(self, shape: GemmShape) -> MatmulDescription:
@@ -101,8 +100,8 @@ class CublasLt:
 
     def candidates(
         self, description: MatmulDescription, max_workspace_bytes: int, *, most: int = 1, may_split: bool = True
-    ) -> list[Candidate]:
-        """Algorithms for the product, the one expected to be fastest first.
+    ) -> list[bytes]:
+        """Algorithms for the product in the library's own form, the one expected to be fastest first.
 
         Args:
             description: the product.
@@ -132,18 +131,37 @@ class CublasLt:
                 raise KernelError(f"gemm: cuBLASLt has no algorithm for {shape} ({_STATUS.get(status, status)})")
         finally:
             self._library.cublasLtMatmulPreferenceDestroy(preference)
-        return [Candidate(bytes(r.algorithm), r.workspace_bytes) for r in results[: count.value] if r.state == 0]
+        return [bytes(result.algorithm) for result in results[: count.value] if result.state == 0]
+
+    def split(self, description: MatmulDescription, algorithm: bytes, num_parts: int) -> bytes | None:
+        """The algorithm with K cut in parts that are summed in float32, or None where it cannot be."""
+        changed = (ctypes.c_char * ALGORITHM_BYTES).from_buffer_copy(algorithm)
+        for attribute, number in ((_CONFIG_SPLITK_NUM, num_parts), (_CONFIG_REDUCTION_SCHEME, _REDUCE_IN_COMPUTE_TYPE)):
+            value = ctypes.c_uint32(number)
+            if self._library.cublasLtMatmulAlgoConfigSetAttribute(
+                changed, attribute, ctypes.byref(value), ctypes.c_size_t(4)
+            ):
+                return None
+        result = _HeuristicResult()
+        status = self._library.cublasLtMatmulAlgoCheck(
+            self.handle, description.operation, description.weight, description.x, description.out,
+            description.out, changed, ctypes.byref(result),
+        )  # fmt: skip
+        return bytes(changed) if status == 0 else None
 
     def multiply(
-        self, description: MatmulDescription, algorithm: ctypes.Array[ctypes.c_char], out: int, x: int, weight: int,
-        accumulate: bool, workspace: int, workspace_bytes: int, stream: int,
+        self, description: MatmulDescription, algorithm: int, out: int, x: int, weight: int, accumulate: bool,
+        workspace: int, workspace_bytes: int, stream: int,
     ) -> int:  # fmt: skip
-        """Queues the product of the matrices at those addresses; the library's status, 0 for success."""
-        status: int = self._library.cublasLtMatmul(
-            self.handle, description.operation, ctypes.byref(self._alpha), ctypes.c_void_p(weight),
-            description.weight, ctypes.c_void_p(x), description.x, ctypes.byref(self._betas[accumulate]),
-            ctypes.c_void_p(out), description.out, ctypes.c_void_p(out), description.out, algorithm,
-            ctypes.c_void_p(workspace), ctypes.c_size_t(workspace_bytes), ctypes.c_void_p(stream),
+        """Queues the product of the matrices at those addresses; the library's status, 0 for success.
+
+        ``algorithm`` is the address of one in the library's own form.
+        """
+        d = description
+        status: int = self._multiply(
+            self._address, d.operation_address, self._alpha_address, weight, d.weight_address, x, d.x_address,
+            self._beta_addresses[accumulate], out, d.out_address, out, d.out_address, algorithm, workspace,
+            workspace_bytes, stream,
         )  # fmt: skip
         return status
 
@@ -181,6 +199,8 @@ class MatmulDescription:
         self.out = layout(shape.num_out, shape.num_rows)
         if status != 0:
             raise DeviceError(f"device cuda: cuBLASLt cannot describe {shape}: {_STATUS.get(status, status)}")
+        self.operation_address, self.weight_address = self.operation.value, self.weight.value
+        self.x_address, self.out_address = self.x.value, self.out.value
 
 
 def status_name(status: int) -> str:

@@ -137,16 +137,25 @@ class CudaDevice:
             self._memory.copy(copy, weight)
         return self._gemm.tune(out, x, [weight, *copies], accumulate, self.time_us)
 
-    def time_us(self, work: Callable[[], None], repeats: int = _NUM_TIMINGS) -> float:
-        """Median microseconds on the card of what ``work`` queues, recorded once and replayed ``repeats`` times."""
-        with self.capture() as graph:
-            work()
-        graph.replay()
+    def time_us(self, work: Callable[[], None], repeats: int = _NUM_TIMINGS, *, in_graph: bool = True) -> float:
+        """Median microseconds on the card, of ``repeats``, of what ``work`` queues.
+
+        Args:
+            work: queues launches, fills, copies or GEMMs.
+            repeats: how often it is measured, after one time that is not.
+            in_graph: records it once and replays it, so that the host's time to queue it does not count.
+        """
+        again = work
+        if in_graph:
+            with self.capture() as graph:
+                work()
+            again = graph.replay
+        again()
         first, last = Event(self._driver, _WITH_TIMING), Event(self._driver, _WITH_TIMING)
         times = []
         for _ in range(repeats):
             first.record(self._stream)
-            graph.replay()
+            again()
             last.record(self._stream)
             last.wait()
             times.append(1000.0 * self._driver.call(self._driver.api.cuEventElapsedTime, first.handle, last.handle))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import json
 import tempfile
 from collections.abc import Callable
@@ -13,7 +14,6 @@ from typing import Any
 from tinyvllm.devices.compile_cache import key_of
 from tinyvllm.devices.cuda.cublaslt import (
     ALGORITHM_BYTES,
-    Candidate,
     CublasLt,
     GemmShape,
     MatmulDescription,
@@ -27,7 +27,10 @@ WORKSPACE_BYTES = 32 * 1024**2
 """Scratch memory of all products; one is enough, since they run one after the other."""
 
 _MAX_PLANS = 4096
-_NUM_CANDIDATES = 24
+_NUM_CANDIDATES = 16
+_NEARBY_ROWS = (16, 32, 64, 128, 256, 512)
+"""The library proposes a few algorithms for each number of rows; tuning also tries those for these."""
+_SPLITS = (2, 3, 4, 6, 8)
 _INVARIANT_ROWS = 128
 
 
@@ -81,7 +84,10 @@ class AlgorithmStore:
 
 
 class Gemm:
-    """``out = x @ weight.T`` on one card.
+    """``out = x @ weight.T`` on one card, summed in float32 and rounded to the dtype at the end.
+
+    With ``accumulate`` some of the library's algorithms round the product before they add it to ``out``, as two
+    operations would.
 
     Args:
         library: cuBLASLt.
@@ -133,9 +139,9 @@ class Gemm:
         """
         shape = shape_of(out, x, weights[0])
         description = self._library.describe(shape)
-        timed: list[tuple[float, Candidate]] = []
-        for candidate in self._library.candidates(description, WORKSPACE_BYTES, most=_NUM_CANDIDATES):
-            plan = _Plan(description, _as_array(candidate.algorithm))
+        timed: list[tuple[float, bytes]] = []
+        for candidate in self._proposals(description):
+            plan = _Plan(description, _as_array(candidate))
             try:
                 self._run(plan, out, x, weights[0], accumulate)
             except KernelError:
@@ -150,9 +156,20 @@ class Gemm:
             raise KernelError(f"gemm: cuBLASLt refuses all of its own algorithms for {shape}")
         first = timed[0][0]
         best_us, best = min(timed, key=lambda pair: pair[0])
-        self._store.put(shape, accumulate, best.algorithm)
+        self._store.put(shape, accumulate, best)
         self._plans.clear()
         return GemmTiming(shape, accumulate, best_us, first, len(timed))
+
+    def _proposals(self, description: MatmulDescription) -> list[bytes]:
+        """Algorithms worth timing, each once; the one that is used without tuning comes first."""
+        shape, library = description.shape, self._library
+        found = library.candidates(description, WORKSPACE_BYTES, most=_NUM_CANDIDATES)
+        for num_rows in _NEARBY_ROWS:
+            nearby = library.describe(dataclasses.replace(shape, num_rows=num_rows))
+            found += library.candidates(nearby, WORKSPACE_BYTES, most=_NUM_CANDIDATES)
+        unsplit = list(dict.fromkeys(found))
+        split = [library.split(description, algorithm, parts) for algorithm in unsplit for parts in _SPLITS]
+        return list(dict.fromkeys([*unsplit, *(algorithm for algorithm in split if algorithm is not None)]))
 
     def _choose(self, description: MatmulDescription, accumulate: bool) -> bytes:
         shape = description.shape
@@ -164,11 +181,11 @@ class Gemm:
             if chosen is not None:
                 return chosen
             found = self._library.candidates(description, WORKSPACE_BYTES)
-        return found[0].algorithm
+        return found[0]
 
     def _run(self, plan: _Plan, out: Buffer, x: Buffer, weight: Buffer, accumulate: bool) -> None:
         status = self._library.multiply(
-            plan.description, plan.algorithm, out.pointer, x.pointer, weight.pointer, accumulate,
+            plan.description, ctypes.addressof(plan.algorithm), out.pointer, x.pointer, weight.pointer, accumulate,
             self._workspace.pointer, WORKSPACE_BYTES, self._stream,
         )  # fmt: skip
         if status != 0:

@@ -72,6 +72,9 @@ class CudaMemory:
             free, total = self._driver.memory_info()
             held = int(self._pool.total_bytes())
             raise out_of_memory(self._driver.where, size_bytes, free, total, held) from None
+        except self._cupy.cuda.runtime.CUDARuntimeError as error:
+            self._driver.memory_info()  # raises what failed before, if that is the reason
+            raise DeviceError(f"{self._driver.where}: {size_bytes} bytes cannot be allocated: {error}") from error
         buffer = Buffer(int(owner.ptr), tuple(shape), kind, owner)
         self.fill(buffer, POISON)
         return buffer

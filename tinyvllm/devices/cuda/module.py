@@ -53,14 +53,16 @@ class ArgumentPack:
         values = self._values
         for i, (offset, size) in enumerate(self._parameters):
             argument = arguments[i]
-            if isinstance(argument, np.generic):
+            if isinstance(argument, Buffer) and size == _POINTER.size:
+                _POINTER.pack_into(values, offset, argument.pointer)
+            elif isinstance(argument, np.generic):
                 data = argument.tobytes()
                 if len(data) != size:
                     raise KernelError(f"{self._what}: argument {i} is {argument.dtype} of {len(data)} bytes, the "
                                       f"kernel's parameter has {size}")  # fmt: skip
                 values[offset : offset + size] = data
-            elif (isinstance(argument, Buffer) or argument is None) and size == _POINTER.size:
-                _POINTER.pack_into(values, offset, 0 if argument is None else argument.pointer)
+            elif argument is None and size == _POINTER.size:
+                _POINTER.pack_into(values, offset, 0)
             else:
                 kind = "a buffer" if isinstance(argument, Buffer) else f"{type(argument).__name__} {argument!r}"
                 raise KernelError(f"{self._what}: argument {i} is {kind}, the kernel's parameter is a value of "
