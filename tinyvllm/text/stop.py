@@ -27,7 +27,7 @@ class StopChecker:
     held back. Every character is looked at once (Knuth, Morris and Pratt 1977), so repetitive text costs no more.
     """
 
-    __slots__ = ("_held", "_includes_stop", "_is_ended", "_matchers")
+    __slots__ = ("_held", "_includes_stop", "_matchers")
 
     def __init__(self, stops: Sequence[str], *, include_stop_str_in_output: bool = False) -> None:
         """Look for ``stops``, none of them empty."""
@@ -35,9 +35,8 @@ class StopChecker:
         self._matchers = [_Matcher(stop) for stop in dict.fromkeys(stops)]
         self._includes_stop = include_stop_str_in_output
         self._held = ""
-        self._is_ended = False
 
-    def add(self, text: str, *, can_stop: bool = True) -> Released:
+    def push(self, text: str, *, can_stop: bool = True) -> Released:
         """Take the next piece of text, and return what may be shown.
 
         Args:
@@ -45,16 +44,20 @@ class StopChecker:
             can_stop: False before ``min_tokens``: a stop string that would be complete in this piece is not one, but
                 one that begins in it may be complete in a later piece.
         """
-        assert not self._is_ended
         if not self._matchers:
             return Released(text)
-        held_before = self._held
-        for i, character in enumerate(text, start=1):
-            match = self._advance(character)
-            if match is not None and can_stop:
-                self._is_ended = True
-                return Released(self._up_to(match, held_before + text[:i], held_before), match)
-        return Released(self._hold_back(held_before + text))
+        seen = self._held + text
+        for i, character in enumerate(text, start=len(self._held) + 1):
+            stop = self._advance(character)
+            if stop is not None and can_stop:
+                self._held = ""
+                # Every possible beginning of a stop string was held, so this one begins in ``seen``. Where the stop
+                # string is included nothing is held, and all of ``seen`` is new.
+                return Released(seen[: i if self._includes_stop else i - len(stop)], stop)
+        num_held = 0 if self._includes_stop else max(matcher.num_matched for matcher in self._matchers)
+        cut = len(seen) - num_held
+        self._held = seen[cut:]
+        return Released(seen[:cut])
 
     def flush(self) -> str:
         """The text held back, now that no more follows."""
@@ -68,21 +71,6 @@ class StopChecker:
             if matcher.advance(character) and (longest is None or len(matcher.stop) > len(longest)):
                 longest = matcher.stop
         return longest
-
-    def _up_to(self, stop: str, seen: str, held: str) -> str:
-        """Of ``seen``, which ends with ``stop``, what is to be shown; the part already shown is not in it."""
-        self._held = ""
-        # Nothing is held where the stop string is included, so all of ``seen`` is new, but the stop string may have
-        # begun earlier; otherwise it begins in ``seen``, because every possible beginning was held.
-        return seen if self._includes_stop else seen[: len(seen) - len(stop)]
-
-    def _hold_back(self, text: str) -> str:
-        if self._includes_stop:
-            return text
-        num_held = max(matcher.num_matched for matcher in self._matchers)
-        cut = len(text) - num_held
-        self._held = text[cut:]
-        return text[:cut]
 
 
 class _Matcher:
@@ -98,7 +86,7 @@ class _Matcher:
 
     def __init__(self, stop: str) -> None:
         self.stop = stop
-        self.num_matched = 0  # less than the whole, so what is complete need not be held
+        self.num_matched = 0  # always less than the whole
         self._borders = [0] * (len(stop) + 1)
         for n in range(2, len(stop) + 1):
             border = self._borders[n - 1]
