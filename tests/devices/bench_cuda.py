@@ -27,12 +27,12 @@ ROWS = (1, 8, 32, 64, 128, 256, 1024)
 
 def main() -> None:
     """Prints the tables; ``--no-tune`` leaves out the tuned column."""
-    print(probe())
     cuda = CudaDevice()
     bandwidth = measure_bandwidth(cuda)
     print(f"read and write of 2 GiB by a copy on the card: {bandwidth / 1e12:.2f} TB/s")
     time_host(cuda)
     time_products(cuda, bandwidth, is_tuning="--no-tune" not in sys.argv)
+    print(probe())
 
 
 def measure_bandwidth(cuda: CudaDevice) -> float:
@@ -94,23 +94,26 @@ def time_host(cuda: CudaDevice) -> None:
 
 
 def time_products(cuda: CudaDevice, bandwidth: float, is_tuning: bool) -> None:
-    """A row per product and number of rows: what the library proposes, and the fastest that tuning found."""
-    print(f"{'product':8} {'M':>5} {'us':>8} {'tuned':>8} {'TFLOP/s':>8} {'of copy bandwidth':>18}  tried")
+    """A row per product and number of rows: what the library proposes, the fastest found, and batch-invariant."""
+    invariant = CudaDevice(batch_invariant=True)
+    print(f"{'product':8} {'M':>5} {'us':>8} {'tuned':>8} {'TFLOP/s':>8} {'of copy bandwidth':>18} {'tried':>6} "
+          f"{'invariant':>10}")  # fmt: skip
     for name, (size_n, size_k) in PRODUCTS.items():
         weight = random(cuda, (size_n, size_k), 0.02)
         for size_m in ROWS:
             x = random(cuda, (size_m, size_k), 1.0)
             out = random(cuda, (size_m, size_n), 1.0)
             accumulate = name in ("o", "down")
+            first = best = time_product(cuda, out, x, weight, accumulate)
+            tried = 1
             if is_tuning:
                 timing = cuda.tune_gemm(out, x, weight, accumulate=accumulate)
                 first, best, tried = timing.untuned_microseconds, timing.microseconds, timing.num_tried
-            else:
-                first = best = time_product(cuda, out, x, weight, accumulate)
-                tried = 1
+            cuda.synchronize()  # the other device works in a stream of its own
+            fixed = time_product(invariant, out, x, weight, accumulate)
             shape = shape_of(out, x, weight)
             print(f"{name:8} {size_m:5} {first:8.2f} {best:8.2f} {shape.flops / best / 1e6:8.1f} "
-                  f"{shape.nbytes / (1e-6 * best) / bandwidth:18.2f}  {tried}", flush=True)  # fmt: skip
+                  f"{shape.nbytes / (1e-6 * best) / bandwidth:18.2f} {tried:6} {fixed:10.2f}", flush=True)  # fmt: skip
 
 
 def time_product(cuda: CudaDevice, out: Buffer, x: Buffer, weight: Buffer, accumulate: bool) -> float:

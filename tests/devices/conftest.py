@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tinyvllm.devices.cuda import CudaDevice, probe
+from tinyvllm.devices.interface import Device
 
 
 @pytest.fixture(scope="session")
@@ -28,8 +29,8 @@ def session_cuda(has_card: bool, cache_dir: Path) -> CudaDevice:
 
 
 @pytest.fixture(scope="session")
-def device(session_cuda: CudaDevice) -> CudaDevice:
-    return session_cuda
+def device(session_cuda: CudaDevice) -> Device:
+    return session_cuda  # mypy sees here that it is one
 
 
 @pytest.fixture
