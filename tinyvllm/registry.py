@@ -190,7 +190,8 @@ class Registry:
             self._manager.register(module)
             self._manager.check_pending()
         except pluggy.PluginValidationError as error:
-            self._manager.unregister(module)
+            if self._manager.is_registered(module):
+                self._manager.unregister(module)
             raise PluginError(f"{origin} is not a valid plugin: {error}{_misspelt_hook(module)}") from error
 
     def _implements(self, module: Any, kind: Kind) -> bool:
