@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from tinyvllm.config.resolve import Resolved, config_from_mapping, load_config
 from tinyvllm.engine.build import Built, build_engine
-from tinyvllm.engine.engine import Engine, EngineStats
+from tinyvllm.engine.engine import Engine
+from tinyvllm.engine.stats import EngineStats
 from tinyvllm.errors import RequestError
 from tinyvllm.outputs import RequestOutput
 from tinyvllm.progress import Progress

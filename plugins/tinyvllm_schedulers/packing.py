@@ -7,12 +7,7 @@ import numpy as np
 from tinyvllm.batch import Int32
 from tinyvllm.interfaces import Schedule, SchedulerView
 
-
-def blocks_needed(view: SchedulerView, rows: Int32, num_tokens: Int32) -> Int32:
-    """``[n]`` blocks that each row lacks to compute so many more tokens."""
-    computed = view.num_computed[rows] + num_tokens
-    needed: Int32 = np.maximum(-(-computed // view.block_size) - view.num_blocks[rows], 0)
-    return needed
+_NONE = np.zeros(0, np.int32)
 
 
 def pack(view: SchedulerView, running: Int32, waiting: Int32) -> Schedule:
@@ -21,23 +16,39 @@ def pack(view: SchedulerView, running: Int32, waiting: Int32) -> Schedule:
     Running rows with one token left to compute come before long prompts, so decodes go on beside a prompt's
     chunks. Where blocks run out the newest rows are preempted, and then nothing new is started.
     """
-    left = view.num_tokens[running] - view.num_computed[running]
-    running = running[np.argsort(left > 1, kind="stable")]
-    num_tokens = _under_budget(view, running, view.budget)
-    running = running[: len(num_tokens)]
+    num_tokens = _left(view, running)
+    if len(running) and (len(running) > view.budget or int(num_tokens.max()) > 1):  # not only decodes
+        running = running[np.argsort(num_tokens > 1, kind="stable")]
+        num_tokens = _under_budget(view, running, view.budget)
+        running = running[: len(num_tokens)]
     needed = blocks_needed(view, running, num_tokens)
-    if int(needed.sum()) > view.num_free_blocks:
+    num_needed = int(needed.sum())
+    if num_needed > view.num_free_blocks:
         return _preempting(view, running, num_tokens, needed)
-    started = _startable(view, waiting, view.budget - int(num_tokens.sum()), view.num_free_blocks - int(needed.sum()))
-    rows = np.concatenate([running, started.rows])
-    if len(rows) == 0 and len(waiting):
+    if len(waiting) == 0 or view.num_free_slots == 0:
+        return Schedule(running, num_tokens)
+    started = _startable(view, waiting, view.budget - int(num_tokens.sum()), view.num_free_blocks - num_needed)
+    if len(running) + len(started.rows) == 0:
         return _make_room(view, waiting)
-    return Schedule(rows, np.concatenate([num_tokens, started.num_tokens]))
+    return Schedule(np.concatenate([running, started.rows]), np.concatenate([num_tokens, started.num_tokens]))
+
+
+def blocks_needed(view: SchedulerView, rows: Int32, num_tokens: Int32) -> Int32:
+    """``[n]`` blocks that each row lacks to compute so many more tokens."""
+    computed = view.num_computed.take(rows) + num_tokens
+    needed: Int32 = np.maximum(-(-computed // view.block_size) - view.num_blocks.take(rows), 0)
+    return needed
+
+
+def _left(view: SchedulerView, rows: Int32) -> Int32:
+    """``[n]`` tokens that are known but not computed."""
+    left: Int32 = view.num_tokens.take(rows) - view.num_computed.take(rows)
+    return left
 
 
 def _under_budget(view: SchedulerView, rows: Int32, budget: int) -> Int32:
     """Tokens of each row, all it has left while the budget lasts; rows beyond the budget are cut off."""
-    left = view.num_tokens[rows] - view.num_computed[rows]
+    left = _left(view, rows)
     before = np.cumsum(left) - left
     num_rows = int(np.searchsorted(before, budget))
     num_tokens: Int32 = np.minimum(left[:num_rows], budget - before[:num_rows]).astype(np.int32)
@@ -45,20 +56,18 @@ def _under_budget(view: SchedulerView, rows: Int32, budget: int) -> Int32:
 
 
 def _preempting(view: SchedulerView, rows: Int32, num_tokens: Int32, needed: Int32) -> Schedule:
-    """Give up the newest holders of blocks, one at a time, until the rest fit; the oldest row always gets its turn."""
+    """Give up the newest holders of blocks, one at a time, until the rest fit; the oldest is never given up."""
     holders = np.concatenate([view.running, view.waiting])
     holders = holders[view.num_blocks[holders] > 0]
     newest_first = holders[np.argsort(-view.arrival[holders])]
-    victims = 0
+    num_victims, free = 0, view.num_free_blocks
     keep = np.ones(len(rows), bool)
-    while int(needed[keep].sum()) > view.num_free_blocks + view.blocks_freed_by(newest_first[:victims]):
-        if victims == len(newest_first) - 1:
-            break  # only the oldest is left
-        keep &= rows != newest_first[victims]
-        victims += 1
-    free = view.num_free_blocks + view.blocks_freed_by(newest_first[:victims])
+    while int(needed[keep].sum()) > free and num_victims < len(newest_first) - 1:
+        keep &= rows != newest_first[num_victims]
+        num_victims += 1
+        free = view.num_free_blocks + view.blocks_freed_by(newest_first[:num_victims])
     keep &= np.cumsum(np.where(keep, needed, 0)) <= free
-    return Schedule(rows[keep], num_tokens[keep], newest_first[:victims])
+    return Schedule(rows[keep], num_tokens[keep], newest_first[:num_victims])
 
 
 def _startable(view: SchedulerView, waiting: Int32, budget: int, free: int) -> Schedule:
@@ -72,8 +81,6 @@ def _startable(view: SchedulerView, waiting: Int32, budget: int, free: int) -> S
 
 
 def _make_room(view: SchedulerView, waiting: Int32) -> Schedule:
-    """Nothing runs and the first in the queue does not fit: take blocks from waiting rows, newest first."""
-    first = waiting[:1]
+    """Nothing runs and the first in the queue does not fit: take blocks from the others that wait, newest first."""
     holders = waiting[1:][view.num_blocks[waiting[1:]] > 0]
-    newest_first = holders[np.argsort(-view.arrival[holders])]
-    return Schedule(np.zeros(0, np.int32), np.zeros(0, np.int32), newest_first if len(newest_first) else first[:0])
+    return Schedule(_NONE, _NONE, holders[np.argsort(-view.arrival[holders])])

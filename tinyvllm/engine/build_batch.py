@@ -8,49 +8,64 @@ import numpy as np
 
 from tinyvllm.batch import Batch, Int32
 from tinyvllm.engine.table import SequenceTable
+from tinyvllm.engine.validate import CheckedSchedule
 from tinyvllm.sequence import SequenceTokens
 
 
-def build_batch(
-    table: SequenceTable, tokens_of: Callable[[int], SequenceTokens], rows: Int32, num_tokens: Int32
-) -> Batch:
-    """The arrays of a step that computes ``num_tokens[b]`` tokens of ``rows[b]``, from where each row stands.
+def build_batch(table: SequenceTable, tokens_of: Callable[[int], SequenceTokens], schedule: CheckedSchedule) -> Batch:
+    """The arrays of a step that computes the scheduled tokens of each row, from where it stands.
 
     Args:
-        table: rows are running and hold blocks for what they compute.
+        table: the rows are running and hold blocks for what they compute.
         tokens_of: the token store of a row.
-        rows: ``[B]``, ordered by slot.
-        num_tokens: ``[B]``, at least 1 each.
+        schedule: rows in order of slots.
     Returns:
         a batch that is valid for this step: ``block_tables`` may be a view of the table.
     """
-    starts = table.num_computed[rows]
-    cu_seqlens_q = np.zeros(len(rows) + 1, np.int32)
-    np.cumsum(num_tokens, out=cu_seqlens_q[1:])
-    firsts = cu_seqlens_q[:-1]
-    owners = np.repeat(np.arange(len(rows)), num_tokens)
-    positions = (starts - firsts)[owners] + np.arange(cu_seqlens_q[-1], dtype=np.int32)
-    token_ids = np.empty(len(positions), np.int32)
-    token_ids[firsts] = table.last_token[rows]  # right for decodes, whose input is the newest token
-    for b in np.flatnonzero(starts + 1 < table.num_tokens[rows]).tolist():
-        known = tokens_of(int(rows[b])).all
-        token_ids[firsts[b] : cu_seqlens_q[b + 1]] = known[starts[b] : starts[b] + num_tokens[b]]
-    slots = table.slot[rows]
-    block_tables = _tables(table, slots, int(table.num_blocks[rows].max()))
-    blocks = block_tables[owners, positions // table.block_size]
+    rows, num_tokens, starts = schedule.rows, schedule.num_tokens, schedule.starts
+    ends: Int32 = starts + num_tokens
+    num_rows, total = len(rows), int(num_tokens.sum())
+    if total == num_rows:  # one token each: the usual step, worth its own line
+        cu_seqlens_q = np.arange(num_rows + 1, dtype=np.int32)
+        owners, positions = cu_seqlens_q[:-1], starts
+    else:
+        cu_seqlens_q = np.zeros(num_rows + 1, np.int32)
+        np.cumsum(num_tokens, out=cu_seqlens_q[1:])
+        owners = np.repeat(np.arange(num_rows, dtype=np.int32), num_tokens)
+        positions: Int32 = (starts - cu_seqlens_q[:-1])[owners] + np.arange(total, dtype=np.int32)
+    block_tables = _tables(table, rows)
+    offsets = positions % table.block_size
     return Batch(
-        token_ids=token_ids,
+        token_ids=_token_ids(table, tokens_of, schedule, cu_seqlens_q),
         positions=positions,
         cu_seqlens_q=cu_seqlens_q,
-        context_lens=starts + num_tokens,
+        context_lens=ends,
         block_tables=block_tables,
-        slot_mapping=blocks * np.int32(table.block_size) + positions % table.block_size,
+        slot_mapping=block_tables[owners, positions // table.block_size] * table.block_size + offsets,
         last_token_index=cu_seqlens_q[1:] - 1,
     )
 
 
-def _tables(table: SequenceTable, slots: Int32, width: int) -> Int32:
-    """``[B, width]``; no copy where the slots are the first ``B``, so that long contexts cost nothing."""
-    if int(slots[-1]) == len(slots) - 1:
+def _token_ids(
+    table: SequenceTable, tokens_of: Callable[[int], SequenceTokens], schedule: CheckedSchedule, cu_seqlens_q: Int32
+) -> Int32:
+    newest: Int32 = table.last_token.take(schedule.rows)  # the input of a decode
+    is_chunk = schedule.starts + 1 < schedule.known
+    if len(newest) == cu_seqlens_q[-1] and not is_chunk.any():
+        return newest
+    token_ids = np.empty(cu_seqlens_q[-1], np.int32)
+    token_ids[cu_seqlens_q[:-1]] = newest
+    for b in np.flatnonzero(is_chunk).tolist():
+        start = schedule.starts[b]
+        known = tokens_of(int(schedule.rows[b])).all
+        token_ids[cu_seqlens_q[b] : cu_seqlens_q[b + 1]] = known[start : start + schedule.num_tokens[b]]
+    return token_ids
+
+
+def _tables(table: SequenceTable, rows: Int32) -> Int32:
+    """``[B, M]``; no copy where the slots are the first ``B``, so that long contexts cost nothing."""
+    slots = table.slot.take(rows)
+    width = int(np.maximum.reduce(table.num_blocks.take(rows)))
+    if slots[-1] == len(slots) - 1:
         return table.tables[: len(slots), :width]
     return table.tables[slots, :width]

@@ -106,12 +106,12 @@ class Completion:
 
     def add_token(self, token_id: int, now: float) -> None:
         """Take the next token, and end if it is the last."""
-        if self.request.first_token_time is None:
+        if self._num_output == 0 and self.request.first_token_time is None:
             self.request.first_token_time = now
         self._num_output += 1
         params = self.tokens.params
         can_stop = self._num_output >= params.min_tokens
-        if can_stop and token_id in self._stop_ids:
+        if token_id in self._stop_ids and can_stop:
             is_eos = not params.ignore_eos and token_id in self.tokens.rules.eos_token_ids
             if self._text is not None and params.include_stop_str_in_output:
                 self._text.add(token_id, can_stop=False)

@@ -11,63 +11,20 @@ import math
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from tinyvllm.batch import Int32
 from tinyvllm.engine.admission import Admission
-from tinyvllm.engine.build_batch import build_batch
 from tinyvllm.engine.completion import Completion, RequestState
-from tinyvllm.engine.runner import ModelRunner, PromptLogprobs, Step, StepResult
-from tinyvllm.engine.sampling_columns import SamplingColumns
-from tinyvllm.engine.table import SequenceTable, State
-from tinyvllm.engine.validate import blocks_needed, validated
+from tinyvllm.engine.launch import InFlight, StepLauncher
+from tinyvllm.engine.runner import ModelRunner
+from tinyvllm.engine.stats import Counts, EngineStats
+from tinyvllm.engine.table import SequenceTable
+from tinyvllm.engine.validate import validated
 from tinyvllm.engine.window import SchedulerWindow
 from tinyvllm.errors import PluginError, RequestError
-from tinyvllm.interfaces import Schedule, Scheduler
+from tinyvllm.interfaces import Scheduler
 from tinyvllm.outputs import RequestOutput
 from tinyvllm.request import SamplingParams
-from tinyvllm.sequence import SequenceTokens
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """Counts since the engine began, and what holds now.
-
-    Attributes:
-        num_running, num_waiting: sequences now.
-        num_blocks_used, num_blocks, peak_blocks_used: KV blocks now, in all, and the most at any time.
-        num_prompt_tokens: of requests that were taken.
-        num_generation_tokens: read back and kept.
-        num_steps: carried out.
-        num_preemptions: sequences that lost their blocks and were computed again.
-        model_s: seconds inside the model and the sampler.
-        schedule_s: seconds in scheduling, batching and bookkeeping, text aside.
-    """
-
-    num_running: int
-    num_waiting: int
-    num_blocks_used: int
-    num_blocks: int
-    peak_blocks_used: int
-    num_prompt_tokens: int
-    num_generation_tokens: int
-    num_steps: int
-    num_preemptions: int
-    model_s: float
-    schedule_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class _InFlight:
-    """A step that was launched: rows that were sampled, what they belong to, and the answer."""
-
-    rows: Int32
-    completions: Sequence[Completion]
-    wishes: Sequence[tuple[RequestState, PromptLogprobs]]
-    result: StepResult
 
 
 class Engine:
@@ -93,20 +50,16 @@ class Engine:
         lag: int = 0,
     ) -> None:
         self._table = table
-        self._runner = runner
         self._scheduler = scheduler
         self._scheduler_name = scheduler_name
         self._admission = admission
         self._lag = lag
         self._window = SchedulerWindow(table)
-        self._sampling = SamplingColumns(table.max_num_seqs)
+        self._counts = Counts()
         self._requests: dict[str, RequestState] = {}
         self._completions: dict[int, Completion] = {}  # by row
-        self._in_flight: deque[_InFlight] = deque()
-        self._forking: set[str] = set()  # requests whose further completions wait for the prompt of the first
-        self._telling_prompts: set[int] = set()  # rows that owe log-probabilities of their prompt
-        self._counts = {"prompt": 0, "generation": 0, "steps": 0, "preemptions": 0, "peak_blocks": 0}
-        self._model_s = self._schedule_s = 0.0
+        self._launcher = StepLauncher(table, runner, self._completions, self._counts)
+        self._in_flight: deque[InFlight] = deque()
 
     # ------------------------------------------------------------ requests
 
@@ -148,10 +101,10 @@ class Engine:
             completion.row = row
             self._completions[row] = completion
         if len(state.completions) > 1:
-            self._forking.add(request_id)
+            self._launcher.forking.add(request_id)
         if request.params.prompt_logprobs is not None:
-            self._telling_prompts.add(state.completions[0].row)
-        self._counts["prompt"] += len(prompt_ids)
+            self._launcher.telling_prompts.add(state.completions[0].row)
+        self._counts.prompt_tokens += len(prompt_ids)
 
     def abort_request(self, request_id: str) -> RequestOutput | None:
         """End a request now and free its blocks; what it has produced, or None if there is no such request."""
@@ -176,30 +129,30 @@ class Engine:
         Raises:
             PluginError: the scheduler broke a rule, or decides nothing though requests wait.
         """
-        began = time.perf_counter()
-        model_before = self._model_s
-        launched = self._launch()
-        updated: dict[str, RequestState] = {}
-        if self._in_flight and (len(self._in_flight) > self._lag or not launched):
-            self._read_back(self._in_flight.popleft(), updated)
-        self._schedule_s += time.perf_counter() - began - (self._model_s - model_before)
-        return [state.output() for state in updated.values() if state.stream or state.is_finished]
+        began, model_s = time.perf_counter(), self._counts.model_s
+        is_launched = self._launch()
+        told: dict[str, RequestState] = {}
+        if self._in_flight and (len(self._in_flight) > self._lag or not is_launched):
+            self._read_back(self._in_flight.popleft(), told)
+        outputs = [state.output() for state in told.values()]
+        self._counts.schedule_s += time.perf_counter() - began - (self._counts.model_s - model_s)
+        return outputs
 
     def stats(self) -> EngineStats:
         """Counts since the engine began, and what holds now."""
-        blocks = self._table.blocks
+        blocks, counts = self._table.blocks, self._counts
         return EngineStats(
             num_running=self._table.max_num_seqs - self._table.num_free_slots,
             num_waiting=len(self._table.waiting),
             num_blocks_used=blocks.num_blocks - blocks.num_free,
             num_blocks=blocks.num_blocks,
-            peak_blocks_used=self._counts["peak_blocks"],
-            num_prompt_tokens=self._counts["prompt"],
-            num_generation_tokens=self._counts["generation"],
-            num_steps=self._counts["steps"],
-            num_preemptions=self._counts["preemptions"],
-            model_s=self._model_s,
-            schedule_s=self._schedule_s,
+            peak_blocks_used=counts.peak_blocks,
+            num_prompt_tokens=counts.prompt_tokens,
+            num_generation_tokens=counts.generation_tokens,
+            num_steps=counts.steps,
+            num_preemptions=counts.preemptions,
+            model_s=counts.model_s,
+            schedule_s=counts.schedule_s,
         )
 
     def check(self) -> None:
@@ -212,7 +165,7 @@ class Engine:
         if not self.has_unfinished_requests():
             assert self._table.num_free_blocks == self._table.blocks.num_blocks, "blocks are held by nobody"
 
-    # ------------------------------------------------------------ launching
+    # ------------------------------------------------------------ launching and reading back
 
     def _launch(self) -> bool:
         """Decide and carry out one step; whether there was one."""
@@ -221,133 +174,59 @@ class Engine:
             return False
         schedule = validated(self._scheduler.schedule(self._window), table, self._scheduler_name)
         for row in schedule.preempt.tolist():
-            self._counts["preemptions"] += int(table.num_computed[row] > 0)
+            self._counts.preemptions += int(table.num_computed[row] > 0)
             table.preempt(row)
-        if len(schedule.rows) == 0:
-            if not (self._in_flight or len(schedule.preempt)):
-                raise PluginError(
-                    f"scheduler {self._scheduler_name!r} scheduled nothing though {len(table.waiting)} sequences wait "
-                    f"and {len(table.running)} run; a scheduler must make progress when nothing is in flight"
-                )
-            return False
-        self._start(schedule.rows)
-        step, completions, wishes = self._prepare(schedule)
-        before = time.perf_counter()
-        result = self._runner.execute(step)
-        self._model_s += time.perf_counter() - before
-        self._advance(step, schedule, result, completions)
-        self._in_flight.append(_InFlight(step.rows[step.sampled], completions, wishes, result))
-        return True
-
-    def _start(self, rows: Int32) -> None:
-        table = self._table
-        for row in rows[table.state[rows] == State.WAITING].tolist():
-            table.start(row)
-            completion = self._completions[row]
-            self._sampling.set(
-                int(table.slot[row]), completion.tokens.params, completion.request.seed, completion.index
+        if len(schedule.rows):
+            self._in_flight.append(self._launcher.launch(schedule))
+            return True
+        if not (self._in_flight or len(schedule.preempt)):
+            raise PluginError(
+                f"scheduler {self._scheduler_name!r} scheduled nothing though {len(table.waiting)} sequences wait "
+                f"and {len(table.running)} run; a scheduler must make progress when nothing is in flight"
             )
-            completion.request.scheduled()
+        return False
 
-    def _prepare(self, schedule: Schedule) -> tuple[Step, list[Completion], list[tuple[RequestState, PromptLogprobs]]]:
-        """The step, rows in order of slots; the completions it samples; the prompt log-probabilities it owes."""
-        table = self._table
-        order = np.argsort(table.slot[schedule.rows])
-        rows, num_tokens = schedule.rows[order], schedule.num_tokens[order]
-        needed = blocks_needed(table, rows, num_tokens)
-        if needed.any():
-            table.extend(rows[needed > 0], needed[needed > 0])
-            used = table.blocks.num_blocks - table.blocks.num_free
-            self._counts["peak_blocks"] = max(self._counts["peak_blocks"], used)
-        batch = build_batch(table, self._tokens_of, rows, num_tokens)
-        known = table.num_tokens[rows]
-        sampled = np.flatnonzero(batch.context_lens == known).astype(np.int32)
-        sampled_rows = rows[sampled]
-        completions = [self._completions[row] for row in sampled_rows.tolist()]
-        sampling = self._sampling.gather(table.slot[sampled_rows], known[sampled]) if len(sampled) else None
-        wishes = self._wishes(rows, num_tokens, batch.cu_seqlens_q)
-        tokens = [completion.tokens for completion in completions]
-        step = Step(batch, rows, sampled, sampling, tokens, [wish for _, wish in wishes])
-        return step, completions, wishes
-
-    def _wishes(self, rows: Int32, num_tokens: Int32, cu_seqlens_q: Int32) -> list[tuple[RequestState, PromptLogprobs]]:
-        """What this step can tell of prompt log-probabilities not told yet; a recomputed prompt is not told twice."""
-        wishes = []
-        for b in np.flatnonzero(np.isin(rows, list(self._telling_prompts))).tolist() if self._telling_prompts else ():
-            state, start = self._completions[int(rows[b])].request, int(self._table.num_computed[rows[b]])
-            first = max(start, state.num_prompt_logprobs)
-            targets = state.prompt_after(first, start + int(num_tokens[b]))
-            if len(targets):
-                state.num_prompt_logprobs = first + len(targets)
-                wish = PromptLogprobs(int(cu_seqlens_q[b]) + first - start, targets, state.prompt_width)
-                wishes.append((state, wish))
-        return wishes
-
-    def _advance(self, step: Step, schedule: Schedule, result: StepResult, completions: Sequence[Completion]) -> None:
-        """The columns after a launch: what is computed, and what will be known once it is read back."""
-        table = self._table
-        table.num_computed[step.rows] = step.batch.context_lens
-        self._counts["steps"] += 1
-        if result.sampled is None:
-            return
-        rows = step.rows[step.sampled]
-        table.num_tokens[rows] += 1
-        table.num_in_flight[rows] += 1
-        table.last_token[rows] = result.sampled.token_ids
-        if np.any(table.num_tokens[rows] >= table.most_tokens[rows]):
-            table.running_changed()
-        if self._forking:
-            for completion in completions:
-                self._fork(completion)
-
-    def _fork(self, first: Completion) -> None:
-        """Let the siblings of a completion begin, now that the prompt they share is computed."""
-        if first.request.request_id not in self._forking or first.index != 0:
-            return
-        self._forking.discard(first.request.request_id)
-        for completion in first.request.completions[1:]:
-            # At least one token is left to compute, for the logits; the last, partly filled block is not shared.
-            self._table.share_prompt(first.row, completion.row, completion.tokens.num_prompt_tokens - 1)
-            self._table.wait(completion.row)
-
-    def _tokens_of(self, row: int) -> SequenceTokens:
-        return self._completions[row].tokens
-
-    # ------------------------------------------------------------ reading back
-
-    def _read_back(self, step: _InFlight, updated: dict[str, RequestState]) -> None:
-        """Take a step's tokens; completions that end give up slot and blocks."""
-        for (state, _), columns in zip(step.wishes, step.result.prompt_logprobs, strict=True):
+    def _read_back(self, step: InFlight, told: dict[str, RequestState]) -> None:
+        """Take a step's tokens; completions that end give up slot and blocks. News go into ``told``."""
+        for state, columns in zip(step.wishes, step.result.prompt_logprobs, strict=True):
             state.add_prompt_logprobs(columns)
         sampled = step.result.sampled
         if sampled is None:
             return
         self._table.num_in_flight[step.rows] -= 1
         now = time.monotonic()
+        is_corrupt = None if sampled.is_corrupt is None else sampled.is_corrupt.tolist()
+        num_ended = 0
         for i, (completion, token_id) in enumerate(zip(step.completions, sampled.token_ids.tolist(), strict=True)):
-            if completion.is_finished:  # it ended while this step was in flight
+            if completion.finish_reason is not None:  # it ended while this step was in flight
                 self._table.release_row(completion.row)
+                num_ended += 1
                 continue
-            if sampled.is_corrupt is not None and sampled.is_corrupt[i]:
-                completion.abort("the logits are not numbers")
+            if is_corrupt is not None and is_corrupt[i]:
+                completion.abort("the logits are not numbers, or the rules of the request forbid every token")
+                num_ended += 1
             else:
-                self._counts["generation"] += 1
                 completion.add_token(token_id, now)
-                if completion.wants_logprobs and sampled.logprobs is not None:
+                if sampled.logprobs is not None and completion.wants_logprobs:
                     completion.add_logprobs(sampled.logprobs, i)
-            if completion.is_finished:
+            state = completion.request
+            if completion.finish_reason is not None:
                 self._end(completion)
-            updated[completion.request.request_id] = completion.request
+                if state.is_finished:
+                    told[state.request_id] = state
+            if state.stream:
+                told[state.request_id] = state
+        self._counts.generation_tokens += len(step.completions) - num_ended
 
     def _end(self, completion: Completion) -> None:
         """Give up what an ended completion holds; the request too once it was the last."""
         state = completion.request
         self._table.finish(completion.row)
         del self._completions[completion.row]
-        self._telling_prompts.discard(completion.row)
-        if completion.index == 0 and state.request_id in self._forking:
+        self._launcher.telling_prompts.discard(completion.row)
+        if completion.index == 0 and state.request_id in self._launcher.forking:
             # It ended before its siblings could begin from its prompt: they begin on their own.
-            self._forking.discard(state.request_id)
+            self._launcher.forking.discard(state.request_id)
             for sibling in state.completions[1:]:
                 if not sibling.is_finished:
                     self._table.wait(sibling.row)

@@ -1,79 +1,77 @@
-"""What ``model:`` stands for: a folder of files in Hugging Face layout. Nothing is ever downloaded or executed."""
+"""What ``model:`` means: the shipped checkpoint, a folder, or a name in the local Hugging Face cache.
+
+Nothing is ever downloaded, and no code that came with a checkpoint (``auto_map``) is ever run.
+"""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from tinyvllm.errors import LoadError
+from tinyvllm.json_file import read_json_object
 
 DEMO = "demo"
-CONFIG = "config.json"
-_DEMO_FOLDER = Path(__file__).parent.parent / "demo"
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_COMMIT = re.compile(r"[0-9A-Za-z][\w.-]*")
-_CONTENTS = "config.json, model.safetensors (or shards with their index) and tokenizer.json"
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+_COMMIT = re.compile(r"\w[\w.-]*")
+_LAYOUT = "config.json, tokenizer.json and model.safetensors, as Hugging Face lays them out"
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """A checkpoint's folder, which exists, and its JSON files.
-
-    Whatever ``auto_map`` in ``config.json`` names is Python code that came with the checkpoint; it is never run.
+    """A checkpoint folder in Hugging Face layout.
 
     Attributes:
-        folder: of the checkpoint.
+        folder: it exists and holds ``config.json``.
     """
 
     folder: Path
 
     def read_json(self, name: str) -> dict[str, Any] | None:
-        """The object in a JSON file of the folder; None if there is no such file and it is not ``config.json``.
+        """The mapping in a JSON file of the folder; None if there is no such file.
 
         Raises:
-            LoadError: it cannot be read or is not valid JSON, naming the line; or there is no ``config.json``.
+            LoadError: it is not a mapping in valid JSON, naming file and line.
         """
         path = self.folder / name
-        if name != CONFIG and not path.exists():
-            return None
-        return read_json_object(path)
+        return read_json_object(path) if path.is_file() else None
 
 
 def resolve_model(model: str, base: Path | None = None, cache: Path | None = None) -> ModelFiles:
-    """The files that ``model`` stands for.
+    """The folder that ``model`` names.
 
     Args:
         model: ``demo`` for the checkpoint that ships (``./demo`` for a folder of that name), a folder, or
-            ``org/name`` for the newest snapshot in the local Hugging Face cache. A folder of that name wins.
-        base: what a relative folder is relative to; None: the current directory.
-        cache: the Hugging Face cache; None: where the environment says, as in :func:`hugging_face_cache`.
+            ``org/name`` for what the branch ``main`` is in the local Hugging Face cache; a folder of that name wins.
+        base: what a relative folder is relative to; None: the current one.
+        cache: of Hugging Face; None: where the environment says, see :func:`hugging_face_cache`.
     Raises:
-        LoadError: there is no such folder, saying what would have to be there or how to fetch it.
+        LoadError: there is no such folder, or it holds no ``config.json``; says what to put where.
     """
     if model == DEMO:
-        return ModelFiles(_DEMO_FOLDER)
+        return _checked(Path(str(files("tinyvllm"))) / "demo")
     try:
         folder = (base or Path.cwd()) / Path(model).expanduser()
-        if folder.is_dir():
-            return ModelFiles(folder)
-        is_file = folder.is_file()
-    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL in it, ~nobody
-        raise LoadError(f"model: {ascii(model[:200])} is not the name of a folder: {error}") from error
+        is_folder, is_file = folder.is_dir(), folder.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL in it, ~ of nobody
+        raise LoadError(f"model {model[:200]!a} cannot be the name of a folder: {error}") from error
+    if is_folder:
+        return _checked(folder)
     if is_file:
-        raise LoadError(f"model: {folder} is a file; name the folder that holds {_CONTENTS}")
-    if _HUB_NAME.fullmatch(model):
-        return ModelFiles(_cached_snapshot(model, folder, cache or hugging_face_cache(os.environ)))
-    raise LoadError(f"model: there is no folder {folder}; it must hold {_CONTENTS}")
+        raise LoadError(f"{folder}: is a file; name the folder that holds {_LAYOUT}")
+    if not _HUB_NAME.fullmatch(model):
+        raise LoadError(f"{folder}: there is no such folder; put {_LAYOUT} there, or use model: {DEMO}")
+    return _checked(_snapshot(model, folder, cache or hugging_face_cache(os.environ)))
 
 
 def hugging_face_cache(environ: Mapping[str, str]) -> Path:
-    """Where ``huggingface_hub`` keeps what it downloaded: ``HF_HUB_CACHE``, ``HUGGINGFACE_HUB_CACHE``, ``HF_HOME``
-    and ``XDG_CACHE_HOME`` decide, in this order; ``~/.cache/huggingface/hub`` otherwise.
+    """Where Hugging Face's tools keep what they fetched: ``HF_HUB_CACHE``, ``HUGGINGFACE_HUB_CACHE``, ``HF_HOME`` and
+    ``XDG_CACHE_HOME`` decide, in this order; otherwise ``~/.cache/huggingface/hub``.
     """
     for name, below in (("HF_HUB_CACHE", ""), ("HUGGINGFACE_HUB_CACHE", ""), ("HF_HOME", "hub")):
         if environ.get(name):
@@ -81,47 +79,24 @@ def hugging_face_cache(environ: Mapping[str, str]) -> Path:
     return Path(environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "huggingface" / "hub"
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        LoadError: it is absent, cannot be read, or is not a JSON object; naming the line.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
-    except OSError as error:
-        raise LoadError(f"{path}: cannot be read: {error.strerror}; is the checkpoint complete?") from error
-    except json.JSONDecodeError as error:
-        raise LoadError(f"{path}:{error.lineno}: not valid JSON: {error.msg} (column {error.colno})") from error
-    except RecursionError:
-        raise LoadError(f"{path}: JSON is nested too deeply") from None
-    except ValueError as error:  # not UTF-8, a name twice, an integer of thousands of digits
-        raise LoadError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise LoadError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
+def _checked(folder: Path) -> ModelFiles:
+    if not (folder / "config.json").is_file():
+        raise LoadError(f"{folder / 'config.json'}: is missing; a checkpoint folder holds {_LAYOUT}")
+    return ModelFiles(folder)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    for name in names if len(set(names)) < len(names) else ():
-        if names.count(name) > 1:
-            raise ValueError(f"{ascii(name)} is there twice; which one counts?")
-    return dict(pairs)
-
-
-def _cached_snapshot(model: str, folder: Path, cache: Path) -> Path:
-    """The snapshot that the branch ``main`` of ``org/name`` points to."""
+def _snapshot(model: str, folder: Path, cache: Path) -> Path:
+    """The snapshot that ``refs/main`` points to."""
+    fetch = f"tinyvllm never downloads: fetch it with `hf download {model}`, or name a folder"
     repository = cache / f"models--{model.replace('/', '--')}"
-    fetch = f"fetch it with: hf download {model}"
     if not repository.is_dir():
-        raise LoadError(f"model: {model} is neither a folder ({folder}) nor in the Hugging Face cache {cache}; {fetch}")
+        raise LoadError(f"model {model!r} is neither a folder ({folder}) nor in the cache {cache}; {fetch}")
     reference = repository / "refs" / "main"
     try:
         commit = reference.read_text(encoding="utf-8").strip()
-    except (OSError, ValueError) as error:
-        raise LoadError(f"model: {model} is in the cache, but {reference} cannot be read; {fetch}") from error
+    except (OSError, ValueError):
+        commit = ""
     snapshot = repository / "snapshots" / commit
     if not _COMMIT.fullmatch(commit) or not snapshot.is_dir():
-        raise LoadError(f"model: {model} is in the cache, but its snapshot {ascii(commit[:80])} is not; {fetch}")
+        raise LoadError(f"model {model!r} is in the cache, but {reference} leads to no snapshot; {fetch}")
     return snapshot

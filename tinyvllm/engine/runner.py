@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tinyvllm.batch import Batch, Float32, Int32, LayerCache, LogprobColumns, SampleCall, Sampled, SamplingRows
 from tinyvllm.interfaces import Sampler
@@ -39,7 +40,6 @@ class Step:
 
     Attributes:
         batch: the arrays.
-        rows: ``[B]``, the table's row of each sequence.
         sampled: ``[S]``, which of the ``B`` sequences get a new token.
         sampling: the parameters of those, or None if there is none.
         tokens: token stores of those.
@@ -47,8 +47,7 @@ class Step:
     """
 
     batch: Batch
-    rows: Int32
-    sampled: Int32
+    sampled: NDArray[np.intp]
     sampling: SamplingRows | None
     tokens: Sequence[SequenceTokens]
     prompt_logprobs: Sequence[PromptLogprobs] = ()

@@ -10,6 +10,7 @@ import heapq
 import time
 from collections.abc import Sequence
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,6 +88,7 @@ class SequenceTable:
         self._head = self._tail = 0
         self._running: Int32 | None = np.zeros(0, np.int32)
         self._next_arrival = 0
+        self.read_only: dict[str, NDArray[Any]] = {}  # the columns once more, for those who may not write
         for name, (dtype, _) in _COLUMNS.items():
             setattr(self, name, np.zeros(0, dtype))
         self._grow()
@@ -268,5 +270,7 @@ class SequenceTable:
             column = np.full(new, fresh, dtype)
             column[:old] = getattr(self, name)
             setattr(self, name, column)
+            self.read_only[name] = column.view()
+            self.read_only[name].flags.writeable = False
         self.request_ids += [""] * (new - old)
         self._free_rows.extend(range(new - 1, old - 1, -1))

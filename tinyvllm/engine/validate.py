@@ -3,17 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tinyvllm.batch import Int32
 from tinyvllm.engine.table import SequenceTable, State
 from tinyvllm.errors import PluginError
 from tinyvllm.interfaces import Schedule
 
+_NONE = np.zeros(0, np.int32)
 
-def validated(decision: Schedule | Mapping[str, int], table: SequenceTable, scheduler: str) -> Schedule:
-    """The decision as arrays, rows in order of slots, where every rule holds.
+
+@dataclass(frozen=True, slots=True)
+class CheckedSchedule:
+    """A decision where every rule holds, with what the check had to look up.
+
+    Attributes:
+        rows: ``[B]``.
+        num_tokens: ``[B]``, tokens that each computes.
+        preempt: rows to be preempted first.
+        starts: ``[B]``, tokens computed before.
+        known: ``[B]``, tokens known, those in flight included.
+        needed: ``[B]``, blocks that each row lacks.
+        are_running: whether every row holds a slot already, and then they are in order of slots.
+    """
+
+    rows: Int32
+    num_tokens: Int32
+    preempt: Int32
+    starts: Int32
+    known: Int32
+    needed: Int32
+    are_running: bool
+
+    def in_order(self, order: NDArray[np.intp]) -> CheckedSchedule:
+        """The same with the rows in another order."""
+        columns = (self.rows, self.num_tokens, self.starts, self.known, self.needed)
+        rows, num_tokens, starts, known, needed = (column.take(order) for column in columns)
+        return CheckedSchedule(rows, num_tokens, self.preempt, starts, known, needed, True)
+
+
+def validated(decision: Schedule | Mapping[str, int], table: SequenceTable, scheduler: str) -> CheckedSchedule:
+    """The decision, if every rule holds.
 
     Args:
         decision: what the plugin returned.
@@ -22,38 +55,55 @@ def validated(decision: Schedule | Mapping[str, int], table: SequenceTable, sche
     Raises:
         PluginError: naming the scheduler, the rule it broke and the numbers. Nothing has changed.
     """
-    if isinstance(decision, Mapping):
+    if not isinstance(decision, Schedule) and isinstance(decision, Mapping):
         decision = _from_mapping(decision, table, scheduler)
     if not isinstance(decision, Schedule):
         raise _broken(scheduler, f"returned {type(decision).__name__}, expected a Schedule or a mapping")
-    rows = _row_indices(decision.rows, table, scheduler, "rows")
-    preempt = _row_indices(decision.preempt, table, scheduler, "preempt")
-    num_tokens = np.asarray(decision.num_tokens)
-    if num_tokens.shape != rows.shape or num_tokens.dtype.kind not in "iu":
-        raise _broken(
-            scheduler, f"num_tokens is {num_tokens.dtype} {list(num_tokens.shape)}, expected int {list(rows.shape)}"
-        )
-    num_tokens = num_tokens.astype(np.int32, copy=False)
-    if len(preempt):
+    rows = _integers(decision.rows, scheduler, "rows")
+    num_tokens = _integers(decision.num_tokens, scheduler, "num_tokens")
+    if len(num_tokens) != len(rows):
+        raise _broken(scheduler, f"names {len(rows)} rows but {len(num_tokens)} num_tokens")
+    preempt = _NONE
+    if len(decision.preempt):
+        preempt = _integers(decision.preempt, scheduler, "preempt")
         _check_preempted(rows, preempt, table, scheduler)
-    if len(rows):
-        _check_tokens(rows, num_tokens, table, scheduler)
-        _check_room(rows, num_tokens, preempt, table, scheduler)
-    return Schedule(rows, num_tokens, preempt)
+    if len(rows) == 0:
+        return CheckedSchedule(rows, num_tokens, preempt, _NONE, _NONE, _NONE, True)
+    return _checked(rows, num_tokens, preempt, table, scheduler)
 
 
-def blocks_needed(table: SequenceTable, rows: Int32, num_tokens: Int32) -> Int32:
-    """``[n]`` blocks that each row lacks to compute so many more tokens."""
-    computed = table.num_computed[rows] + num_tokens
-    needed: Int32 = np.maximum(-(-computed // np.int32(table.block_size)) - table.num_blocks[rows], 0)
-    return needed
+def _checked(rows: Int32, num_tokens: Int32, preempt: Int32, table: SequenceTable, scheduler: str) -> CheckedSchedule:
+    _check_range(rows, table, scheduler, "rows")
+    slots = table.slot.take(rows)
+    are_running = int(np.minimum.reduce(slots)) >= 0  # only running rows hold a slot, and no two the same
+    if are_running:
+        order = slots.argsort()
+        rows, num_tokens, slots = rows.take(order), num_tokens.take(order), slots.take(order)
+        if (slots[1:] == slots[:-1]).any():
+            raise _broken(scheduler, "rows names a row twice")
+    else:
+        _check_states(rows, table, scheduler)
+    starts, known = table.num_computed.take(rows), table.num_tokens.take(rows)
+    _check_tokens(rows, num_tokens, known - starts, known < table.most_tokens.take(rows), table, scheduler)
+    needed = starts + num_tokens
+    needed += table.block_size - 1
+    needed //= table.block_size
+    needed -= table.num_blocks.take(rows)
+    np.maximum(needed, 0, out=needed)
+    num_needed = int(needed.sum())
+    if num_needed > table.num_free_blocks:
+        free = table.num_free_blocks + (table.blocks_freed_by(preempt) if len(preempt) else 0)
+        if num_needed > free:
+            raise _broken(scheduler, f"needs {num_needed} KV blocks, {free} are free")
+    if not are_running:
+        _check_slots(rows, preempt, table, scheduler)
+    return CheckedSchedule(rows, num_tokens, preempt, starts, known, needed, are_running)
 
 
 def _from_mapping(decision: Mapping[str, int], table: SequenceTable, scheduler: str) -> Schedule:
     """Every schedulable row of a named request gets the tokens named, or what it has left if that is less."""
-    candidates = np.concatenate([table.running, table.waiting])
     by_request: dict[str, list[int]] = {}
-    for row in candidates.tolist():
+    for row in np.concatenate([table.running, table.waiting]).tolist():
         by_request.setdefault(table.request_ids[row], []).append(row)
     unknown = [request_id for request_id in decision if request_id not in by_request]
     if unknown:
@@ -64,19 +114,22 @@ def _from_mapping(decision: Mapping[str, int], table: SequenceTable, scheduler: 
     return Schedule(index, np.minimum(wanted, table.num_tokens[index] - table.num_computed[index]))
 
 
-def _row_indices(value: object, table: SequenceTable, scheduler: str, field: str) -> Int32:
+def _integers(value: object, scheduler: str, field: str) -> Int32:
     array = np.asarray(value)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise _broken(scheduler, f"{field} is {array.dtype} {list(array.shape)}, expected int [n]")
-    array = array.astype(np.int32, copy=False)
-    if array.size and (int(array.min()) < 0 or int(array.max()) >= len(table.state)):
-        raise _broken(scheduler, f"{field} names row {int(array.max())}, which does not exist")
-    if len(np.unique(array)) != len(array):
-        raise _broken(scheduler, f"{field} names a row twice")
-    return array
+    return array.astype(np.int32, copy=False)
+
+
+def _check_range(rows: Int32, table: SequenceTable, scheduler: str, field: str) -> None:
+    if int(np.minimum.reduce(rows)) < 0 or int(np.maximum.reduce(rows)) >= len(table.state):
+        raise _broken(scheduler, f"{field} names a row that does not exist, of {int(rows.min())} to {int(rows.max())}")
 
 
 def _check_preempted(rows: Int32, preempt: Int32, table: SequenceTable, scheduler: str) -> None:
+    _check_range(preempt, table, scheduler, "preempt")
+    if len(np.unique(preempt)) != len(preempt):
+        raise _broken(scheduler, "preempt names a row twice")
     states = table.state[preempt]
     if not np.all((states == State.RUNNING) | (states == State.WAITING)):
         raise _broken(scheduler, "preempts a row that is neither running nor waiting")
@@ -85,30 +138,34 @@ def _check_preempted(rows: Int32, preempt: Int32, table: SequenceTable, schedule
         raise _broken(scheduler, f"both schedules and preempts row {int(both[0])}")
 
 
-def _check_tokens(rows: Int32, num_tokens: Int32, table: SequenceTable, scheduler: str) -> None:
+def _check_states(rows: Int32, table: SequenceTable, scheduler: str) -> None:
+    if len(np.unique(rows)) != len(rows):
+        raise _broken(scheduler, "rows names a row twice")
     states = table.state[rows]
-    schedulable = (states == State.RUNNING) | (states == State.WAITING)
-    if not schedulable.all():
-        raise _broken(scheduler, f"schedules row {int(rows[np.argmin(schedulable)])}, which is not waiting or running")
-    left = table.num_tokens[rows] - table.num_computed[rows]
-    left = np.where(table.num_tokens[rows] < table.most_tokens[rows], left, 0)
-    wrong = (num_tokens < 1) | (num_tokens > left)
-    if wrong.any():
-        i = int(np.argmax(wrong))
+    is_live = (states == State.RUNNING) | (states == State.WAITING)
+    if not is_live.all():
+        raise _broken(scheduler, f"schedules row {int(rows[np.argmin(is_live)])}, which is not waiting or running")
+
+
+def _check_tokens(
+    rows: Int32, num_tokens: Int32, left: Int32, is_open: NDArray[np.bool_], table: SequenceTable, scheduler: str
+) -> None:
+    if not is_open.all():
+        row = int(rows[np.argmin(is_open)])
+        raise _broken(scheduler, f"schedules row {row}, whose last token is in flight")
+    if int(np.minimum.reduce(num_tokens)) < 1 or (num_tokens > left).any():
+        i = int(np.argmax((num_tokens < 1) | (num_tokens > left)))
         raise _broken(scheduler, f"gives row {int(rows[i])} {int(num_tokens[i])} tokens, expected 1 to {int(left[i])}")
-    if int(num_tokens.sum()) > table.budget:
-        raise _broken(scheduler, f"schedules {int(num_tokens.sum())} tokens, the budget is {table.budget}")
+    total = int(num_tokens.sum())
+    if total > table.budget:
+        raise _broken(scheduler, f"schedules {total} tokens, the budget is {table.budget}")
 
 
-def _check_room(rows: Int32, num_tokens: Int32, preempt: Int32, table: SequenceTable, scheduler: str) -> None:
-    slots = int(np.count_nonzero(table.state[rows] == State.WAITING))
-    free_slots = table.num_free_slots + int(np.count_nonzero(table.state[preempt] == State.RUNNING))
-    if slots > free_slots:
-        raise _broken(scheduler, f"starts {slots} sequences, {free_slots} slots are free")
-    needed = int(blocks_needed(table, rows, num_tokens).sum())
-    free = table.num_free_blocks + (table.blocks_freed_by(preempt) if len(preempt) else 0)
-    if needed > free:
-        raise _broken(scheduler, f"needs {needed} KV blocks, {free} are free")
+def _check_slots(rows: Int32, preempt: Int32, table: SequenceTable, scheduler: str) -> None:
+    wanted = int(np.count_nonzero(table.state[rows] == State.WAITING))
+    free = table.num_free_slots + int(np.count_nonzero(table.state[preempt] == State.RUNNING))
+    if wanted > free:
+        raise _broken(scheduler, f"starts {wanted} sequences, {free} slots are free")
 
 
 def _broken(scheduler: str, what: str) -> PluginError:

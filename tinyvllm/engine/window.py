@@ -11,9 +11,16 @@ from tinyvllm.engine.table import SequenceTable
 
 def _column(name: str, doc: str) -> property:
     def read(self: SchedulerWindow) -> Any:
-        column = getattr(self._table, name).view()
-        column.flags.writeable = False
-        return column
+        return self._table.read_only[name]
+
+    return property(read, doc=doc)
+
+
+def _rows(name: str, doc: str) -> property:
+    def read(self: SchedulerWindow) -> Int32:
+        rows: Int32 = getattr(self._table, name).view()
+        rows.flags.writeable = False
+        return rows
 
     return property(read, doc=doc)
 
@@ -24,8 +31,8 @@ class SchedulerWindow:
     def __init__(self, table: SequenceTable) -> None:
         self._table = table
 
-    waiting = _column("waiting", "Rows without a slot, by arrival.")
-    running = _column("running", "Rows with a slot that have something left to compute, by arrival.")
+    waiting = _rows("waiting", "Rows without a slot, by arrival.")
+    running = _rows("running", "Rows with a slot that have something left to compute, by arrival.")
     num_tokens = _column("num_tokens", "Known tokens and those in flight.")
     num_computed = _column("num_computed", "Tokens whose K and V are in the cache.")
     num_in_flight = _column("num_in_flight", "Sampled tokens not yet read back.")

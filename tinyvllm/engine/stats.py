@@ -1,0 +1,46 @@
+"""What an engine has done so far, in numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """Counts since the engine began, and what holds now.
+
+    Attributes:
+        num_running, num_waiting: sequences now.
+        num_blocks_used, num_blocks, peak_blocks_used: KV blocks now, in all, and the most at any time.
+        num_prompt_tokens: of requests that were taken.
+        num_generation_tokens: read back and kept.
+        num_steps: carried out.
+        num_preemptions: sequences that lost their blocks and were computed again.
+        model_s: seconds inside the model and the sampler.
+        schedule_s: seconds of the loop outside them: scheduling, batching, bookkeeping, text and outputs.
+    """
+
+    num_running: int
+    num_waiting: int
+    num_blocks_used: int
+    num_blocks: int
+    peak_blocks_used: int
+    num_prompt_tokens: int
+    num_generation_tokens: int
+    num_steps: int
+    num_preemptions: int
+    model_s: float
+    schedule_s: float
+
+
+@dataclass(slots=True)
+class Counts:
+    """The engine's own running counts; only the engine writes them."""
+
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    steps: int = 0
+    preemptions: int = 0
+    peak_blocks: int = 0
+    model_s: float = 0.0
+    schedule_s: float = 0.0
