@@ -10,7 +10,7 @@ from tinyvllm.batch import Sampled
 from tinyvllm.engine.admission import Admission
 from tinyvllm.engine.blocks import BlockManager
 from tinyvllm.engine.engine import Engine
-from tinyvllm.engine.runner import ModelRunner, Step, StepResult
+from tinyvllm.engine.runner import Step, StepResult
 from tinyvllm.engine.table import SequenceTable
 from tinyvllm.interfaces import PluginContext, Scheduler
 from tinyvllm.request import SamplingParams
@@ -41,7 +41,7 @@ def complete(prompt: list[int], most_output: int) -> tuple[list[int], str]:
     return output, "length"
 
 
-class FakeRunner(ModelRunner):
+class FakeRunner:
     """Writes token ids where keys would go, reads whole contexts through the block tables, and continues them."""
 
     def __init__(self, num_blocks: int, block_size: int) -> None:

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 
 import tinyvllm
-from tinyvllm.cli import chat, config, demo, doctor, generate, plugins, run
+from tinyvllm.cli import bench, chat, config, demo, doctor, generate, plugins, run
 from tinyvllm.errors import ConfigError, TinyvllmError
 from tinyvllm.nearest import did_you_mean
 
@@ -21,9 +21,10 @@ COMMANDS = {
     "config": config,
     "doctor": doctor,
     "demo": demo,
+    "bench": bench,
 }
 # Refused by name until they are built.
-LATER_COMMANDS = ("serve", "bench", "kernels", "simulate", "trace")
+LATER_COMMANDS = ("serve", "kernels", "simulate", "trace")
 
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141  # what a shell reports for a program that ended by SIGPIPE

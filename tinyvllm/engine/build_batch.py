@@ -25,6 +25,7 @@ def build_batch(table: SequenceTable, tokens_of: Callable[[int], SequenceTokens]
     rows, num_tokens, starts = schedule.rows, schedule.num_tokens, schedule.starts
     ends: Int32 = starts + num_tokens
     num_rows, total = len(rows), int(num_tokens.sum())
+    positions: Int32
     if total == num_rows:  # one token each: the usual step, worth its own line
         cu_seqlens_q = np.arange(num_rows + 1, dtype=np.int32)
         owners, positions = cu_seqlens_q[:-1], starts
@@ -32,7 +33,8 @@ def build_batch(table: SequenceTable, tokens_of: Callable[[int], SequenceTokens]
         cu_seqlens_q = np.zeros(num_rows + 1, np.int32)
         np.cumsum(num_tokens, out=cu_seqlens_q[1:])
         owners = np.repeat(np.arange(num_rows, dtype=np.int32), num_tokens)
-        positions: Int32 = (starts - cu_seqlens_q[:-1])[owners] + np.arange(total, dtype=np.int32)
+        gaps: Int32 = starts - cu_seqlens_q[:-1]
+        positions = gaps[owners] + np.arange(total, dtype=np.int32)
     block_tables = _tables(table, rows)
     offsets = positions % table.block_size
     return Batch(

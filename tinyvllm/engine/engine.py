@@ -16,7 +16,7 @@ from typing import Any
 from tinyvllm.engine.admission import Admission
 from tinyvllm.engine.completion import Completion, RequestState
 from tinyvllm.engine.launch import InFlight, StepLauncher
-from tinyvllm.engine.runner import ModelRunner
+from tinyvllm.engine.runner import Runner
 from tinyvllm.engine.stats import Counts, EngineStats
 from tinyvllm.engine.table import SequenceTable
 from tinyvllm.engine.validate import validated
@@ -43,7 +43,7 @@ class Engine:
         self,
         *,
         table: SequenceTable,
-        runner: ModelRunner,
+        runner: Runner,
         scheduler: Scheduler,
         scheduler_name: str,
         admission: Admission,

@@ -11,7 +11,7 @@ import numpy as np
 from tinyvllm.batch import Int32
 from tinyvllm.engine.build_batch import build_batch
 from tinyvllm.engine.completion import Completion, RequestState
-from tinyvllm.engine.runner import ModelRunner, PromptLogprobs, Step, StepResult
+from tinyvllm.engine.runner import PromptLogprobs, Runner, Step, StepResult
 from tinyvllm.engine.sampling_columns import SamplingColumns
 from tinyvllm.engine.stats import Counts
 from tinyvllm.engine.table import SequenceTable, State
@@ -49,7 +49,7 @@ class StepLauncher:
     """
 
     def __init__(
-        self, table: SequenceTable, runner: ModelRunner, completions: dict[int, Completion], counts: Counts
+        self, table: SequenceTable, runner: Runner, completions: dict[int, Completion], counts: Counts
     ) -> None:
         self._table = table
         self._runner = runner

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +62,14 @@ class StepResult:
     prompt_logprobs: Sequence[LogprobColumns]
 
 
+class Runner(Protocol):
+    """Whatever executes steps, one after the other."""
+
+    def execute(self, step: Step) -> StepResult:
+        """Compute a step; new tokens are appended to their stores, as a device's token buffer would take them."""
+        ...
+
+
 class ModelRunner:
     """Executes steps one after the other.
 
@@ -76,7 +85,7 @@ class ModelRunner:
         self._sampler = sampler
 
     def execute(self, step: Step) -> StepResult:
-        """Compute a step; the new tokens are appended to their stores, as a device's token buffer would."""
+        """Model, logits, sampler."""
         batch = step.batch
         hidden = self._decoder.forward(batch, self._caches)
         wishes = [self._prompt_logprobs(hidden, wish) for wish in step.prompt_logprobs]

@@ -1,0 +1,172 @@
+"""Measure speed: latency, throughput, overhead, invariance, load."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tinyvllm.cli.options import add_config_arguments, add_engine_arguments, add_traceback_argument, resolve
+from tinyvllm.cli.table import aligned
+from tinyvllm.config import Resolved
+from tinyvllm.errors import ConfigError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """One sub-command a benchmark."""
+    parser.set_defaults(run=run)
+    verbs = parser.add_subparsers(title="benchmarks", metavar="BENCHMARK", required=True)
+    latency = _add(verbs, "latency", _latency, "a batch of equal prompts, decoded step by step")
+    latency.add_argument("--batch-size", type=int, nargs="+", default=[1], help="sequences; several: one run each")
+    _add_lengths(latency, input_len=32, output_len=128)
+    latency.add_argument("--repeats", type=int, default=5, help="runs after the warm-up; medians are printed")
+    latency.add_argument("--peer", choices=["transformers"], help="who does the same work in turn with us")
+    throughput = _add(verbs, "throughput", _throughput, "many requests at once")
+    throughput.add_argument("--workload", choices=["random", "offline256"], default="random", help="what is asked")
+    throughput.add_argument("--num-prompts", type=int, default=64, help="requests of the random workload")
+    _add_lengths(throughput, input_len=64, output_len=64)
+    throughput.add_argument("--temperature", type=float, default=0.6, help="of the sampling")
+    invariance = _add(verbs, "invariance", _invariance, "the price of batch_invariant: decode steps with and without")
+    invariance.add_argument("--batch-size", type=int, nargs="+", default=[1, 16], help="sequences")
+    _add_lengths(invariance, input_len=32, output_len=64)
+    invariance.add_argument("--repeats", type=int, default=5, help="runs of each after the warm-up")
+    _add(verbs, "load", _load, "seconds and peak memory of loading a checkpoint")
+    overhead = verbs.add_parser("overhead", help="scheduling, batching and bookkeeping a step, without a model")
+    overhead.set_defaults(benchmark=_overhead)
+    add_traceback_argument(overhead)
+    overhead.add_argument("--scheduler", default="continuous", help="which scheduler")
+    overhead.add_argument("--num-seqs", type=int, nargs="+", default=[1, 64, 256], help="running sequences")
+    overhead.add_argument("--context-len", type=int, nargs="+", default=[100, 1000, 8000], help="tokens of each")
+    overhead.add_argument("--num-steps", type=int, default=300, help="steps that are measured")
+    overhead.add_argument("--output-json", type=Path, metavar="FILE", help="write the results there as well")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the benchmark and print its table."""
+    results = arguments.benchmark(arguments)
+    print(_shown(results))
+    if arguments.output_json is not None:
+        arguments.output_json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def _add(verbs: Any, name: str, benchmark: Callable[..., Any], text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=text)
+    add_config_arguments(parser)
+    add_engine_arguments(parser)
+    parser.add_argument("--load-format", help="dummy: random weights from config.json alone")
+    parser.add_argument("--output-json", type=Path, metavar="FILE", help="write the results there as well")
+    parser.set_defaults(benchmark=benchmark)
+    return parser
+
+
+def _add_lengths(parser: argparse.ArgumentParser, *, input_len: int, output_len: int) -> None:
+    parser.add_argument("--input-len", type=int, default=input_len, help="prompt tokens of each sequence")
+    parser.add_argument("--output-len", type=int, default=output_len, help="tokens that each generates, at least 2")
+
+
+def _latency(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    from tinyvllm.bench.latency import measure_latency
+    from tinyvllm.bench.peers import TransformersPeer
+    from tinyvllm.bench.roofline import measure_cpu
+    from tinyvllm.llm import LLM
+
+    _check_lengths(arguments)
+    config = _resolved(arguments)
+    llm = LLM.from_config(config)
+    is_dummy = config.config.loader.name == "dummy"
+    peer = TransformersPeer(llm.folder, is_dummy=is_dummy) if arguments.peer == "transformers" else None
+    machine = measure_cpu()
+    return [
+        asdict(
+            measure_latency(
+                llm,
+                machine,
+                batch_size=batch_size,
+                input_len=arguments.input_len,
+                output_len=arguments.output_len,
+                repeats=arguments.repeats,
+                peer=peer,
+            )
+        )
+        for batch_size in arguments.batch_size
+    ]
+
+
+def _throughput(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    from tinyvllm.bench.roofline import measure_cpu
+    from tinyvllm.bench.throughput import measure_throughput
+    from tinyvllm.bench.workload import offline_jobs, uniform_jobs
+    from tinyvllm.llm import LLM
+
+    _check_lengths(arguments)
+    llm = LLM.from_config(_resolved(arguments))
+    if arguments.workload == "offline256":
+        jobs = offline_jobs(llm.shape.vocab_size)
+    else:
+        jobs = uniform_jobs(
+            llm.shape.vocab_size, arguments.num_prompts, arguments.input_len, arguments.output_len, seed=0
+        )
+    return [asdict(measure_throughput(llm, measure_cpu(), jobs, temperature=arguments.temperature))]
+
+
+def _invariance(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    from tinyvllm.bench.invariance import measure_invariance
+
+    _check_lengths(arguments)
+    return [
+        asdict(each)
+        for each in measure_invariance(
+            _resolved(arguments),
+            _resolved(arguments, batch_invariant=True),
+            batch_sizes=arguments.batch_size,
+            input_len=arguments.input_len,
+            output_len=arguments.output_len,
+            repeats=arguments.repeats,
+        )
+    ]
+
+
+def _load(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    from tinyvllm.bench.load import measure_load
+
+    return [asdict(measure_load(_resolved(arguments))[0])]
+
+
+def _overhead(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    from tinyvllm.bench.overhead import measure_overhead
+
+    return [
+        asdict(measure_overhead(arguments.scheduler, num_seqs, context_len, arguments.num_steps))
+        for num_seqs in arguments.num_seqs
+        for context_len in arguments.context_len
+    ]
+
+
+def _resolved(arguments: argparse.Namespace, **more: Any) -> Resolved:
+    extra = {"skip_tokenizer_init": True, **more}
+    if arguments.load_format is not None:
+        extra["load_format"] = arguments.load_format
+    return resolve(arguments, {(name,): value for name, value in extra.items()})
+
+
+def _check_lengths(arguments: argparse.Namespace) -> None:
+    for name, minimum in (("input_len", 1), ("output_len", 2), ("num_prompts", 1), ("repeats", 1)):
+        value = getattr(arguments, name, minimum)
+        if value < minimum:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least {minimum}, got {value}")
+
+
+def _shown(results: Sequence[dict[str, Any]]) -> str:
+    """A table with a row a result."""
+    names = [name for name in results[0] if any(result[name] is not None for result in results)]
+    return aligned(names, [[_cell(result[name]) for name in names] for result in results])
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3e}" if value >= 1e6 else f"{value:.4g}" if value < 1000 else f"{value:.1f}"
+    return "" if value is None else str(value)
