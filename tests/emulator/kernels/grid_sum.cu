@@ -14,7 +14,7 @@ extern "C" __global__ void __launch_bounds__(128)
     float sum = 0.0f;
     for (int i = first; i < size; i += stride) sum += x[i];
     sum = block_sum(sum, scratch);
-    if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+    if (threadIdx.x == blockDim.x - 1) partial[blockIdx.x] = sum;  // any thread may: the barrier publishes for all
     grid_barrier(state);  // the partial sums of all blocks are there before any block adds them up
     sum = 0.0f;
     for (int i = threadIdx.x; i < gridDim.x; i += blockDim.x) sum += partial[i];

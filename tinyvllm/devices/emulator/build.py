@@ -16,11 +16,13 @@ from tinyvllm.devices.emulator.rewrite import rewrite
 from tinyvllm.errors import DeviceError, KernelError
 
 _RUNTIME_DIR = Path(__file__).resolve().parent / "cpp"
-_COMMON_FLAGS = ("-std=c++17", "-fPIC", "-g1", "-pthread", "-DTINYVLLM_EMULATOR")
+# Version 4 of the line tables: some tools take the wrong file from those of version 5 when a source is preprocessed.
+_COMMON_FLAGS = ("-std=c++17", "-fPIC", "-g1", "-gdwarf-4", "-pthread", "-DTINYVLLM_EMULATOR")
 # Kernels reinterpret memory freely and CUDA has no errno; contraction to fused multiply-add is the CUDA default too.
+# A tail call into the runtime would hide the line that made it.
 _KERNEL_FLAGS = (
     "-O2", "-fno-strict-aliasing", "-fno-math-errno", "-fno-trapping-math", "-fno-exceptions", "-fno-rtti",
-    "-fno-semantic-interposition", "-Wall", "-Wno-unknown-pragmas", "-Wno-unused",
+    "-fno-semantic-interposition", "-fno-optimize-sibling-calls", "-Wall", "-Wno-unknown-pragmas", "-Wno-unused",
 )  # fmt: skip
 
 

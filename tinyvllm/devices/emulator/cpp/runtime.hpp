@@ -160,6 +160,7 @@ struct Worker {
     Fibre* running = nullptr;
     Fibre* upcoming = nullptr;  // its memory is on its way to the cache
     uint64_t random = 1;
+    bool has_several_blocks = false;
     uint64_t events = 0;  // anything but spinning: without any for long, nobody is getting on
 };
 

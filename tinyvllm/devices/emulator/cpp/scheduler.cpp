@@ -42,10 +42,12 @@ void foresee(Worker& worker, const Warp& warp, uint64_t random, const Fibre& nex
 #endif
 }
 
-/// The lane to run next, taken off the ready ones; null if the block has none. Mostly of `warp`, whose data is at hand.
+/// The lane to run next, taken off the ready ones; null if the block has none, and now and then if other blocks could
+/// run. Mostly of `warp`, whose data is at hand.
 Fibre* take_next(Worker& worker, Block& block, Warp* warp) {
     if (block.ready_warps == 0) return nullptr;
     const uint64_t random = next_random(worker);
+    if (worker.has_several_blocks && warp != nullptr && (random >> 20 & 31) == 0) return nullptr;  // another block's turn
     Fibre* next = worker.upcoming;
     if (warp == nullptr || warp->ready == 0 || (random >> 40 & 15) == 0) {
         warp = &block.warps[pick_bit(block.ready_warps, uint32_t(random >> 48))];
@@ -279,7 +281,13 @@ void run_blocks(Worker& worker, std::vector<std::unique_ptr<Block>>& blocks) {
     uint64_t last_events = ~0ull;
     uint32_t idle = 0;
     std::vector<Block*> able;
+    worker.has_several_blocks = blocks.size() > 1;
     while (!worker.launch->failed) {
+        Block& lucky = *blocks[next_random(worker) % blocks.size()];
+        if (lucky.num_spinning != 0 && next_random(worker) >> 62 == 0) {  // see the change before everybody has made it
+            lucky.num_spinning = 0;
+            wake(lucky, Waiting::spin);
+        }
         able.clear();
         for (auto& block : blocks)
             if (block->ready_warps != 0) able.push_back(block.get());

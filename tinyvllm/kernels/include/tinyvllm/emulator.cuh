@@ -60,25 +60,25 @@ void tinyvllm_grow_copies(Lane*);
 [[noreturn]] void tinyvllm_fail_assert(Lane*);
 }
 
-inline Lane* self() { return tinyvllm_self(); }
-inline void yield() { tinyvllm_yield(self()); }
-inline void pdl_wait() { tinyvllm_pdl_wait(self()); }
-inline void pdl_launch_dependents() { tinyvllm_pdl_launch_dependents(self()); }
-inline void* dynamic_shared() { return tinyvllm_dynamic_shared(self()); }
-[[noreturn]] inline void fail_assert() { tinyvllm_fail_assert(self()); }
+TINYVLLM_INLINE Lane* self() { return tinyvllm_self(); }
+TINYVLLM_INLINE void yield() { tinyvllm_yield(self()); }
+TINYVLLM_INLINE void pdl_wait() { tinyvllm_pdl_wait(self()); }
+TINYVLLM_INLINE void pdl_launch_dependents() { tinyvllm_pdl_launch_dependents(self()); }
+TINYVLLM_INLINE void* dynamic_shared() { return tinyvllm_dynamic_shared(self()); }
+[[noreturn]] TINYVLLM_INLINE void fail_assert() { tinyvllm_fail_assert(self()); }
 
-inline void check_aligned(const void* address, uint32_t alignment) {
+TINYVLLM_INLINE void check_aligned(const void* address, uint32_t alignment) {
     if (reinterpret_cast<uintptr_t>(address) % alignment != 0) [[unlikely]]
         tinyvllm_fail_misaligned(self(), address, alignment);
 }
 
 /// What `__shared__ T name;` becomes: the block's one copy. `key` tells declarations apart, also in templates.
 template <class T, size_t alignment>
-inline T& shared_variable(const char& key) {
+TINYVLLM_INLINE T& shared_variable(const char& key) {
     return *static_cast<T*>(tinyvllm_shared_variable(self(), &key, sizeof(T), alignment));
 }
 
-inline void start_copy(void* to, const void* from, bool valid) {
+TINYVLLM_INLINE void start_copy(void* to, const void* from, bool valid) {
     Lane* lane = self();
     check_aligned(to, 16);
     if (valid) check_aligned(from, 16);
@@ -88,7 +88,7 @@ inline void start_copy(void* to, const void* from, bool valid) {
     *static_cast<uint4*>(to) = uint4{0xffffffffu, 0xffffffffu, 0xffffffffu, 0xffffffffu};
 }
 
-inline void land_copies(uint32_t pending) {
+TINYVLLM_INLINE void land_copies(uint32_t pending) {
     Lane* lane = self();
     uint32_t kept = 0;
     for (uint32_t i = 0; i < lane->num_copies; ++i) {
@@ -101,7 +101,7 @@ inline void land_copies(uint32_t pending) {
     lane->num_copies = kept;
 }
 
-inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+TINYVLLM_INLINE void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     Lane* lane = self();
     lane->a = a;
     lane->b = b;
@@ -110,7 +110,7 @@ inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[
 }
 
 template <int count, bool trans>
-inline void ldmatrix(uint32_t (&registers)[count], const void* row) {
+TINYVLLM_INLINE void ldmatrix(uint32_t (&registers)[count], const void* row) {
     Lane* lane = self();
     if (lane->index % 32 < 8 * count) {
         check_aligned(row, 16);
@@ -124,7 +124,7 @@ inline void ldmatrix(uint32_t (&registers)[count], const void* row) {
     for (int i = 0; i < count; ++i) registers[i] = lane->registers[i];
 }
 
-inline uint64_t shuffle_bits(uint32_t mask, uint64_t value, int source) {
+TINYVLLM_INLINE uint64_t shuffle_bits(uint32_t mask, uint64_t value, int source) {
     Lane* lane = self();
     lane->value = value;
     lane->source = source;
@@ -132,7 +132,7 @@ inline uint64_t shuffle_bits(uint32_t mask, uint64_t value, int source) {
     return lane->result;
 }
 
-inline uint32_t vote(uint32_t mask, int predicate, Collective kind) {
+TINYVLLM_INLINE uint32_t vote(uint32_t mask, int predicate, Collective kind) {
     Lane* lane = self();
     lane->value = predicate != 0;
     tinyvllm_collective(lane, mask, kind, 0);
@@ -141,7 +141,7 @@ inline uint32_t vote(uint32_t mask, int predicate, Collective kind) {
 
 /// A shuffle reads lane `source`; outside the segment of `width` lanes a lane keeps its own value.
 template <class T>
-inline T shuffle(uint32_t mask, T value, int source) {
+TINYVLLM_INLINE T shuffle(uint32_t mask, T value, int source) {
     static_assert(sizeof(T) == 4 || sizeof(T) == 8, "a shuffle exchanges 4 or 8 bytes");
     uint64_t bits = 0;
     __builtin_memcpy(&bits, &value, sizeof(T));
@@ -202,7 +202,7 @@ template <class... P>
 Signature<P...> signature_of(void (*)(P...));
 
 template <class... P>
-inline void call(void (*kernel)(P...), void** arguments) {
+TINYVLLM_INLINE void call(void (*kernel)(P...), void** arguments) {
     Signature<P...>::call(kernel, arguments, MakeIndices<sizeof...(P)>());
 }
 

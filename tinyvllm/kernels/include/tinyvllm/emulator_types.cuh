@@ -12,10 +12,13 @@ typedef __UINT64_TYPE__ uint64_t;
 typedef __UINTPTR_TYPE__ uintptr_t;
 typedef __SIZE_TYPE__ size_t;
 
+// Always inlined: the address that the runtime returns to, and so the line that a report names, is the kernel's own.
+#define TINYVLLM_INLINE inline __attribute__((always_inline))
+
 #define __device__
 #define __host__
 #define __constant__
-#define __forceinline__ inline __attribute__((always_inline))
+#define __forceinline__ TINYVLLM_INLINE
 #define __noinline__ __attribute__((noinline))
 #define __align__(bytes) alignas(bytes)
 #define __grid_constant__
@@ -36,9 +39,9 @@ struct dim3 {
     struct alignas(4 * sizeof(T) < 16 ? 4 * sizeof(T) : 16) NAME##4 {                            \
         T x, y, z, w;                                                                            \
     };                                                                                           \
-    inline NAME##2 make_##NAME##2(T x, T y) { return {x, y}; }                                   \
-    inline NAME##3 make_##NAME##3(T x, T y, T z) { return {x, y, z}; }                           \
-    inline NAME##4 make_##NAME##4(T x, T y, T z, T w) { return {x, y, z, w}; }
+    TINYVLLM_INLINE NAME##2 make_##NAME##2(T x, T y) { return {x, y}; }                                   \
+    TINYVLLM_INLINE NAME##3 make_##NAME##3(T x, T y, T z) { return {x, y, z}; }                           \
+    TINYVLLM_INLINE NAME##4 make_##NAME##4(T x, T y, T z, T w) { return {x, y, z, w}; }
 
 TINYVLLM_VECTORS(float, float)
 TINYVLLM_VECTORS(int, int)

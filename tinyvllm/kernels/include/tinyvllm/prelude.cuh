@@ -8,7 +8,7 @@
 
 #if defined(TINYVLLM_EMULATOR)
 #include "tinyvllm/emulator.cuh"
-#define TINYVLLM_DEVICE inline
+#define TINYVLLM_DEVICE TINYVLLM_INLINE
 #else
 #include "tinyvllm/device.cuh"
 #define TINYVLLM_DEVICE __device__ __forceinline__

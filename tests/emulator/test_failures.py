@@ -1,0 +1,204 @@
+"""What a wrong kernel is told: the kernel, the block, the thread, the line."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.emulator.samples import upload
+from tinyvllm.devices.emulator import EmulatorDevice
+from tinyvllm.errors import KernelError
+
+PRELUDE = '#include "tinyvllm/prelude.cuh"\n'
+GRID, BLOCK = (3, 1, 1), (64, 1, 1)
+
+WRONG = {
+    "shuffle_not_named": (
+        "    if (threadIdx.x == 5) out[0] = __shfl_sync(0xffu << 8, 1, 0);",
+        r"3: kernel wrong, block \(\d, 0, 0\) thread \(5, 0, 0\): the mask 0x0000ff00 of a shuffle does not name",
+    ),
+    "barrier_in_half_the_block": (
+        "    if (threadIdx.x < 32) __syncthreads();\n    else { __syncthreads(); out[1] = 0; }\n",
+        r"divergent barrier: block .* waits at \S+wrong.cu:[34] and thread .* of the same block at \S+wrong.cu:[34]",
+    ),
+    "deadlock_between_barrier_and_shuffle": (
+        "    if (threadIdx.x == 40) __syncthreads();\n    else if (threadIdx.x > 31) __syncwarp();\n"
+        "    else __syncthreads();\n    __syncthreads();",
+        r"deadlock: no thread can go on: 3[23] wait at a block barrier at .*wrong.cu:\d.*31 wait in a warp collective",
+    ),
+    "different_collectives": (
+        "    if (threadIdx.x % 2) __syncwarp();\n    else out[0] = __any_sync(0xffffffffu, 1);",
+        r"lanes \d+ and \d+ of a warp meet in different collectives: (__syncwarp and __any|__any_sync and __sync)",
+    ),
+    "mma_in_half_a_warp": (
+        "    float d[4] = {};\n    const uint32_t a[4] = {}, b[2] = {};\n    if (threadIdx.x < 48) mma_bf16(d, a, b);",
+        r"mma.sync needs all 32 lanes of the warp, 16 are there",
+    ),
+    "misaligned_load": (
+        "    out[threadIdx.x] = load16(x + 4 * threadIdx.x + (threadIdx.x == 9)).x;",
+        r"wrong.cu:3: kernel wrong, block .* thread \(9, 0, 0\): misaligned access: .* not a multiple of 16",
+    ),
+    "assertion": (
+        "    device_assert(threadIdx.x != 7);",
+        r"wrong.cu:3: kernel wrong, block .* thread \(7, 0, 0\): a device_assert failed",
+    ),
+    "null_pointer": (
+        "    const volatile int* nothing = nullptr;\n    if (threadIdx.x == 33) out[0] = nothing[1];",
+        r"wrong.cu:4: kernel wrong, block .* thread \(33, 0, 0\): invalid address, at address 0x4",
+    ),
+    "division_by_zero": (
+        "    out[threadIdx.x] = 7 / (int(threadIdx.x) - 12);",
+        r"wrong.cu:3: kernel wrong, block .* thread \(12, 0, 0\): integer division by zero",
+    ),
+    "overrun_of_dynamic_shared_memory": (
+        "    dynamic_shared<int>()[threadIdx.x] = 1;",
+        r"kernel wrong, block \(\d, 0, 0\): wrote beyond the end of dynamic shared memory",
+    ),
+    "overrun_of_static_shared_memory": (
+        "    __shared__ int tile[63];\n    volatile int* p = tile;\n    p[threadIdx.x] = 1;",
+        r"kernel wrong, block \(\d, 0, 0\): wrote beyond the end of a __shared__ variable",
+    ),
+    "overrun_of_a_buffer": (
+        "    out[threadIdx.x + 1] = 1;",
+        r"kernel wrong: wrote outside the bounds of buffer argument 0 \(64,\)",
+    ),
+    "too_much_static_shared_memory": (
+        "    __shared__ float tile[12500];\n    tile[threadIdx.x] = 1.0f;",
+        r"too much shared memory: 50000 bytes of static shared memory, at most 49152",
+    ),
+    "endless_wait": (
+        "    if (blockIdx.x == 1) counter_wait((const uint32_t*)x, 5);",
+        r"deadlock: .*wait for memory to change at .*wrong.cu:3 .*cooperative=True",
+    ),
+    "stack_overflow": (
+        "    volatile char much[70000];\n    for (int i = 0; i < 70000; ++i) much[i] = 1;",
+        r"local arrays overflow a thread's stack|invalid address",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_kernel_is_told_where(device: EmulatorDevice, tmp_path: Path, name: str) -> None:
+    body, message = WRONG[name]
+    source = tmp_path / "wrong.cu"
+    source.write_text(f'{PRELUDE}extern "C" __global__ void wrong(int* out, const int* x) {{\n{body}\n}}\n')
+    out, x = device.memory.alloc((64,), np.int32), upload(device, np.zeros(512, np.int32))
+    device.launch(device.compile(source).function("wrong"), GRID, BLOCK, [out, x], shared_bytes=63 * 4)
+    with pytest.raises(KernelError) as caught:
+        device.synchronize()
+    assert re.search(message, str(caught.value), re.DOTALL), str(caught.value)
+
+
+def test_the_device_goes_on_after_a_failure(device: EmulatorDevice, tmp_path: Path) -> None:
+    source = tmp_path / "some.cu"
+    source.write_text(
+        f'{PRELUDE}extern "C" __global__ void some(int* out, int bad) {{\n'
+        "    device_assert(threadIdx.x != bad); out[threadIdx.x] = threadIdx.x; }\n"
+    )
+    function = device.compile(source).function("some")
+    out = device.memory.alloc((64,), np.int32)
+    for bad in (3, -1, 40, -1):
+        device.memory.fill(out, 0xFF)
+        device.launch(function, (1, 1, 1), BLOCK, [out, np.int32(bad)])
+        if bad >= 0:
+            with pytest.raises(KernelError):
+                device.synchronize()
+        else:
+            np.testing.assert_array_equal(device.memory.download(out), np.arange(64))
+
+
+def test_exited_threads_do_not_hold_up_a_barrier(device: EmulatorDevice, tmp_path: Path) -> None:
+    source = tmp_path / "exits.cu"
+    source.write_text(
+        f'{PRELUDE}extern "C" __global__ void exits(int* out) {{\n'
+        "    if (threadIdx.x % 3 == 0) return;\n"
+        "    __syncthreads();\n"
+        "    out[threadIdx.x] = __shfl_sync(0xffffffffu, int(threadIdx.x), threadIdx.x % 32); }\n"
+    )
+    out = device.memory.alloc((64,), np.int32)
+    device.launch(device.compile(source).function("exits"), (1, 1, 1), BLOCK, [out])
+    found, expected = device.memory.download(out), np.arange(64)
+    np.testing.assert_array_equal(found, np.where(expected % 3 == 0, -1, expected))
+
+
+def test_a_source_that_does_not_compile_says_where(device: EmulatorDevice, tmp_path: Path) -> None:
+    source = tmp_path / "broken.cu"
+    source.write_text(f'{PRELUDE}extern "C" __global__ void broken(int* out) {{\n    out[0] = nonsense;\n}}\n')
+    with pytest.raises(KernelError, match=r"broken\.cu:3.*nonsense"):
+        device.compile(source)
+    with pytest.raises(KernelError, match="cannot be read"):
+        device.compile(tmp_path / "absent.cu")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("__shared__ int a, b;", "one __shared__ variable per declaration"),
+        ("__shared__ int a = 3;", "one __shared__ variable per declaration"),
+        ("} __shared__ int outside; void f() {", "inside the kernel"),
+    ],
+)
+def test_shared_declarations_that_are_not_understood(
+    device: EmulatorDevice, tmp_path: Path, line: str, message: str
+) -> None:
+    source = tmp_path / "shared.cu"
+    source.write_text(f'{PRELUDE}extern "C" __global__ void k(int* out) {{\n    {line}\n}}\n')
+    with pytest.raises(KernelError, match=rf"shared\.cu:3: .*{message}"):
+        device.compile(source)
+
+
+def test_shared_memory_in_all_its_forms(device: EmulatorDevice, tmp_path: Path) -> None:
+    source = tmp_path / "forms.cu"
+    source.write_text(
+        f"""{PRELUDE}
+template <class T, int size>
+__device__ T* once() {{
+    __shared__ T values[size];  // one for each instantiation
+    return values;
+}}
+struct alignas(32) Pair {{ float a, b; }};
+extern "C" __global__ void forms(int* out) {{
+    extern __shared__ __align__(16) unsigned char all[];
+    __shared__
+    int spread
+        [2][4];
+    __shared__ alignas(128) Pair pairs[2];
+    alignas(64) __shared__ char bytes[3];
+    __shared__ int single;
+    if (threadIdx.x == 0) {{
+        single = 5;
+        spread[1][3] = 6;
+        pairs[1].b = 7.0f;
+        once<int, 4>()[3] = 8;
+        once<float, 4>()[3] = 9.0f;
+        all[15] = 10;
+        const bool aligned = size_t(pairs) % 128 + size_t(bytes) % 64 + size_t(all) % 16 == 0;
+        const int values[] = {{single, spread[1][3], int(pairs[1].b), once<int, 4>()[3], int(once<float, 4>()[3]),
+                              all[15], int(sizeof spread), aligned}};
+        for (int i = 0; i < 8; ++i) out[i] = values[i];
+    }}
+}}
+"""
+    )
+    out = device.memory.alloc((8,), np.int32)
+    device.launch(device.compile(source).function("forms"), (1, 1, 1), (32, 1, 1), [out], shared_bytes=16)
+    assert device.memory.download(out).tolist() == [5, 6, 7, 8, 9, 10, 32, 1]
+
+
+def test_shared_memory_starts_as_zeros_or_ones_in_turn(device: EmulatorDevice, tmp_path: Path) -> None:
+    source = tmp_path / "poison.cu"
+    source.write_text(
+        f'{PRELUDE}extern "C" __global__ void poison(uint32_t* out) {{\n'
+        "    __shared__ uint32_t own[32];\n"
+        "    out[(blockIdx.x * 2 + 0) * 32 + threadIdx.x] = own[threadIdx.x];\n"
+        "    out[(blockIdx.x * 2 + 1) * 32 + threadIdx.x] = dynamic_shared<uint32_t>()[threadIdx.x];\n"
+        "    own[threadIdx.x] = dynamic_shared<uint32_t>()[threadIdx.x] = 5;\n}\n"
+    )
+    out = device.memory.alloc((4, 2, 32), np.uint32)
+    device.launch(device.compile(source).function("poison"), (4, 1, 1), (32, 1, 1), [out], shared_bytes=128)
+    found = device.memory.download(out)
+    assert all(len(np.unique(block)) == 1 for block in found)
+    assert {int(block[0, 0]) for block in found} == {0, 0xFFFFFFFF}
