@@ -242,7 +242,7 @@ def test_a_local_file_gives_every_engine_the_same_classes_until_it_is_edited(sit
     path.write_text(SCHEDULER.replace("{name}", "local"))
     first, second = (Registry(["./mine.py"], site.folder).get(Kind.SCHEDULER, "local") for _ in range(2))
     assert first.create is not None
-    assert first.create.__globals__ is second.create.__globals__  # type: ignore[attr-defined]
+    assert first.create.__globals__ is second.create.__globals__
     path.write_text(SCHEDULER.replace("{name}", "renamed"))
     assert Registry(["./mine.py"], site.folder).get(Kind.SCHEDULER, "renamed").name == "renamed"
 

@@ -55,7 +55,8 @@ def generate(resolved: Resolved) -> int:
     summary.print(to_stderr=run.prompts is None and journal is None)
     if num_errors:
         where = f'see "error" in {run.output}' if journal else "see above"
-        print(f"{num_errors} of {seal.num_lines} prompts could not be served; {where}", file=sys.stderr)  # noqa: T201
+        total = journal.num_done if journal is not None else summary.num_results
+        print(f"{num_errors} of {total} prompts could not be served; {where}", file=sys.stderr)  # noqa: T201
     return _SOME_FAILED if num_errors else 0
 
 

@@ -128,8 +128,12 @@ def _parse(line: bytes) -> dict[str, Any]:
         raise RequestError(f"the line is longer than {MAX_LINE_BYTES:,} bytes")
     try:
         fields = json.loads(line.decode(), object_pairs_hook=_without_repeats)
+        if b"\\u" in line:
+            json.dumps(fields, ensure_ascii=False).encode()  # an escape can spell half a character
     except UnicodeDecodeError as error:
         raise RequestError(f"the line is not UTF-8: byte 0x{line[error.start]:02x} at {error.start}") from error
+    except UnicodeEncodeError as error:
+        raise RequestError(f"the line has a lone surrogate, {error.object[error.start]!a}, which is no text") from error
     except json.JSONDecodeError as error:
         raise RequestError(f"the line is not JSON: {error.msg} at character {error.pos + 1}") from error
     except (ValueError, RecursionError) as error:

@@ -29,6 +29,11 @@ class Summary:
         self._num_served = self._num_errors = 0
         self._notes: list[str] = []
 
+    @property
+    def num_results(self) -> int:
+        """Results counted so far, errors included."""
+        return self._num_served + self._num_errors
+
     def add(self, result: Result) -> None:
         """Count one result."""
         if result.output is None:
