@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyvllm.errors import LoadError, RequestError
+from tinyvllm.json_file import read_json_object
+from tinyvllm.text.byte_level import bytes_of
 from tinyvllm.text.chat_template import ChatTemplate
 
 if TYPE_CHECKING:
@@ -19,21 +20,35 @@ _CACHED_TOKENS = 1 << 16
 class Tokenizer:
     """Encodes and decodes; renders conversations.
 
-    Args:
-        inner: of the ``tokenizers`` package.
-        config: the contents of ``tokenizer_config.json``.
-        chat_template: None: conversations are refused.
+    Attributes:
+        special_token_ids: tokens that ``skip_special_tokens`` leaves out.
+        special_tokens: ``bos_token``, ``eos_token`` and so on, to their text.
+        is_byte_level: the text of tokens is their :meth:`token_bytes` one after the other, read as UTF-8.
     """
 
     def __init__(
-        self, inner: tokenizers.Tokenizer, config: Mapping[str, Any], chat_template: ChatTemplate | None = None
+        self, inner: tokenizers.Tokenizer, special_tokens: Mapping[str, str], chat_template: ChatTemplate | None = None
     ) -> None:
+        """Wrap a tokenizer.
+
+        Args:
+            inner: of the ``tokenizers`` package.
+            special_tokens: name to text, as ``tokenizer_config.json`` gives them.
+            chat_template: None: conversations are refused.
+        """
+        from tokenizers.decoders import ByteLevel
+
         self._inner = inner
-        self._config = config
+        # Some files cut or pad, as was convenient for training; a prompt must stay whole.
+        inner.no_truncation()
+        inner.no_padding()
+        self.special_tokens = special_tokens
         self._chat_template = chat_template
         added = inner.get_added_tokens_decoder()
         self.special_token_ids = frozenset(i for i, token in added.items() if token.special)
+        self.is_byte_level = isinstance(inner.decoder, ByteLevel)
         self._single: dict[int, str] = {}
+        self._bytes: dict[int, bytes] = {}
 
     @classmethod
     def from_folder(cls, path: Path, chat_template: Path | None = None) -> Tokenizer:
@@ -51,22 +66,17 @@ class Tokenizer:
                 f"{file}: there is no tokenizer; put tokenizer.json there, name another folder with tokenizer:, "
                 "or set skip_tokenizer_init and give token ids"
             )
-        from tokenizers import Tokenizer as Inner  # slow to import, and not needed for token-id prompts
-
-        try:
-            inner = Inner.from_file(str(file))
-        except Exception as error:  # the library raises plain Exception
-            raise LoadError(f"{file}: is not a tokenizer of the tokenizers package: {error}") from error
-        config = _read_config(folder / "tokenizer_config.json")
-        source = chat_template or folder / "chat_template.jinja"
-        if chat_template is not None and not source.is_file():
-            raise LoadError(f"{source}: there is no such chat template")
-        if source.is_file():
-            text: str | None = source.read_text(encoding="utf-8")
+        inner = _read_tokenizer(file)
+        config_path = folder / "tokenizer_config.json"
+        config = read_json_object(config_path) if config_path.is_file() else {}
+        special_tokens = _special_tokens(folder, config)
+        where = chat_template or folder / "chat_template.jinja"
+        if chat_template is not None or where.is_file():
+            source: str | None = _read_text(where)
         else:
-            source, text = folder / "tokenizer_config.json", _template_in(config, folder / "tokenizer_config.json")
-        template = None if text is None else ChatTemplate(text, str(source), _special_tokens(config))
-        return cls(inner, config, template)
+            where, source = config_path, _template_in(config, config_path)
+        template = None if source is None else ChatTemplate(source, str(where), special_tokens)
+        return cls(inner, special_tokens, template)
 
     @property
     def vocab_size(self) -> int:
@@ -76,7 +86,7 @@ class Tokenizer:
     @property
     def eos_token_id(self) -> int | None:
         """The end-of-sequence token that ``tokenizer_config.json`` names."""
-        token = _content(self._config.get("eos_token"))
+        token = self.special_tokens.get("eos_token")
         return None if token is None else self.token_to_id(token)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
@@ -87,8 +97,10 @@ class Tokenizer:
         """
         try:
             return list(self._inner.encode(text, add_special_tokens=add_special_tokens).ids)
-        except UnicodeEncodeError as error:
-            raise RequestError(f"the text cannot be encoded: {error.reason} at character {error.start}") from error
+        except TypeError as error:
+            at = next((i for i, character in enumerate(text) if "\ud800" <= character <= "\udfff"), None)
+            what = "it is not text" if at is None else f"character {at} is half of a surrogate pair"
+            raise RequestError(f"the prompt cannot be encoded: {what}") from error
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of some tokens; incomplete characters become U+FFFD."""
@@ -102,6 +114,16 @@ class Tokenizer:
             if len(self._single) < _CACHED_TOKENS:
                 self._single[token_id] = text
         return text
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token of a byte-level tokenizer stands for; no bytes if there is no such token."""
+        known = self._bytes.get(token_id)
+        if known is None:
+            token = self.id_to_token(token_id)
+            known = b"" if token is None else bytes_of(token)
+            if len(self._bytes) < _CACHED_TOKENS:
+                self._bytes[token_id] = known
+        return known
 
     def token_to_id(self, token: str) -> int | None:
         """The id of a token as the vocabulary spells it; None if there is no such token."""
@@ -128,16 +150,22 @@ class Tokenizer:
         return self._chat_template.render(messages, add_generation_prompt=add_generation_prompt, **variables)
 
 
-def _read_config(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        return {}
+def _read_tokenizer(file: Path) -> tokenizers.Tokenizer:
+    from tokenizers import Tokenizer as Inner  # slow to import, and not needed for token-id prompts
+
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise LoadError(f"{path}: is not valid JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise LoadError(f"{path}: must hold a mapping, got {type(config).__name__}")
-    return config
+        return Inner.from_file(str(file))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises plain Exception, and where it panics, a BaseException
+        raise LoadError(f"{file}: is not a tokenizer of the tokenizers package: {error}") from error
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise LoadError(f"{path}: the chat template cannot be read: {error}") from error
 
 
 def _template_in(config: Mapping[str, Any], path: Path) -> str | None:
@@ -151,9 +179,11 @@ def _template_in(config: Mapping[str, Any], path: Path) -> str | None:
     return template
 
 
-def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+def _special_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
     """``bos_token``, ``eos_token`` and so on, which templates may use by name."""
-    tokens = {name: _content(value) for name, value in config.items() if name.endswith("_token")}
+    older = folder / "special_tokens_map.json"
+    named = {**(read_json_object(older) if older.is_file() else {}), **config}
+    tokens = {name: _content(value) for name, value in named.items() if name.endswith("_token")}
     return {name: token for name, token in tokens.items() if token is not None}
 
 
