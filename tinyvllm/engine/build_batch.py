@@ -34,7 +34,8 @@ def build_batch(table: SequenceTable, tokens_of: Callable[[int], SequenceTokens]
         np.cumsum(num_tokens, out=cu_seqlens_q[1:])
         owners = np.repeat(np.arange(num_rows, dtype=np.int32), num_tokens)
         gaps: Int32 = starts - cu_seqlens_q[:-1]
-        positions = gaps[owners] + np.arange(total, dtype=np.int32)
+        positions = np.arange(total, dtype=np.int32)
+        positions += gaps[owners]
     block_tables = _tables(table, rows)
     offsets = positions % table.block_size
     return Batch(
