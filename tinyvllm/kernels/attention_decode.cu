@@ -165,15 +165,15 @@ struct Fetcher {
 };
 
 /// The fragments of the group's rows; rows without a head, and the upper eight, are zeros.
-TINYVLLM_DEVICE void load_query(Query<1>& fragments, const bf16* query) {
+TINYVLLM_DEVICE void read_query(uint32_t (&fragments)[head_dim / 16][4], const bf16* query) {
     const int row = lane_id() / 4, column = lane_id() % 4 * 2;
 #pragma unroll
     for (int k = 0; k < head_dim / 16; ++k) {
         const bf16* from = query + row * head_dim + k * 16 + column;
-        fragments[0][k][0] = row < group_size ? *reinterpret_cast<const uint32_t*>(from) : 0;
-        fragments[0][k][1] = 0;
-        fragments[0][k][2] = row < group_size ? *reinterpret_cast<const uint32_t*>(from + 8) : 0;
-        fragments[0][k][3] = 0;
+        fragments[k][0] = row < group_size ? *reinterpret_cast<const uint32_t*>(from) : 0;
+        fragments[k][1] = 0;
+        fragments[k][2] = row < group_size ? *reinterpret_cast<const uint32_t*>(from + 8) : 0;
+        fragments[k][3] = 0;
     }
 }
 
@@ -286,8 +286,12 @@ extern "C" __global__ void __launch_bounds__(threads, 1)
     while (true) {
         const int token = cu_seqlens_q == nullptr ? piece.sequence : cu_seqlens_q[piece.sequence];
         const size_t row = (size_t(token) * num_kv_heads + piece.head) * group_size * head_dim;
-        Query<1> fragments;
-        load_query(fragments, query + row);
+        uint32_t fragments[head_dim / 16][4];
+        read_query(fragments, query + row);
+        const auto load_query = [&](uint32_t(&a)[4], int, int k) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) a[i] = fragments[k][i];
+        };
         Rows<1, false> rows;
         rows.clear();
         for (int tile = piece.tile; tile < piece.tile_end; ++tile, ++step) {
@@ -297,9 +301,11 @@ extern "C" __global__ void __launch_bounds__(threads, 1)
             __syncwarp();
             fetcher.fetch(stages[(step + num_stages - 1) % num_stages]);
             const int position = tile * tile_keys + warp_id() * warp_keys;
-            const Span spans[1][1] = {{{piece.visible.begin - position, piece.visible.end - position}}};
-            if (spans[0][0].high <= 0 || spans[0][0].low >= warp_keys) continue;
-            attend<warp_keys, 1, false>(rows, fragments, stages[step % num_stages], spans, true, scale_log2);
+            const Span span = {piece.visible.begin - position, piece.visible.end - position};
+            if (span.high <= 0 || span.low >= warp_keys) continue;
+            const bool is_masked = span.low > 0 || span.high < warp_keys;
+            attend<warp_keys, 1, false>(rows, stages[step % num_stages], load_query, is_masked,
+                                        [&](int, int) { return span; }, scale_log2);
         }
         finish_piece(shared, piece, rows, shares, reinterpret_cast<Part*>(workspace), counters, num_kv_heads,
                      out + row);

@@ -24,6 +24,7 @@ constexpr bool has_fixed_splits = split_tiles > 0;
 
 struct Shared {
     KeyValueTile<tile_keys> stages[num_stages];
+    bf16 query[block_rows][pitch];  // read anew for every tile: as fragments it would take the registers of half a tile
 };
 static_assert(sizeof(Shared) == SHARED_BYTES, "the launcher computes the same size");
 
@@ -71,24 +72,15 @@ struct RowAddress {
     }
 };
 
-/// The warp's query fragments; rows beyond the last are zeros.
-TINYVLLM_DEVICE void load_query(Query<row_tiles>& fragments, const bf16* query, const RowRange& rows,
-                                const RowAddress& address) {
-    const int column = lane_id() % 4 * 2;
-#pragma unroll
-    for (int r = 0; r < row_tiles; ++r) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const int row = r * 16 + half * 8 + lane_id() / 4;
-            const bool is_row = row < rows.count;
-            const bf16* from = query + (is_row ? address(rows.first + row) : 0) + column;
-#pragma unroll
-            for (int k = 0; k < head_dim / 16; ++k) {
-                const bf16* pair = from + k * 16;
-                fragments[r][k][half] = is_row ? *reinterpret_cast<const uint32_t*>(pair) : 0;
-                fragments[r][k][half + 2] = is_row ? *reinterpret_cast<const uint32_t*>(pair + 8) : 0;
-            }
-        }
+/// Starts the copy of the block's queries; rows beyond the last become zeros.
+TINYVLLM_DEVICE void start_query(bf16 (&to)[block_rows][pitch], const bf16* query, const RowRange& rows,
+                                 const RowAddress& address) {
+    constexpr int vectors_per_row = head_dim / 8;
+#pragma unroll 2
+    for (int i = thread_rank(); i < block_rows * vectors_per_row; i += threads) {
+        const int row = i / vectors_per_row, column = i % vectors_per_row * 8;
+        const bool is_row = row < rows.count;
+        cp_async16_or_zero(&to[row][column], query + (is_row ? address(rows.first + row) + column : 0), is_row);
     }
 }
 
@@ -143,22 +135,20 @@ TINYVLLM_DEVICE void write_out(bf16* out, const RowRange& rows, const RowAddress
 }
 
 /// Lets the warp's rows attend to the tile at `position`.
-TINYVLLM_DEVICE void attend_at(Rows<row_tiles, true>& rows, const Query<row_tiles>& fragments,
-                               const KeyValueTile<tile_keys>& tile, const RowRange& range, int position,
-                               float scale_log2) {
+TINYVLLM_DEVICE void attend_at(Rows<row_tiles, true>& rows, const Shared& shared, int stage, const RowRange& range,
+                               int position, float scale_log2) {
     const Visible any = range.seen_by_any(), all = range.seen_by_all();
     if (position >= any.end || position + tile_keys <= any.begin) return;
     const bool is_masked = position < all.begin || position + tile_keys > all.end;
-    Span spans[row_tiles][2];
-#pragma unroll
-    for (int r = 0; r < row_tiles; ++r) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const int row = range.first + r * 16 + half * 8 + lane_id() / 4;
-            spans[r][half] = {range.low(row) - position, range.position(row) + 1 - position};
-        }
-    }
-    attend<tile_keys, row_tiles, true>(rows, fragments, tile, spans, is_masked, scale_log2);
+    const auto load_query = [&](uint32_t (&a)[4], int r, int k) {
+        const int row = warp_id() * warp_rows + r * 16 + lane_id() % 16;
+        ldmatrix_x4(a, &shared.query[row][k * 16 + lane_id() / 16 * 8]);
+    };
+    const auto span_of = [&](int r, int half) {
+        const int row = range.first + r * 16 + half * 8 + lane_id() / 4;
+        return Span{range.low(row) - position, range.position(row) + 1 - position};
+    };
+    attend<tile_keys, row_tiles, true>(rows, shared.stages[stage], load_query, is_masked, span_of, scale_log2);
 }
 
 extern "C" __global__ void __launch_bounds__(threads, 1)
@@ -166,7 +156,7 @@ extern "C" __global__ void __launch_bounds__(threads, 1)
                       const int* block_tables, const int* context_lens, const int* cu_seqlens_q, int num_sequences,
                       int num_kv_heads, int max_blocks, int sliding_window, float scale_log2, int min_queries,
                       int is_plan_older) {
-    auto& stages = dynamic_shared<Shared>()->stages;
+    Shared& shared = *dynamic_shared<Shared>();
     pdl_launch_dependents();
     if (!is_plan_older) pdl_wait();
     // The last rows of a prompt see most: they start first.
@@ -190,17 +180,16 @@ extern "C" __global__ void __launch_bounds__(threads, 1)
     int block_ids = load_block_ids<tile_keys>(block_table, first_tile * tile_keys, visible);
     const auto fetch = [&](int tile) {
         if (tile < end_tile) {
-            start_fetch<tile_keys, threads>(stages[tile % num_stages], cache, head, block_ids, tile * tile_keys,
-                                            visible, thread_rank());
+            start_fetch<tile_keys, threads>(shared.stages[tile % num_stages], cache, head, block_ids,
+                                            tile * tile_keys, visible, thread_rank());
             // One step early, so that the next copy need not wait for it.
             block_ids = load_block_ids<tile_keys>(block_table, (tile + 1) * tile_keys, visible);
         }
         cp_async_commit();
     };
+    start_query(shared.query, query, block_range, address);
     fetch(first_tile);
 
-    Query<row_tiles> fragments;
-    load_query(fragments, query, range, address);
     Rows<row_tiles, true> rows;
     rows.clear();
     Totals totals;
@@ -210,7 +199,7 @@ extern "C" __global__ void __launch_bounds__(threads, 1)
         // The copies of all threads have landed, and all warps have read the other stage, which is overwritten next.
         __syncthreads();
         fetch(tile + 1);
-        attend_at(rows, fragments, stages[tile % num_stages], range, tile * tile_keys, scale_log2);
+        attend_at(rows, shared, tile % num_stages, range, tile * tile_keys, scale_log2);
         if constexpr (has_fixed_splits) {
             if ((tile + 1) % split_tiles == 0 || tile + 1 == end_tile) totals.add(rows);
         }

@@ -8,9 +8,10 @@ import numpy as np
 
 from tinyvllm.devices.interface import Buffer, Device
 from tinyvllm.kernels.attention_sizes import KEY_TILE, AttentionSizes
-from tinyvllm.kernels.launch import WARP_SIZE, source
+from tinyvllm.kernels.launch import BFLOAT16, WARP_SIZE, source
 
-_THREADS = 4 * WARP_SIZE
+_NUM_WARPS, _NUM_STAGES = 4, 2
+_THREADS = _NUM_WARPS * WARP_SIZE
 _MAX_HEAD_DIM_FOR_TWO_ROW_TILES = 64
 """Above it the accumulators of two row tiles a warp do not fit the registers."""
 
@@ -31,7 +32,7 @@ class AttentionPrefill:
         self._device, self._sizes, self._pdl = device, sizes, pdl
         defines = prefill_defines(sizes)
         self._shared_bytes = int(defines["SHARED_BYTES"])
-        self._block_rows = _THREADS // WARP_SIZE * 16 * int(defines["ROW_TILES"])
+        self._block_rows = _NUM_WARPS * 16 * int(defines["ROW_TILES"])
         module = device.compile(kernel_source or source("attention_prefill.cu"), defines)
         self._function = module.function("attention_prefill", max_dynamic_shared_bytes=self._shared_bytes)
 
@@ -86,11 +87,13 @@ class AttentionPrefill:
 def prefill_defines(sizes: AttentionSizes) -> dict[str, str | int]:
     """The macros of ``attention_prefill.cu``."""
     is_narrow = sizes.head_dim <= _MAX_HEAD_DIM_FOR_TWO_ROW_TILES and not sizes.batch_invariant
+    row_tiles = 2 if is_narrow else 1
+    shared_rows = _NUM_STAGES * 2 * KEY_TILE + _NUM_WARPS * 16 * row_tiles
     return {
         **sizes.defines(),
-        "ROW_TILES": 2 if is_narrow else 1,
+        "ROW_TILES": row_tiles,
         "SPLIT_TILES": sizes.split_tiles if sizes.batch_invariant else 0,
-        "SHARED_BYTES": 2 * 2 * KEY_TILE * (sizes.head_dim + 8) * 2,
+        "SHARED_BYTES": shared_rows * (sizes.head_dim + 8) * BFLOAT16.itemsize,
     }
 
 

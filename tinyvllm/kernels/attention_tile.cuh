@@ -99,26 +99,46 @@ struct Rows {
     }
 };
 
-/// Query fragments, A of the first product: [row tile][16 of the head][4].
-template <int row_tiles>
-using Query = uint32_t[row_tiles][head_dim / 16][4];
-
-/// Makes the scores of the warp's rows with every key of the tile.
-template <int num_keys, int row_tiles>
-TINYVLLM_DEVICE void score(float (&scores)[row_tiles][num_keys / 8][4], const Query<row_tiles>& query,
-                           const KeyValueTile<num_keys>& tile) {
+/// Makes the scores of the warp's rows with every key of the tile. `load_query(a, r, k)` gives the fragment of row tile
+/// r and columns 16 k to 16 k + 15 of the queries.
+template <int num_keys, int row_tiles, class LoadQuery>
+TINYVLLM_DEVICE void score(float (&scores)[row_tiles][num_keys / 8][4], const KeyValueTile<num_keys>& tile,
+                           LoadQuery load_query) {
     const int lane = lane_id();
 #pragma unroll
-    for (int n = 0; n < num_keys / 16; ++n) {
+    for (int k = 0; k < head_dim / 16; ++k) {
+        uint32_t a[row_tiles][4];
 #pragma unroll
-        for (int k = 0; k < head_dim / 16; ++k) {
+        for (int r = 0; r < row_tiles; ++r) load_query(a[r], r, k);
+#pragma unroll
+        for (int n = 0; n < num_keys / 16; ++n) {
             uint32_t b[4];  // keys 0-7 and 8-15 of the sixteen, each 16 long
             ldmatrix_x4(b, &tile.key[n * 16 + lane % 8 + lane / 16 * 8][k * 16 + lane / 8 % 2 * 8]);
             const uint32_t first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};
 #pragma unroll
             for (int r = 0; r < row_tiles; ++r) {
-                mma_bf16(scores[r][2 * n], query[r][k], first);
-                mma_bf16(scores[r][2 * n + 1], query[r][k], second);
+                mma_bf16(scores[r][2 * n], a[r], first);
+                mma_bf16(scores[r][2 * n + 1], a[r], second);
+            }
+        }
+    }
+}
+
+/// Scores of keys that a row does not see become -infinity.
+template <int num_keys, int row_tiles, int num_halves, class SpanOf>
+TINYVLLM_DEVICE void mask(float (&scores)[row_tiles][num_keys / 8][4], SpanOf span_of) {
+#pragma unroll
+    for (int r = 0; r < row_tiles; ++r) {
+#pragma unroll
+        for (int half = 0; half < num_halves; ++half) {
+            const Span span = span_of(r, half);
+#pragma unroll
+            for (int n = 0; n < num_keys / 8; ++n) {
+#pragma unroll
+                for (int i = 0; i < 2; ++i) {
+                    const int key = n * 8 + lane_id() % 4 * 2 + i;
+                    if (key < span.low || key >= span.high) scores[r][n][2 * half + i] = -INFINITY;
+                }
             }
         }
     }
@@ -127,24 +147,15 @@ TINYVLLM_DEVICE void score(float (&scores)[row_tiles][num_keys / 8][4], const Qu
 /// Turns scores into weights 2^(scale * score - max), after raising the rows' maxima, and rescales what rows hold.
 template <int num_keys, int row_tiles, bool has_upper>
 TINYVLLM_DEVICE void weigh(float (&scores)[row_tiles][num_keys / 8][4], Rows<row_tiles, has_upper>& rows,
-                           const Span (&spans)[row_tiles][Rows<row_tiles, has_upper>::num_halves], bool is_masked,
                            float scale) {
-    const int first_key = lane_id() % 4 * 2;
 #pragma unroll
     for (int r = 0; r < row_tiles; ++r) {
 #pragma unroll
         for (int half = 0; half < rows.num_halves; ++half) {
             float tile_max = -INFINITY;
 #pragma unroll
-            for (int n = 0; n < num_keys / 8; ++n) {
-#pragma unroll
-                for (int i = 0; i < 2; ++i) {
-                    float& s = scores[r][n][2 * half + i];
-                    const int key = n * 8 + first_key + i;
-                    if (is_masked && (key < spans[r][half].low || key >= spans[r][half].high)) s = -INFINITY;
-                    tile_max = fmaxf(tile_max, s);
-                }
-            }
+            for (int n = 0; n < num_keys / 8; ++n)
+                tile_max = fmaxf(tile_max, fmaxf(scores[r][n][2 * half], scores[r][n][2 * half + 1]));
             const float old_max = rows.max[r][half], new_max = fmaxf(old_max, warp_max<4>(tile_max) * scale);
             const float base = new_max == -INFINITY ? 0.0f : new_max;  // a row that has seen nothing yet
             const float shrink = exp2_fast(old_max - base);
@@ -199,16 +210,15 @@ TINYVLLM_DEVICE void add_values(Rows<row_tiles, has_upper>& rows, const float (&
     }
 }
 
-/// Lets the warp's rows attend to a tile. Each row sees the keys in its span; `is_masked` may be false, the same in
-/// all lanes, if every span covers the tile. A row that sees none of the keys is left as it was, to the bit.
-template <int num_keys, int row_tiles, bool has_upper>
-TINYVLLM_DEVICE void attend(Rows<row_tiles, has_upper>& rows, const Query<row_tiles>& query,
-                            const KeyValueTile<num_keys>& tile,
-                            const Span (&spans)[row_tiles][Rows<row_tiles, has_upper>::num_halves], bool is_masked,
-                            float scale) {
+/// Lets the warp's rows attend to a tile. A row sees the keys in `span_of(row tile, half)`; `is_masked` may be false, the
+/// same in all lanes, if every span covers the tile. A row that sees none of the keys is left as it was, to the bit.
+template <int num_keys, int row_tiles, bool has_upper, class LoadQuery, class SpanOf>
+TINYVLLM_DEVICE void attend(Rows<row_tiles, has_upper>& rows, const KeyValueTile<num_keys>& tile,
+                            LoadQuery load_query, bool is_masked, SpanOf span_of, float scale) {
     float scores[row_tiles][num_keys / 8][4] = {};
-    score<num_keys, row_tiles>(scores, query, tile);
-    weigh<num_keys, row_tiles, has_upper>(scores, rows, spans, is_masked, scale);
+    score<num_keys, row_tiles>(scores, tile, load_query);
+    if (is_masked) mask<num_keys, row_tiles, Rows<row_tiles, has_upper>::num_halves>(scores, span_of);
+    weigh<num_keys, row_tiles, has_upper>(scores, rows, scale);
     add_values<num_keys, row_tiles, has_upper>(rows, scores, tile);
 }
 
