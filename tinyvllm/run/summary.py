@@ -19,10 +19,12 @@ class Summary:
 
     Args:
         engine: whose counts are read; what it did before does not count.
+        device: what it runs on, and why.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, device: str) -> None:
         self._engine = engine
+        self._device = device
         self._before = engine.stats()
         self._began = time.perf_counter()
         self._ttft_s = array("d")
@@ -62,6 +64,7 @@ class Summary:
             ("KV blocks used", f"{stats.peak_blocks_used} of {stats.num_blocks}"),
             ("steps", f"{stats.num_steps - self._before.num_steps}"),
             ("seconds", f"{seconds:.2f}"),
+            ("device", self._device),
         ]
         preemptions = stats.num_preemptions - self._before.num_preemptions
         return [*rows, ("preemptions", f"{preemptions}")] if preemptions else rows
