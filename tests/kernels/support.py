@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyvllm.devices.interface import Array, Buffer, Device, Shape
+from tinyvllm.kernels.ops import OPS
+from tinyvllm.layers import Linear, Norm
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 BF16_ROUNDOFF = 2.0**-8
@@ -86,3 +88,35 @@ def assert_close(got: Array, expected: Array, error: Any) -> None:
             f"{int(bad.sum())} of {bad.size} wrong; at {first}: got {f64(got)[first]}, expected {expected[first]}, "
             f"off by {off[first]:.3g}, allowed {np.broadcast_to(allowed, off.shape)[first]:.3g}"
         )
+
+
+def definition(op: str) -> Callable[..., Any]:
+    """A fused op as the composition of the NumPy definitions of its parts; exact inputs in float64 stay so."""
+    compose = OPS[op].compose
+    assert compose is not None, f"{op} is not a fused op"
+
+    def reference(part: str) -> Callable[..., Any]:
+        found = OPS[part].reference
+        assert found is not None
+        return found
+
+    return compose(reference)
+
+
+def linear_value(weight: Array, bias: Array | None = None) -> Linear:
+    """The layer ``[out, in]`` of a checkpoint as a value, in float64."""
+    return Linear(f64(weight).T, None if bias is None else f64(bias))
+
+
+def normed_dot_error(x: Array, norm: Norm, weight: Array, num_products_rounded: int) -> Float64:
+    """Most that ``norm(x) @ weight.T`` is off, ``[T, N]``.
+
+    The mean square is a sum too, with half its relative error in the root. ``num_products_rounded`` is 1 where x times
+    the norm's weight is rounded to bfloat16 before it is multiplied, otherwise 0.
+    """
+    rows = f64(x)
+    rstd = 1 / np.sqrt((rows**2).mean(axis=1, keepdims=True) + norm.eps)
+    magnitude = (np.abs(rows * norm.weight) * rstd) @ np.abs(f64(weight)).T
+    length = x.shape[1]
+    error: Float64 = dot_error(magnitude, length + 8) + num_products_rounded * BF16_ROUNDOFF * magnitude
+    return error

@@ -1,0 +1,199 @@
+"""linear, linear_residual and gate_up_silu against their definitions, on both cores."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tinyvllm.devices.interface import Array, Device
+from tinyvllm.errors import ShapeError
+from tinyvllm.kernels.gate_up_silu import GateUpSilu
+from tinyvllm.kernels.linear import LinearRows
+from tinyvllm.kernels.linear_residual import LinearResidual
+from tinyvllm.kernels.tiling import Tiling, choose_tiling
+from tinyvllm.layers import Norm
+
+from .support import (
+    assert_close,
+    bf16,
+    definition,
+    dot_error,
+    f64,
+    get,
+    linear_value,
+    normed_dot_error,
+    once,
+    poisoned,
+    put,
+    rows_of_many_scales,
+)
+
+EPS = 1e-5
+
+linear = once(LinearRows)
+linear_residual = once(LinearResidual)
+gate_up_silu = once(GateUpSilu)
+
+# in_features, out_features, how it is cut (a number: the default for so many rows). Between them: the hot shapes' rows,
+# a few vectors, ragged rows, rows in several chunks, outputs that fill no tile or several, one tile a block or more.
+# Few outputs where rows are long: only the reductions differ.
+LAYERS: tuple[tuple[int, int, int | Tiling], ...] = (
+    (2048, 24, 1),
+    (8192, 6, 1),
+    (192, 100, 1),
+    (14336, 4, 1),
+    (2112, 17, Tiling(1, warps_per_row=2, rows_per_warp=2, blocks_per_sm=1, threads=128)),
+    (4096, 9, Tiling(1, warps_per_row=8, rows_per_warp=4, loads=4, blocks_per_sm=1)),
+    (40, 7, Tiling(1, warps_per_row=1, rows_per_warp=1)),
+    (2048, 40, 8),
+    (8192, 6, 16),
+    (2112, 17, Tiling(8, split=3, loads=4)),
+    (192, 100, Tiling(8, threads=128, loads=2, blocks_per_sm=1)),
+    (4096, 9, Tiling(16, split=2, threads=512)),
+    (40, 7, Tiling(32, blocks_per_sm=1)),
+    (8, 70, 32),
+)
+
+NORMED_LAYERS: tuple[tuple[int, int, int | Tiling], ...] = (
+    (2048, 32, 1),
+    (192, 64, 1),
+    (40, 32, replace(choose_tiling(40, 1), blocks_per_sm=1)),
+    (4096, 32, Tiling(1, warps_per_row=4, rows_per_warp=2, loads=4, blocks_per_sm=1)),
+    (2048, 64, replace(choose_tiling(2048, 8), blocks_per_sm=1)),
+    (192, 64, 16),
+    (2112, 32, Tiling(32, threads=256, loads=4)),
+)
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+def random_layer(rng: np.random.Generator, size_k: int, num_outputs: int) -> Array:
+    return bf16(rng.standard_normal((num_outputs, size_k)) * 10.0 ** rng.uniform(-2, 2, (num_outputs, 1)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    layer=st.sampled_from(LAYERS),
+    rows=st.integers(1, 40),
+    has_bias=st.booleans(),
+    is_residual=st.booleans(),
+    seed=seeds,
+)
+def test_a_linear_layer_is_its_definition(
+    device: Device, layer: tuple[int, int, int | Tiling], rows: int, has_bias: bool, is_residual: bool, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    size_k, num_outputs, cut = layer
+    tiling = cut if isinstance(cut, Tiling) else choose_tiling(size_k, cut)
+    rows = 1 if tiling.batch_rows == 1 else 1 + rows % (tiling.batch_rows + 3)  # at times more than a block's
+    x, weight = rows_of_many_scales(rng, (rows, size_k)), random_layer(rng, size_k, num_outputs)
+    bias = bf16(rng.standard_normal(num_outputs) * 100) if has_bias else None
+    residual = rows_of_many_scales(rng, (rows, num_outputs))
+    make = linear_residual if is_residual else linear
+    run = make(device, in_features=size_k, out_features=num_outputs, max_rows=40, tiling=tiling)
+    out = put(device, residual) if is_residual else poisoned(device, (rows, num_outputs))
+    run(out, put(device, x), put(device, weight), None if bias is None else put(device, bias))
+
+    if not is_residual:
+        residual = np.zeros_like(residual)
+    expected = definition("linear_residual")(f64(x), linear_value(weight, bias), f64(residual))
+    magnitude = np.abs(f64(x)) @ np.abs(f64(weight)).T + np.abs(f64(residual))
+    if bias is not None:
+        magnitude += np.abs(f64(bias))
+    assert_close(get(device, out), expected, dot_error(magnitude, size_k + 2))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    layer=st.sampled_from(NORMED_LAYERS),
+    rows=st.integers(1, 40),
+    x_scale=st.sampled_from((1.0, 1e-20, 1e12)),
+    seed=seeds,
+)
+def test_gate_up_silu_is_the_composition_of_its_parts(
+    device: Device, layer: tuple[int, int, int | Tiling], rows: int, x_scale: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    size_k, size_f, cut = layer
+    tiling = cut if isinstance(cut, Tiling) else choose_tiling(size_k, cut)
+    rows = 1 if tiling.batch_rows == 1 else 1 + rows % (tiling.batch_rows + 3)
+    x = bf16(f64(rows_of_many_scales(rng, (rows, size_k))) * x_scale)
+    weight = bf16(rng.standard_normal((2 * size_f, size_k)) * 3 / size_k**0.5)
+    norm = Norm(f64(bf16(rng.uniform(0.25, 4.0, size_k))), EPS)
+    run = gate_up_silu(device, hidden_size=size_k, intermediate_size=size_f, eps=EPS, max_rows=40, tiling=tiling)
+    out = poisoned(device, (rows, size_f))
+    run(out, put(device, x), put(device, bf16(norm.weight)), put(device, weight))
+
+    expected = definition("rms_norm_gate_up_silu")(f64(x), norm, linear_value(weight))
+    error = normed_dot_error(x, norm, weight, int(tiling.batch_rows > 1))
+    sums = definition("rms_norm_lm_head")(f64(x), norm, linear_value(weight))
+    up, gate_error, up_error = np.abs(sums[:, size_f:]), error[:, :size_f], error[:, size_f:]
+    # |silu(z)| <= |z| and |silu'(z)| <= 1.1; silu itself is good to a few roundings.
+    gate = np.abs(sums[:, :size_f]) + gate_error
+    assert_close(get(device, out), expected, 1.1 * gate_error * (up + up_error) + gate * (up_error + 1e-5 * up))
+
+
+@pytest.mark.parametrize("split", [1, 3])
+def test_a_row_has_the_same_bits_alone_in_company_and_in_any_place(device: Device, split: int) -> None:
+    rng = np.random.default_rng(split)
+    x, weight = rows_of_many_scales(rng, (35, 2112)), random_layer(rng, 2112, 40)
+    w = put(device, weight)
+    seen = []
+    for batch_rows, order in ((8, np.arange(35)), (16, np.arange(35)[::-1]), (32, rng.permutation(35))):
+        tiling = Tiling(batch_rows, split=split, loads=8)
+        run = linear(device, in_features=2112, out_features=40, max_rows=40, tiling=tiling)
+        out = poisoned(device, (35, 40))
+        run(out, put(device, x[order]), w)
+        seen.append(get(device, out)[np.argsort(order)].view(np.uint16))
+    tiling = Tiling(8, split=split, loads=8)
+    alone = poisoned(device, (1, 40))
+    linear(device, in_features=2112, out_features=40, max_rows=40, tiling=tiling)(alone, put(device, x[7:8]), w)
+    assert (seen[0] == seen[1]).all()
+    assert (seen[0] == seen[2]).all()
+    assert (seen[0][7] == get(device, alone)[0].view(np.uint16)).all()
+
+
+def test_rows_that_are_nan_do_not_touch_the_others(device: Device) -> None:
+    rng = np.random.default_rng(0)
+    x, weight, norm = rng.standard_normal((5, 192)), random_layer(rng, 192, 64), put(device, bf16(np.ones(192)))
+    x[2] = np.nan
+    run = gate_up_silu(device, hidden_size=192, intermediate_size=32, eps=EPS, max_rows=8)
+    out = put(device, bf16(np.zeros((5, 32))))
+    run(out, put(device, bf16(x)), norm, put(device, weight))
+    assert np.isnan(f64(get(device, out))).all(axis=1).tolist() == [False, False, True, False, False]
+
+
+def test_a_launcher_can_be_called_again_at_once(device: Device) -> None:
+    """The counters of a split reduction are zero again, and nothing of the last call is left."""
+    rng = np.random.default_rng(0)
+    x, weight = put(device, bf16(rng.standard_normal((8, 8192)))), put(device, random_layer(rng, 8192, 6))
+    residual = put(device, bf16(np.zeros((8, 6))))
+    run = linear_residual(device, in_features=8192, out_features=6, max_rows=8, tiling=Tiling(8, split=4))
+    seen = []
+    for _ in range(3):
+        device.memory.fill(residual, 0)
+        device.synchronize()
+        run(residual, x, weight)
+        seen.append(get(device, residual).view(np.uint16))
+    assert (seen[0] == seen[1]).all()
+    assert (seen[0] == seen[2]).all()
+
+
+def test_what_does_not_fit_is_refused(device: Device) -> None:
+    with pytest.raises(ShapeError, match="multiple of 8"):
+        LinearRows(device, in_features=20, out_features=8)
+    with pytest.raises(ShapeError, match="batch_rows is 4"):
+        choose_tiling(64, 4)
+    with pytest.raises(ShapeError, match="shared memory"):
+        GateUpSilu(device, hidden_size=16384, intermediate_size=64, eps=EPS, max_rows=32)
+    with pytest.raises(ShapeError, match="needs a whole row"):
+        GateUpSilu(device, hidden_size=192, intermediate_size=64, eps=EPS, max_rows=8, tiling=Tiling(8, split=2))
+    with pytest.raises(ShapeError, match="static shared memory"):
+        LinearRows(device, in_features=192, out_features=64, max_rows=32, tiling=Tiling(32, threads=512))
+    run = linear(device, in_features=40, out_features=7, max_rows=40, tiling=Tiling(32, blocks_per_sm=1))
+    with pytest.raises(ShapeError, match="1 to 40"):
+        run(poisoned(device, (41, 7)), poisoned(device, (41, 40)), poisoned(device, (7, 40)))

@@ -1,0 +1,63 @@
+"""Launches ``gate_up_silu.cu``: norm, gate and up projections and the activation in one, for few rows."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tinyvllm.devices.interface import Buffer, Device
+from tinyvllm.kernels.launch import BFLOAT16, check_buffer, check_multiple
+from tinyvllm.kernels.projection import Projection
+from tinyvllm.kernels.tiling import Tiling, choose_tiling, largest_power_of_two, rows_tier
+
+
+class GateUpSilu:
+    """``out = silu(norm(x) @ gate.T) * (norm(x) @ up.T)`` for up to ``max_rows`` rows.
+
+    Args:
+        device: where it runs.
+        hidden_size: ``E``, a multiple of 8.
+        intermediate_size: ``F``, a multiple of 8.
+        eps: of the norm.
+        max_rows: most rows of a call. One row goes to the arithmetic units, more to the tensor cores.
+        tiling: how it is cut up; chosen if not given.
+        pdl: the launch may overlap the end of its predecessor.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        *,
+        hidden_size: int,
+        intermediate_size: int,
+        eps: float,
+        max_rows: int = 1,
+        tiling: Tiling | None = None,
+        pdl: bool = True,
+    ) -> None:
+        pairs = largest_power_of_two(intermediate_size)
+        tiling = tiling or choose_tiling(hidden_size, rows_tier(max_rows), max_tile_pairs=max(4, min(pairs, 32)))
+        check_multiple("intermediate_size", intermediate_size, tiling.tile_rows // 2)
+        self._size, self._eps = intermediate_size, np.float32(eps)
+        self._projection = Projection(
+            device, "gate_up_silu", size_k=hidden_size, num_outputs=2 * intermediate_size, tiling=tiling,
+            max_rows=max_rows, has_norm=True, pdl=pdl,
+        )  # fmt: skip
+
+    def __call__(self, out: Buffer, x: Buffer, norm: Buffer, weight: Buffer) -> None:
+        """Queue it.
+
+        Args:
+            out: ``[T, F]``, bfloat16.
+            x: ``[T, E]``, bfloat16.
+            norm: ``[E]``, bfloat16.
+            weight: ``[2F, E]``, bfloat16; gates first.
+        Raises:
+            ShapeError: a buffer has another shape or dtype, or ``T`` is above ``max_rows``.
+        """
+        p = self._projection
+        num_rows = p.check_rows(x)
+        check_buffer("gate_up_silu out", out, (num_rows, self._size), BFLOAT16)
+        check_buffer("gate_up_silu norm", norm, (p.size_k,), BFLOAT16)
+        check_buffer("gate_up_silu weight", weight, (p.num_outputs, p.size_k), BFLOAT16)
+        sizes = (np.int32(num_rows), np.int32(self._size), np.int32(p.num_tiles))
+        p.launch(num_rows, (out, x, norm, weight, *sizes, self._eps))

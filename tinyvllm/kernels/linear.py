@@ -1,0 +1,58 @@
+"""Launches ``linear.cu``: a linear layer for few rows."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tinyvllm.devices.interface import Buffer, Device
+from tinyvllm.kernels.launch import BFLOAT16, check_buffer
+from tinyvllm.kernels.projection import Projection
+from tinyvllm.kernels.tiling import Tiling, choose_tiling, rows_tier
+
+
+class LinearRows:
+    """``out = x @ weight.T + bias`` for up to ``max_rows`` rows.
+
+    Args:
+        device: where it runs.
+        in_features, out_features: of the layer; ``in_features`` a multiple of 8.
+        max_rows: most rows of a call. One row goes to the arithmetic units, more to the tensor cores.
+        tiling: how it is cut up; chosen if not given.
+        pdl: the launch may overlap the end of its predecessor.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        *,
+        in_features: int,
+        out_features: int,
+        max_rows: int = 1,
+        tiling: Tiling | None = None,
+        pdl: bool = True,
+    ) -> None:
+        tiling = tiling or choose_tiling(in_features, rows_tier(max_rows))
+        self._projection = Projection(
+            device, "linear", size_k=in_features, num_outputs=out_features, tiling=tiling, max_rows=max_rows,
+            has_norm=False, pdl=pdl,
+        )  # fmt: skip
+
+    def __call__(self, out: Buffer, x: Buffer, weight: Buffer, bias: Buffer | None = None) -> None:
+        """Queue it.
+
+        Args:
+            out: ``[T, N]``, bfloat16.
+            x: ``[T, K]``, bfloat16.
+            weight: ``[N, K]``, bfloat16.
+            bias: ``[N]``, bfloat16, or None.
+        Raises:
+            ShapeError: a buffer has another shape or dtype, or ``T`` is above ``max_rows``.
+        """
+        p = self._projection
+        num_rows = p.check_rows(x)
+        check_buffer("linear out", out, (num_rows, p.num_outputs), BFLOAT16)
+        check_buffer("linear weight", weight, (p.num_outputs, p.size_k), BFLOAT16)
+        if bias is not None:
+            check_buffer("linear bias", bias, (p.num_outputs,), BFLOAT16)
+        sizes = (np.int32(num_rows), np.int32(p.num_outputs), np.int32(p.num_tiles))
+        p.launch(num_rows, (out, p.workspace, p.counters, x, weight, bias, *sizes))

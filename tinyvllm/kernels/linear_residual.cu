@@ -1,0 +1,49 @@
+// A linear layer added to the residual stream: the attention's output projection and the MLP's down projection.
+//   Formula    residual[t][n] += sum over k of x[t][k] weight[n][k] + bias[n]
+//   Reference  compose of linear_residual in tinyvllm/kernels/ops.py
+//   Shapes     residual [T, N], x [T, K], weight [N, K], bias [N] or null, bfloat16; K % 8 == 0 (SIZE_K)
+//   Mapping    tiles of weight rows; see projection.cuh and the core that BATCH_ROWS selects. An element of the
+//              residual is read and written by one thread
+//   Numerics   products exact, float32 sums, the residual included; rounds once
+//   Traffic    2 N K bytes of weights for up to BATCH_ROWS tokens; bandwidth
+#include "tinyvllm/prelude.cuh"
+#define HAS_NORM 0
+#include "projection.cuh"
+
+struct ResidualEpilogue {
+    bf16* residual;
+    const bf16* bias;
+    int num_outputs;
+
+    struct Token {};
+    struct Early {
+        float low = 0.0f, high = 0.0f;
+    };
+
+    TINYVLLM_DEVICE Token token(int) const { return {}; }
+
+    TINYVLLM_DEVICE Early early(Token, Place place) const {
+        const bf16* row = residual + size_t(place.row_of_x) * num_outputs;
+        Early early;
+        if (place.low_row < num_outputs) early.low = to_float(row[place.low_row]);
+        if (place.high_row < num_outputs) early.high = to_float(row[place.high_row]);
+        if (bias == nullptr) return early;
+        if (place.low_row < num_outputs) early.low += to_float(bias[place.low_row]);
+        if (place.high_row < num_outputs) early.high += to_float(bias[place.high_row]);
+        return early;
+    }
+
+    TINYVLLM_DEVICE void store(Token, Early early, Place place, float low, float high) const {
+        bf16* row = residual + size_t(place.row_of_x) * num_outputs;
+        if (place.low_row < num_outputs) row[place.low_row] = from_float<bf16>(early.low + low);
+        if (place.high_row < num_outputs) row[place.high_row] = from_float<bf16>(early.high + high);
+    }
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
+    linear_residual(bf16* residual, float* workspace, uint32_t* counters, const bf16* x, const bf16* weight,
+                    const bf16* bias, int num_rows, int num_outputs, int num_tiles) {
+    const Input in{x, num_rows, nullptr, 0.0f, workspace, counters};
+    ResidualEpilogue epilogue{residual, bias, num_outputs};
+    projection::project(in, weight, num_outputs, num_tiles, neighbouring_rows<projection::tile_pairs>, epilogue);
+}

@@ -1,0 +1,52 @@
+// What the fused projections share: y = norm(x) W^T in tiles of output rows, each finished by an epilogue.
+//
+// Two cores compute the sums, with one interface: `gemv_core.cuh` for one row of x (BATCH_ROWS 1), on the ordinary
+// arithmetic units, and `gemm_small_core.cuh` for up to 32 a block (BATCH_ROWS 8, 16 or 32), on the tensor cores.
+// A tile is two runs of `tile_pairs` neighbouring weight rows, low and high; the thread that finishes a pair has both
+// sums at hand, so that a rotation (rows i and i + D/2) or a gate and its up need no exchange.
+//
+// Both cores load the first weights into registers *before* they wait for the predecessor: the loads run while its
+// last blocks finish. The norm is folded in: x times the norm's weight goes in, 1 / rms multiplies the sum.
+//
+// Defines: SIZE_K (length of a row of x), BATCH_ROWS, THREADS, MIN_BLOCKS (per SM), LOADS (16-byte loads of weights
+// that a lane has in flight), GUARD_ROWS (1 if the last tile may hang over), and of each core what it says there.
+// The kernel's source defines HAS_NORM before it includes this file.
+#pragma once
+#include "vectors.cuh"
+
+/// What goes in: x [num_rows, K]; the norm's weight [K] and eps where HAS_NORM; scratch memory where SPLIT > 1.
+struct Input {
+    const bf16* x;
+    int num_rows;
+    const bf16* norm = nullptr;
+    float eps = 0.0f;
+    float* workspace = nullptr;
+    uint32_t* counters = nullptr;
+};
+
+/// The first weight row of either run of a tile.
+struct TileRows {
+    int low, high;
+};
+
+/// One pair of outputs: its weight rows, the row of x, and which of a thread's rows of x that is.
+struct Place {
+    int low_row, high_row, row_of_x, which;
+};
+
+// An Epilogue has, all called by the thread that finishes a pair:
+//   struct Token;  Token token(int row_of_x)           reads what all outputs of a row need (a position); after the wait
+//   struct Early;  Early early(Token, Place)           reads what one pair needs besides the sums, before they are there
+//   void store(Token, Early, Place, float low, float high)
+
+/// Tiles of neighbouring rows, for outputs that do not pair up. `tile_pairs` is the core's.
+template <int tile_pairs>
+TINYVLLM_DEVICE TileRows neighbouring_rows(int tile) {
+    return TileRows{tile * 2 * tile_pairs, tile * 2 * tile_pairs + tile_pairs};
+}
+
+#if BATCH_ROWS == 1
+#include "gemv_core.cuh"
+#else
+#include "gemm_small_core.cuh"
+#endif
