@@ -1,0 +1,221 @@
+"""Drawing tokens on the device against the definitions: every row gets a token that float64 cannot tell is wrong."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from tinyvllm.batch import Float32, SamplingRows
+from tinyvllm.devices.interface import Device
+from tinyvllm.errors import ShapeError
+from tinyvllm.reference.sampling import sample
+
+from .sampling import (
+    INF,
+    SMALL,
+    Step,
+    admissible,
+    check,
+    draw,
+    logits_and_rows,
+    make_sample,
+    reference_columns,
+    rows_of,
+    take,
+)
+from .support import put
+
+SIZES = (1, 3, 4, 31, 255, 256, 257, 300, 1029, 2500)  # a tile has 256 tokens, a cut row's list 48
+
+
+@settings(max_examples=60, deadline=None)
+@given(logits_and_rows(SIZES, cut=False))
+def test_an_uncut_row_gets_the_winner_of_the_race(device: Device, case: tuple[Float32, SamplingRows]) -> None:
+    tokens, corrupt = draw(device, *case, may_cut=False)
+    check(*case, tokens)
+    assert not corrupt.any()
+
+
+@settings(max_examples=100, deadline=None)
+@given(logits_and_rows(SIZES))
+def test_a_cut_row_gets_the_winner_among_what_is_kept(device: Device, case: tuple[Float32, SamplingRows]) -> None:
+    tokens, corrupt = draw(device, *case)
+    check(*case, tokens)
+    assert not corrupt.any()
+
+
+def test_nearly_every_token_is_the_references(device: Device) -> None:
+    """Without this the tolerance of the others could hide anything."""
+    rng = np.random.default_rng(2)
+    certain = 0
+    for vocab_size in (257, 1029):
+        logits = (rng.standard_normal((64, vocab_size)) * 3).astype(np.float32)
+        rows = rows_of(
+            64,
+            temperature=rng.choice([0.6, 1.0, 1.5], 64),
+            top_k=rng.choice([0, 3, 40, 200], 64),
+            top_p=rng.choice([1.0, 0.5, 0.95], 64),
+            min_p=rng.choice([0.0, 0.0, 0.02], 64),
+            seed=rng.integers(0, 2**63, 64),
+        )
+        tokens = np.concatenate(
+            [draw(device, logits[i : i + 16], take(rows, np.s_[i : i + 16]))[0] for i in range(0, 64, 16)]
+        )
+        certain += check(logits, rows, tokens)
+        expected = sample(logits, reference_columns(rows))
+        differ = np.flatnonzero(tokens != expected)
+        assert all(len(admissible(logits, rows, row)) > 1 for row in differ.tolist())
+    assert certain >= 126  # of 128
+
+
+@pytest.mark.parametrize(
+    ("top_p", "kept"), [(0.2, 1), (0.25, 1), (0.26, 2), (0.5, 2), (0.51, 3), (0.99, 4), (1e-60, 1)]
+)
+def test_the_nucleus_has_the_token_that_crosses_top_p_and_none_after(device: Device, top_p: float, kept: int) -> None:
+    assert support(device, [0.0] * 4, top_p=top_p) == set(range(kept))
+
+
+def support(device: Device, logits: list[float], **columns: Any) -> set[int]:
+    """Every token of 48 draws."""
+    tokens, _ = draw(device, np.tile(np.array(logits, np.float32), (48, 1)), rows_of(48, **columns))
+    return set(tokens.tolist())
+
+
+def test_cuts_come_in_order_and_ties_go_by_lowest_id(device: Device) -> None:
+    assert support(device, [0, 1, 1, 0, 1, 1], top_k=3) == {1, 2, 4}
+    assert support(device, [0.0, -0.0, 0.0, -0.0], top_k=2) == {0, 1}
+    assert support(device, [0.0] * 4, top_k=2, top_p=0.5) == {0}
+    assert support(device, [0.0] * 4, top_k=2, top_p=0.6) == {0, 1}
+    few = [0.0, 0.0] + [math.log(0.4)] * 10
+    assert support(device, few, min_p=0.5, top_p=0.5) == {0}
+    assert support(device, few, top_p=0.5) == {0, 1, 2, 3, 4}
+    assert support(device, [0.0, -1.0, -2.0], min_p=0.3) == {0, 1}
+    assert support(device, [0.0, -1.0, -2.0], min_p=0.3, temperature=2.0) == {0, 1, 2}
+    assert support(device, [-INF, 0.0, -INF, -1.0], top_k=3) == {1, 3}
+    assert support(device, [-INF, -INF, -3e38], temperature=1e-30) == {2}
+    assert support(device, [5.0, 5.0, 4.9], temperature=1e-6) == {0, 1}  # noise decides between equals
+
+
+@pytest.mark.parametrize("kept", [1, 47, 48, 49, 300, 1299, 1300])
+def test_a_nucleus_of_equal_tokens_ends_at_its_token(device: Device, kept: int) -> None:
+    """All tokens share a place but for their id, and more than the list can hold are kept."""
+    vocab_size, rows = 1300, rows_of(6, top_p=(kept - 0.5) / 1300, seed=6)
+    logits = np.zeros((6, vocab_size), np.float32)
+    uncut, _ = draw(device, logits[:, :kept], replace(rows, top_p=np.ones(6, np.float32)))
+    np.testing.assert_array_equal(draw(device, logits, rows)[0], uncut)
+    limited = replace(rows, top_p=np.ones(6, np.float32), top_k=np.full(6, kept, np.int32))
+    np.testing.assert_array_equal(draw(device, logits, limited)[0], uncut)
+
+
+def random_batch(rng: np.random.Generator, num_rows: int, vocab_size: int) -> tuple[Float32, SamplingRows]:
+    rows = rows_of(
+        num_rows,
+        temperature=rng.choice([0.0, 0.2, 0.7, 1.0, 1.9], num_rows),
+        top_k=rng.choice([0, 0, 0, 5, 50, 400], num_rows),
+        top_p=rng.choice([1.0, 1.0, 0.3, 0.95], num_rows),
+        min_p=rng.choice([0.0, 0.0, 0.01], num_rows),
+        seed=rng.integers(0, 2**63, num_rows),
+        position=rng.integers(0, 5000, num_rows),
+    )
+    return (rng.standard_normal((num_rows, vocab_size)) * 4).astype(np.float32), rows
+
+
+@pytest.mark.parametrize("vocab_size", [37, 1029])
+def test_company_and_place_change_no_token(device: Device, vocab_size: int) -> None:
+    rng = np.random.default_rng(vocab_size)
+    logits, rows = random_batch(rng, 12, vocab_size)
+    together, _ = draw(device, logits, rows)
+    for pick in ([3], [11], rng.permutation(12), rng.integers(0, 12, 20)):
+        np.testing.assert_array_equal(draw(device, logits[pick], take(rows, pick))[0], together[pick])
+
+
+def test_block_sizes_change_no_token_of_a_cut_row(device: Device) -> None:
+    logits, rows = random_batch(np.random.default_rng(0), 8, 1029)
+    rows = replace(rows, top_k=np.array([5, 100, 0, 700] * 2, np.int32), top_p=np.full(8, 0.98, np.float32))
+    small = draw(device, logits, rows)[0]
+    large = draw(device, logits, rows, threads=128, per_thread=8, cut_threads=256, list_size=1024)[0]
+    np.testing.assert_array_equal(small, large)
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, INF])
+@pytest.mark.parametrize("columns", [{}, {"temperature": 0}, {"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.1}], ids=str)
+def test_a_corrupt_row_is_reported_and_the_others_go_on(device: Device, bad: float, columns: dict[str, Any]) -> None:
+    logits, rows = random_batch(np.random.default_rng(3), 4, 600)[0], rows_of(4, **columns)
+    sound, _ = draw(device, logits, rows)
+    logits[1, 599], logits[3] = bad, -INF
+    tokens, corrupt = draw(device, logits, rows)
+    assert corrupt.tolist() == [False, True, False, True]
+    assert tokens.tolist() == [sound[0], 0, sound[2], 0]
+
+
+def chi_squared_bound(degrees: int) -> float:
+    """What a χ² variable exceeds once in a million (Wilson & Hilferty 1931)."""
+    spread = 2 / (9 * degrees)
+    return float(degrees * (1 - spread + 4.76 * math.sqrt(spread)) ** 3)
+
+
+@pytest.mark.parametrize("columns", [{}, {"temperature": 1.7}, {"top_k": 4}, {"top_p": 0.8}], ids=str)
+def test_draws_have_the_distribution_of_the_kept_tokens(device: Device, columns: dict[str, Any]) -> None:
+    draws = 1500
+    logits = np.random.default_rng(5).standard_normal(8).astype(np.float32)
+    got = np.concatenate([
+        draw(device, np.tile(logits, (50, 1)), rows_of(50, position=np.arange(i, i + 50), **columns))[0]
+        for i in range(0, draws, 50)
+    ])  # fmt: skip
+    counts = np.bincount(got, minlength=8)
+    kept = np.flatnonzero(counts)
+    weight = np.exp((logits - logits.max()).astype(np.float64) / columns.get("temperature", 1))
+    order = np.argsort(-weight)
+    limit = columns.get("top_k") or 1 + np.count_nonzero(
+        np.cumsum(weight[order]) < columns.get("top_p", 1) * weight.sum()
+    )
+    assert set(kept.tolist()) == set(order[: min(limit, 8)].tolist())
+    expected = weight[kept] * draws / weight[kept].sum()
+    assert ((counts[kept] - expected) ** 2 / expected).sum() < chi_squared_bound(len(kept) - 1)
+
+
+def test_a_graph_replays_with_changed_parameters(device: Device) -> None:
+    """Every parameter is a column on the device: nothing about a row is baked into the recorded launches."""
+    rng = np.random.default_rng(9)
+    logits, rows = random_batch(rng, 6, 300)
+    step = Step.of(device, logits, rows)
+    launch = make_sample(device, vocab_size=300, max_rows=64, **SMALL)
+    with device.capture() as graph:
+        launch(step.out, step.logits, step.columns, step.slots, step.positions)
+    for _ in range(4):
+        logits, rows = random_batch(rng, 6, 300)
+        device.memory.upload(step.logits, np.concatenate([logits, logits[:1]]))
+        device.memory.upload(step.positions, np.append(rows.position, np.int32(0)))
+        step.columns.write(step.host_slots, rows)
+        step.columns.upload()
+        graph.replay()
+        check(logits, rows, step.results()[0])
+
+
+def test_the_sizes_of_a_real_model(device: Device) -> None:
+    rng = np.random.default_rng(1)
+    logits = (rng.standard_normal((4, 128_256)) * 2.5).astype(np.float32)
+    rows = rows_of(4, temperature=[0.6, 0.8, 1.0, 0.0], top_k=[0, 50, 0, 0], top_p=[1.0, 1.0, 0.9, 1.0], seed=5)
+    step = Step.of(device, logits, rows)
+    launch = make_sample(device, vocab_size=128_256, max_rows=8)
+    launch(step.out, step.logits, step.columns, step.slots, step.positions)
+    check(logits, rows, step.results()[0])
+
+
+def test_wrong_shapes_are_refused_before_anything_runs(device: Device) -> None:
+    step = Step.of(device, np.zeros((3, 64), np.float32), rows_of(3))
+    launch = make_sample(device, vocab_size=64, max_rows=64, **SMALL)
+    inputs = (step.logits, step.columns, step.slots)
+    with pytest.raises(ShapeError, match=r"sample positions has shape \[3\], expected \[4\]"):
+        launch(step.out, *inputs, put(device, np.zeros(3, np.int32)))
+    with pytest.raises(ShapeError, match="sample adjusted has shape"):
+        launch(step.out, *inputs, step.positions, adjusted=put(device, np.zeros((2, 63), np.float32)))
+    with pytest.raises(ShapeError, match="dtype float64"):
+        launch(step.out, put(device, np.zeros((4, 64))), *inputs[1:], step.positions)
+    with pytest.raises(ShapeError, match="1048577 tokens"):
+        make_sample(device, vocab_size=2**20 + 1, max_rows=1)

@@ -1,0 +1,94 @@
+// Log-probabilities of raw logits: of the chosen token, and of the k most likely; the chosen one's rank.
+//   Formula    logprob(v) = x[v] - log(sum over w of exp(x[w])); rank = 1 + the number of w with x[w] > x[chosen]
+//   Reference  tinyvllm/reference/logprobs.py
+//   Shapes     token_ids [B, 1 + k] int32, logprobs [B, 1 + k] float32, rank, chosen, slots [B] int32,
+//              logits [B, V] float32, num_logprobs [S] int32; column 0 is the chosen token; k <= MAX_LISTED, V <= 2^20
+//   Mapping    a block owns a row; its threads take tokens in turn
+//   Numerics   exponentials float32 relative to the maximum, their sum an integer in units of 2^-44, so that it has
+//              no order; its logarithm and the differences float64
+//   Traffic    12 V bytes a row, the second and third time from L2; a row that asks for none reads nothing
+#include "tinyvllm/prelude.cuh"
+#include "sample_order.cuh"
+#include "sample_select.cuh"
+
+constexpr int no_logprobs = -2;  // in num_logprobs, as in tinyvllm/batch.py
+
+/// The natural logarithm; the emulator's prelude has none in double precision.
+__device__ double log_of(double x) {
+#if defined(TINYVLLM_EMULATOR)
+    return __builtin_log(x);
+#else
+    return log(x);
+#endif
+}
+
+/// A row's tokens by raw logit.
+struct RawRow {
+    const float* logits;
+    float row_max;
+
+    TINYVLLM_DEVICE static float logit_at(uint64_t place) { return float_of_growing(~falling_bits_of(place)); }
+
+    TINYVLLM_DEVICE bool place(int id, uint64_t& place) const {
+        place = place_of(row_max - logits[id], ~growing_bits(logits[id]), id);
+        return true;
+    }
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    logprobs_rows(int* token_ids, float* logprobs, int* rank, const float* logits, const int* chosen,
+                  const int* slots, const int* num_logprobs, int vocab_size, int k) {
+    __shared__ Selection selection;
+    __shared__ uint64_t listed[MAX_LISTED];
+    __shared__ float maxima[32];
+    __shared__ uint32_t num_taken;
+    pdl_launch_dependents();
+    pdl_wait();  // the chosen tokens are the predecessor's
+    const int row = blockIdx.x, slot = slots[row];
+    if (slot < 0) return;
+    token_ids += size_t(row) * (1 + k);
+    logprobs += size_t(row) * (1 + k);
+    logits += size_t(row) * vocab_size;
+
+    float largest = -INFINITY;
+    const bool is_asking = num_logprobs[slot] != no_logprobs;
+    if (is_asking)
+        for (int id = threadIdx.x; id < vocab_size; id += THREADS) largest = fmaxf(largest, nan_as_infinity(logits[id]));
+    largest = block_max(largest, maxima);
+    if (!is_sound(largest)) {  // nobody asked, or the row is corrupt
+        for (int i = threadIdx.x; i <= k; i += THREADS) {
+            token_ids[i] = 0;
+            logprobs[i] = NAN;
+        }
+        if (threadIdx.x == 0) rank[row] = 0;
+        return;
+    }
+    const float of_chosen = logits[chosen[row]];
+    uint64_t mass = 0, num_above = 0;
+    for (int id = threadIdx.x; id < vocab_size; id += THREADS) {
+        mass += mass_of(expf(logits[id] - largest));
+        num_above += logits[id] > of_chosen;
+    }
+    mass = block_total(mass, selection.warp_sums);
+    num_above = block_total(num_above, selection.warp_sums);
+    const double log_sum = log_of(double(mass) * 0x1p-44);
+    if (threadIdx.x == 0) {
+        token_ids[0] = chosen[row];
+        logprobs[0] = float(double(of_chosen - largest) - log_sum);
+        rank[row] = 1 + int(num_above);
+        num_taken = 0;
+    }
+    if (k == 0) return;
+
+    const RawRow raw = {logits, largest};
+    Candidates<RawRow> best = {raw, vocab_size, selection, everything, false};
+    cut_at_goal(best, selection, [](uint64_t) { return uint64_t(1); }, [k](uint64_t) { return uint64_t(k); });
+    best.each([&](uint64_t place) { listed[atomicAdd(&num_taken, 1u)] = place; });
+    __syncthreads();  // all k are listed, in any order, before their ranks are counted
+    for (int i = threadIdx.x; i < k; i += THREADS) {
+        int before = 0;
+        for (int j = 0; j < k; ++j) before += listed[j] < listed[i];
+        token_ids[1 + before] = int(token_at(listed[i]));
+        logprobs[1 + before] = float(double(RawRow::logit_at(listed[i]) - largest) - log_sum);
+    }
+}

@@ -1,0 +1,102 @@
+"""What sampling reads and writes on the device: parameters by slot, and the buffers of its results."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyvllm.batch import Int32, SamplingRows
+from tinyvllm.devices.interface import Buffer, Device
+from tinyvllm.kernels.launch import FLOAT32, INT32, check_buffer
+
+NO_RULES = -1
+"""In ``rule_row``: no penalty, bias or mask applies."""
+
+# The widest first, so that each column begins at a multiple of its own width.
+_COLUMNS: dict[str, np.dtype[Any]] = {
+    "seed": np.dtype(np.uint64),
+    "temperature": FLOAT32,
+    "top_p": FLOAT32,
+    "min_p": FLOAT32,
+    "top_k": INT32,
+    "completion_index": INT32,
+    "num_logprobs": INT32,
+    "rule_row": INT32,
+}
+_FROM_ROWS = tuple(name for name in _COLUMNS if name != "rule_row")
+
+
+class DeviceSamplingColumns:
+    """The parameters of ``S`` slots: on the host, and a copy on the device that kernels read.
+
+    The columns lie in one allocation, so that a change is one copy. Call :meth:`upload` after :meth:`write`.
+
+    Attributes:
+        seed: ``[S]``, uint64.
+        temperature, top_p, min_p: ``[S]``, float32.
+        top_k, completion_index, num_logprobs: ``[S]``, int32; as in :class:`tinyvllm.batch.SamplingRows`.
+        rule_row: ``[S]``, int32; row of :class:`~tinyvllm.kernels.sample_rules.RuleState`, or ``NO_RULES``.
+    """
+
+    def __init__(self, device: Device, num_slots: int) -> None:
+        size_bytes = num_slots * sum(dtype.itemsize for dtype in _COLUMNS.values())
+        self.num_slots = num_slots
+        self._device = device
+        self._block = device.memory.alloc((size_bytes,), np.uint8)
+        self._host = np.zeros(size_bytes, np.uint8)
+        self._host_columns: dict[str, NDArray[Any]] = {}
+        buffers: dict[str, Buffer] = {}
+        offset = 0
+        for name, dtype in _COLUMNS.items():
+            end = offset + num_slots * dtype.itemsize
+            self._host_columns[name] = self._host[offset:end].view(dtype)
+            buffers[name] = self._block.view((num_slots,), dtype, offset)
+            offset = end
+        self.seed, self.temperature, self.top_p, self.min_p = (buffers[n] for n in list(_COLUMNS)[:4])
+        self.top_k, self.completion_index, self.num_logprobs, self.rule_row = (buffers[n] for n in list(_COLUMNS)[4:])
+
+    def write(self, slots: Int32, rows: SamplingRows, rule_rows: Int32 | int = NO_RULES) -> None:
+        """Set the parameters of some slots, on the host.
+
+        Args:
+            slots: ``[n]``.
+            rows: ``n`` rows; ``position`` and the penalties are not looked at.
+            rule_rows: ``[n]``, or one for all.
+        """
+        for name in _FROM_ROWS:
+            self._host_columns[name][slots] = getattr(rows, name)
+        self._host_columns["rule_row"][slots] = rule_rows
+
+    def upload(self) -> None:
+        """Queue the copy to the device: launches from now on see what was written."""
+        self._device.memory.upload(self._block, self._host)
+
+
+@dataclass(frozen=True, slots=True)
+class SampledBuffers:
+    """Where chosen tokens go.
+
+    Attributes:
+        token_ids: ``[B]``, int32, by row of the step.
+        is_corrupt: ``[B]``, uint8; 1 where the logits leave nothing to choose. The token is then 0.
+        slot_tokens: ``[S]``, int32, by slot: what the next step takes as its input.
+    """
+
+    token_ids: Buffer
+    is_corrupt: Buffer
+    slot_tokens: Buffer
+
+    @classmethod
+    def allocate(cls, device: Device, num_rows: int, num_slots: int) -> SampledBuffers:
+        """Buffers for steps of ``num_rows``."""
+        alloc = device.memory.alloc
+        return cls(alloc((num_rows,), np.int32), alloc((num_rows,), np.uint8), alloc((num_slots,), np.int32))
+
+    def check(self, op: str, num_rows: int) -> None:
+        """Return if the shapes fit a step of ``num_rows``; raises ShapeError."""
+        check_buffer(f"{op} token_ids", self.token_ids, (num_rows,), INT32)
+        check_buffer(f"{op} is_corrupt", self.is_corrupt, (num_rows,), np.dtype(np.uint8))
+        check_buffer(f"{op} slot_tokens", self.slot_tokens, (None,), INT32)
