@@ -12,11 +12,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from tests.emulator import samples
 from tinyvllm.devices.cuda import CudaDevice, probe
-from tinyvllm.devices.interface import Argument, Array, Buffer
+from tinyvllm.devices.interface import Array, Buffer
 from tinyvllm.errors import CapacityError, KernelError
 
-SAMPLES = Path(__file__).resolve().parent.parent / "emulator" / "kernels"
+SAMPLES = samples.KERNELS
 BF16 = np.dtype(ml_dtypes.bfloat16)
 BF16_ROUNDOFF = 2.0**-8
 F32_ROUNDOFF = 2.0**-24
@@ -97,33 +98,10 @@ def test_out_of_memory_is_one_error_with_numbers_and_knobs_and_the_card_goes_on(
     assert (cuda.memory.download(put(cuda, np.arange(9))) == np.arange(9)).all()
 
 
-@pytest.mark.parametrize(("num_rows", "num_columns"), [(1, 1), (5, 1000), (33, 4096)])
-def test_block_sum_adds_rows(cuda: CudaDevice, num_rows: int, num_columns: int) -> None:
-    x = normal(1, num_rows, num_columns, dtype=BF16)
-    out = cuda.memory.alloc((num_rows,), np.float32)
-    kernel = cuda.compile(SAMPLES / "block_sum.cu").function("block_sum_rows")
-    cuda.launch(kernel, (num_rows, 1, 1), (256, 1, 1), [out, put(cuda, x), np.int32(num_columns)])
-    wide = x.astype(np.float64)
-    assert_within(cuda.memory.download(out), wide.sum(1), sum_error(np.abs(wide).sum(1), num_columns))
-
-
-@pytest.mark.parametrize(("num_rows", "num_columns"), [(1, 1), (3, 5000), (2, 1024)])
-def test_scan_is_exact(cuda: CudaDevice, num_rows: int, num_columns: int) -> None:
-    x = np.random.default_rng(2).integers(-100, 100, (num_rows, num_columns), np.int32)
-    out = cuda.memory.alloc(x.shape, np.int32)
-    kernel = cuda.compile(SAMPLES / "scan.cu").function("scan_rows")
-    cuda.launch(kernel, (num_rows, 1, 1), (1024, 1, 1), [out, put(cuda, x), np.int32(num_columns)])
-    np.testing.assert_array_equal(cuda.memory.download(out), np.cumsum(x, 1, dtype=np.int32))
-
-
-@pytest.mark.parametrize(("num_rows", "num_columns"), [(1, 1), (65, 130), (200, 33)])
-def test_transpose_is_exact(cuda: CudaDevice, num_rows: int, num_columns: int) -> None:
-    x = normal(3, num_rows, num_columns)
-    out = cuda.memory.alloc((num_columns, num_rows), np.float32)
-    kernel = cuda.compile(SAMPLES / "transpose.cu").function("transpose")
-    grid = (-(-num_columns // 32), -(-num_rows // 32), 1)
-    cuda.launch(kernel, grid, (32, 8, 1), [out, put(cuda, x), np.int32(num_rows), np.int32(num_columns)])
-    np.testing.assert_array_equal(cuda.memory.download(out), x.T)
+@pytest.mark.parametrize("name", samples.ALL)
+def test_a_sample_kernel_is_its_definition(cuda: CudaDevice, name: str) -> None:
+    run: Any = samples.ALL[name]
+    run(cuda)
 
 
 @pytest.mark.parametrize(("size_m", "size_n", "size_k"), [(1, 64, 64), (8, 256, 512), (13, 128, 2048)])
@@ -142,25 +120,9 @@ def test_the_tensor_core_gemm_with_dynamic_shared_memory_is_its_definition(
         assert_within(cuda.memory.download(out), wide @ weights.T, sum_error(np.abs(wide) @ np.abs(weights).T, size_k))
 
 
-def test_a_barrier_over_the_grid_orders_a_cooperative_launch(cuda: CudaDevice) -> None:
-    x = np.abs(normal(6, 100_000)) + 1
-    num_blocks = cuda.properties.num_sms
-    out, partial = cuda.memory.alloc(x.shape, np.float32), cuda.memory.alloc((num_blocks,), np.float32)
-    state, at = put(cuda, np.zeros(1, np.uint32)), put(cuda, x)
-    module = cuda.compile(SAMPLES / "grid_sum.cu")
-    arguments: list[Argument] = [out, partial, state, at, np.int32(x.size)]
-    for _ in range(3):
-        cuda.memory.fill(partial, 0xFF)
-        cuda.launch(module.function("divide_by_sum"), (num_blocks, 1, 1), (128, 1, 1), arguments, cooperative=True)
-        expected = x / x.sum(dtype=np.float64)
-        assert_within(cuda.memory.download(out), expected, sum_error(2 * expected, x.size))
-    total = cuda.memory.alloc((1,), np.float32)
-    counter = put(cuda, np.zeros(1, np.uint32))
-    for _ in range(3):
-        arguments = [total, partial, counter, at, np.int32(x.size)]
-        cuda.launch(module.function("sum_by_last_block"), (num_blocks, 1, 1), (128, 1, 1), arguments)
-        exact = np.array([x.sum(dtype=np.float64)])
-        assert_within(cuda.memory.download(total), exact, sum_error(exact, x.size))
+def test_a_barrier_over_the_whole_card_orders_a_cooperative_launch(cuda: CudaDevice) -> None:
+    samples.run_grid_sum(cuda, num_blocks=4 * cuda.properties.num_sms, size=1_000_000, repeats=5)
+    samples.run_last_block(cuda, num_blocks=4 * cuda.properties.num_sms, size=1_000_000)
 
 
 class Pair:
@@ -247,13 +209,19 @@ GEMM_SHAPES = [(1, 64, 64), (8, 2048, 2048), (32, 3072, 2048), (33, 200, 328), (
 
 
 def reference(x: Array, weight: Array, out: Array | None, dtype: Any) -> tuple[Array, Array]:
-    """The product in float64 and how far a float32 sum rounded to ``dtype`` may be off."""
+    """The product in float64, plus ``out``, and how far the card may be off: a float32 sum rounded to ``dtype``.
+
+    With ``out`` it may round twice, the product before it is added: what two operations in ``dtype`` would do.
+    """
     wide, weights = x.astype(np.float64), weight.astype(np.float64)
-    expected, magnitude = wide @ weights.T, np.abs(wide) @ np.abs(weights).T
-    if out is not None:
-        expected, magnitude = expected + out, magnitude + np.abs(out.astype(np.float64))
+    product, magnitude = wide @ weights.T, np.abs(wide) @ np.abs(weights).T
     roundoff = BF16_ROUNDOFF if dtype == BF16 else F32_ROUNDOFF
-    error = sum_error(magnitude, x.shape[1] + 1)
+    error = sum_error(magnitude, x.shape[1])
+    if out is None:
+        expected = product
+    else:
+        expected = product + out
+        error = error * (1 + roundoff) + roundoff * np.abs(product)
     return expected, error * (1 + roundoff) + roundoff * np.abs(expected)
 
 
@@ -326,7 +294,7 @@ def test_with_batch_invariance_a_row_has_the_same_bits_in_any_company(cuda: Cuda
 @pytest.mark.parametrize(
     ("shape", "more", "message"),
     [
-        (((1, 1, 1), (2048, 1, 1)), {}, "2048 threads in a block"),
+        (((1, 1, 1), (2048, 1, 1)), {}, "block.x is 2048"),
         (((1, 1, 1), (512, 1, 1)), {}, "512 threads in a block, __launch_bounds__ allows 256"),
         (((1, 70000, 1), (32, 1, 1)), {}, "grid.y is 70000"),
         (((1, 1, 1), (32, 1, 1)), {"shared_bytes": 60 * 1024}, "61440 bytes of dynamic shared memory"),
@@ -336,9 +304,9 @@ def test_with_batch_invariance_a_row_has_the_same_bits_in_any_company(cuda: Cuda
 )
 def test_a_launch_that_the_card_refuses_says_why(cuda: CudaDevice, shape: Any, more: Any, message: str) -> None:
     grid, block = shape
-    out, x = cuda.memory.alloc((1,), np.float32), put(cuda, normal(0, 1, 8, dtype=BF16))
-    kernel = cuda.compile(SAMPLES / "block_sum.cu").function("block_sum_rows")
-    with pytest.raises(KernelError, match=rf"kernel block_sum_rows \(block_sum.cu\): .*{message}"):
+    out, x = cuda.memory.alloc((1, 2), np.float32), put(cuda, normal(0, 1, 8, dtype=BF16))
+    kernel = cuda.compile(SAMPLES / "moments.cu").function("row_moments")
+    with pytest.raises(KernelError, match=rf"kernel row_moments \(moments.cu\): .*{message}"):
         cuda.launch(kernel, grid, block, [out, x, np.int32(8)], **more)
 
 
@@ -346,19 +314,19 @@ def test_a_launch_in_clusters_runs(cuda: CudaDevice) -> None:
     if cuda.properties.arch < 90:
         pytest.skip("clusters need sm_90")
     x = normal(20, 8, 512, dtype=BF16)
-    out = cuda.memory.alloc((8,), np.float32)
-    kernel = cuda.compile(SAMPLES / "block_sum.cu").function("block_sum_rows")
+    out = cuda.memory.alloc((8, 2), np.float32)
+    kernel = cuda.compile(SAMPLES / "moments.cu").function("row_moments")
     cuda.launch(kernel, (8, 1, 1), (256, 1, 1), [out, put(cuda, x), np.int32(512)], cluster=(4, 1, 1))
     wide = x.astype(np.float64)
-    assert_within(cuda.memory.download(out), wide.sum(1), sum_error(np.abs(wide).sum(1), 512))
+    assert_within(cuda.memory.download(out)[:, 0], wide.mean(1), sum_error(np.abs(wide).mean(1), 512))
 
 
 def test_what_a_module_does_not_have_is_refused(cuda: CudaDevice, tmp_path: Path) -> None:
-    module = cuda.compile(SAMPLES / "block_sum.cu")
+    module = cuda.compile(SAMPLES / "moments.cu")
     with pytest.raises(KernelError, match="defines no kernel block_product"):
         module.function("block_product")
     with pytest.raises(KernelError, match="1000000 bytes of dynamic and 128 of static shared memory"):
-        module.function("block_sum_rows", max_dynamic_shared_bytes=1_000_000)
+        module.function("row_moments", max_dynamic_shared_bytes=1_000_000)
     broken = tmp_path / "broken.cu"
     broken.write_text('#include "tinyvllm/prelude.cuh"\nextern "C" __global__ void f(float* x) { x[0] = nothing; }\n')
     with pytest.raises(KernelError, match=r"broken.cu\(2\).*nothing"):

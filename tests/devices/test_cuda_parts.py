@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import ml_dtypes
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from tinyvllm.devices.cuda.cublaslt import ALGORITHM_BYTES, GemmShape, alignment_of
 from tinyvllm.devices.cuda.failures import failure_of, out_of_memory
-from tinyvllm.devices.cuda.gemm import AlgorithmStore, shape_of
+from tinyvllm.devices.cuda.gemm import AlgorithmStore, Gemm, shape_of
 from tinyvllm.devices.cuda.module import ArgumentPack
 from tinyvllm.devices.cuda.nvrtc_version import compile_arch, nvrtc_version
 from tinyvllm.devices.cuda.pinned import DownloadPool, UploadRing
@@ -146,6 +147,61 @@ def test_the_shape_of_a_product_is_rows_by_out_by_in() -> None:
 def test_matrices_that_do_not_fit_are_refused(out: Any, x: Any, weight: Any) -> None:
     with pytest.raises(ShapeError, match=r"expected \[T, N\], \[T, K\], \[N, K\]"):
         shape_of(buffer(out, np.float32), buffer(x, np.float32), buffer(weight, np.float32))
+
+
+class ProposingLibrary:
+    """Stands in for cuBLASLt: proposes an algorithm that spells the shape, and notes what is multiplied how."""
+
+    def __init__(self) -> None:
+        self.multiplied: list[tuple[str, bool]] = []
+        self.num_described = 0
+
+    def describe(self, shape: GemmShape) -> Any:
+        self.num_described += 1
+        return SimpleNamespace(shape=shape)
+
+    def candidates(self, description: Any, max_workspace_bytes: int, **options: Any) -> list[bytes]:
+        shape = description.shape
+        text = f"{shape.num_rows}x{shape.num_out}x{shape.num_in} {shape.dtype} {shape.alignment_bytes} {options}"
+        return [text.encode()[:ALGORITHM_BYTES].ljust(ALGORITHM_BYTES, b"\0")]
+
+    def multiply(self, description: Any, algorithm: int, *arguments: Any) -> int:
+        self.multiplied.append((ctypes.string_at(algorithm).decode(), arguments[3]))
+        return 0
+
+
+def multiply(gemm: Gemm, num_rows: int, accumulate: bool = False, dtype: Any = np.float32, pointer: int = 4096) -> None:
+    gemm.run(buffer((num_rows, 5), dtype), buffer((num_rows, 7), dtype, pointer), buffer((5, 7), dtype), accumulate)
+
+
+def gemm_of(library: Any, folder: Path, batch_invariant: bool = False) -> Gemm:
+    store = AlgorithmStore(folder, "a card", 1)
+    return Gemm(library, store, buffer((1,), np.uint8), stream=0, batch_invariant=batch_invariant)
+
+
+def test_a_product_is_described_once_and_anew_for_what_differs(tmp_path: Path) -> None:
+    library = ProposingLibrary()
+    gemm = gemm_of(library, tmp_path)
+    for _ in range(2):
+        multiply(gemm, 3)
+        multiply(gemm, 4)
+        multiply(gemm, 3, accumulate=True)
+        multiply(gemm, 3, dtype=ml_dtypes.bfloat16)
+        multiply(gemm, 3, pointer=4096 + 16)
+        multiply(gemm, 0)
+    expected = ["3x5x7 float32 256", "4x5x7 float32 256", "3x5x7 float32 256", "3x5x7 bfloat16 256", "3x5x7 float32 16"]
+    assert [text.rsplit(" ", 1)[0] for text, _ in library.multiplied] == expected * 2
+    assert [accumulate for _, accumulate in library.multiplied] == [False, False, True, False, False] * 2
+    assert library.num_described == 5
+
+
+def test_with_batch_invariance_the_algorithm_does_not_depend_on_the_rows(tmp_path: Path) -> None:
+    library = ProposingLibrary()
+    gemm = gemm_of(library, tmp_path, batch_invariant=True)
+    for num_rows in (1, 8, 1000):
+        multiply(gemm, num_rows)
+    assert len({text for text, _ in library.multiplied}) == 1
+    assert "'may_split': False" in library.multiplied[0][0]
 
 
 @pytest.mark.parametrize(("arch", "expected"), [(80, "80"), (89, "89"), (90, "90a"), (100, "100"), (120, "120")])

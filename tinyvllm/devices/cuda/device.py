@@ -126,8 +126,8 @@ class CudaDevice:
     def tune_gemm(self, out: Buffer, x: Buffer, weight: Buffer, *, accumulate: bool = False) -> GemmTiming:
         """Times the algorithms for a product of these shapes and uses the fastest from now on, also after a restart.
 
-        Takes some milliseconds and a few copies of ``weight`` in device memory; ``out`` is overwritten. ``weight``
-        should hold values as in use: products of zeros are faster.
+        Takes some tenths of a second and a few copies of ``weight`` in device memory; ``out`` is overwritten.
+        ``weight`` should hold values as in use: products of zeros are faster.
         """
         shape_of(out, x, weight)
         cache_bytes = self._driver.attribute("L2_CACHE_SIZE")

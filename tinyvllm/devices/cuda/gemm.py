@@ -106,25 +106,22 @@ class Gemm:
         self._workspace = workspace
         self._stream = stream
         self._batch_invariant = batch_invariant
-        self._plans: dict[tuple[int, int, int, str, int, bool], _Plan] = {}
+        self._plans: dict[tuple[Any, ...], _Plan] = {}
 
     def run(self, out: Buffer, x: Buffer, weight: Buffer, accumulate: bool) -> None:
         """Queues the product; see ``Device.gemm``."""
-        shape = shape_of(out, x, weight)
-        if shape.num_rows == 0:
+        if out.nbytes == 0:
+            shape_of(out, x, weight)
             return
-        self._run(self.plan(shape, accumulate), out, x, weight, accumulate)
-
-    def plan(self, shape: GemmShape, accumulate: bool) -> _Plan:
-        """How that product is done from now on."""
-        key = (shape.num_rows, shape.num_out, shape.num_in, shape.dtype, shape.alignment_bytes, accumulate)
+        alignment = alignment_of(out.pointer, x.pointer, weight.pointer)
+        key = (out.shape, x.shape, weight.shape, out.dtype, x.dtype, weight.dtype, alignment, accumulate)
         plan = self._plans.get(key)
         if plan is None:
             if len(self._plans) >= _MAX_PLANS:
                 self._plans.clear()
-            description = self._library.describe(shape)
+            description = self._library.describe(shape_of(out, x, weight))
             plan = self._plans[key] = _Plan(description, _as_array(self._choose(description, accumulate)))
-        return plan
+        self._run(plan, out, x, weight, accumulate)
 
     def tune(
         self, out: Buffer, x: Buffer, weights: list[Buffer], accumulate: bool, time_us: Callable[[Any], float]
