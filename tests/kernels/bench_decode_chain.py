@@ -1,0 +1,173 @@
+"""Times the kernels of a decode step in the shape of Llama 3.2 1B, run by hand on a GPU::
+
+    python -m tests.kernels.bench_decode_chain --rows 1 --variants
+
+Random weights; every kernel streams the weights of its 16 layers in turn, 200 MB and more, so that no cache holds them.
+Prints microseconds for each kernel in a graph of dependent launches, its bandwidth, and that of the whole chain.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from tinyvllm.devices.interface import Device, Graph
+from tinyvllm.errors import TinyvllmError
+from tinyvllm.kernels.tiling import Tiling, choose_tiling, rows_tier
+
+from .conftest import open_device
+from .decode_chain import KERNELS, LLAMA_1B, ChainShape, ChainWeights, DecodeChain
+
+PEAK_BYTES_PER_S = 4.29e12  # a read-only stream on an H200
+TINY = ChainShape(2, 192, 4, 2, 64, 64, 300)
+
+
+def variants(rows: int, size_k: int, kernel: str) -> dict[str, Tiling]:
+    """Tilings worth trying for rows of ``size_k``."""
+    looped = (
+        {"": None, " x2/SM": 2, " x3/SM": 3, " x4/SM": 4} if kernel in ("gate_up", "down", "lm_head") else {"": None}
+    )
+    found: dict[str, Tiling] = {}
+    for suffix, per_sm in looped.items():
+        if rows == 1:
+            for threads, warps, per_warp, loads, blocks in (
+                (256, 8, 8, 8, 3),
+                (256, 8, 8, 8, 4),
+                (256, 8, 4, 4, 4),
+                (256, 8, 4, 8, 3),
+                (256, 8, 2, 8, 3),
+                (256, 8, 16, 16, 2),
+                (256, 4, 4, 8, 3),
+                (256, 1, 1, 8, 3),
+                (256, 4, 1, 8, 3),
+                (256, 2, 2, 8, 3),
+                (128, 4, 4, 8, 6),
+                (128, 4, 8, 16, 4),
+                (512, 16, 8, 8, 1),
+                (512, 16, 4, 8, 1),
+                (1024, 32, 8, 8, 1),
+            ):
+                tiling = Tiling(1, threads, blocks, loads, warps, per_warp, blocks_per_sm=per_sm)
+                # At least one vector for each lane, and weights for at most 16 loads in one chunk.
+                if size_k // 8 >= warps * 32:
+                    found[f"{threads} thr, {warps} warps/row, {per_warp} rows, {loads} loads, {blocks} min{suffix}"] = (
+                        tiling
+                    )
+        batch_rows = max(8, rows_tier(rows))
+        splits = (1, 2, 4) if kernel in ("o", "down") else (1,)
+        for threads, loads, blocks in ((256, 16, 2), (256, 16, 1), (256, 8, 2), (512, 8, 1), (128, 16, 2), (128, 8, 4)):
+            for split in splits:
+                name = f"mma{batch_rows} {threads} thr, {loads} loads, {blocks} min, split {split}{suffix}"
+                found[name] = Tiling(batch_rows, threads, blocks, loads, split=split, blocks_per_sm=per_sm)
+    return found
+
+
+def median_us(device: Device, graph: Graph, replays: int, rounds: int) -> float:
+    """Median over ``rounds`` of the time of one replay, from queueing ``replays`` of them to the last one's end."""
+    graph.replay()
+    device.synchronize()
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        for _ in range(replays):
+            graph.replay()
+        device.synchronize()
+        times.append((time.perf_counter() - start) / replays)
+    return statistics.median(times) * 1e6
+
+
+def record(device: Device, launches: Sequence[Callable[[], None]]) -> Graph:
+    """All launches in one graph; each is run once before, so that nothing is loaded while it is recorded."""
+    for launch in launches:
+        launch()
+    device.synchronize()
+    with device.capture() as graph:
+        for launch in launches:
+            launch()
+    return graph
+
+
+def kernel_us(device: Device, chain: DecodeChain, kernel: str, replays: int, rounds: int) -> float:
+    """One launch of ``kernel`` in a graph of nothing else."""
+    launches = [launch for name, launch in chain.launches() if name == kernel]
+    launches *= max(1, 8 // len(launches))
+    return median_us(device, record(device, launches), replays, rounds) / len(launches)
+
+
+def bandwidth(num_bytes: int, microseconds: float) -> str:
+    """In GB/s, and as a fraction of the peak."""
+    rate = num_bytes / microseconds * 1e6
+    return f"{rate / 1e9:7.0f} GB/s  {rate / PEAK_BYTES_PER_S:5.2f}"
+
+
+def report_chain(
+    device: Device, title: str, chain: DecodeChain, shape: ChainShape, options: argparse.Namespace
+) -> None:
+    """Prints each kernel and the whole chain."""
+    print(f"\n{title}")
+    for kernel in KERNELS:
+        time_us = kernel_us(device, chain, kernel, options.replays, options.rounds)
+        print(f"  {kernel:10s} {time_us:8.2f} us  {bandwidth(shape.weight_bytes(kernel), time_us)}", flush=True)
+    graph = record(device, [launch for _, launch in chain.launches()])
+    total_us = median_us(device, graph, options.replays, options.rounds)
+    per_layer = sum(shape.weight_bytes(kernel) for kernel in KERNELS if kernel != "lm_head")
+    num_bytes = shape.num_layers * per_layer + shape.weight_bytes("lm_head")
+    print(f"  {'chain':10s} {total_us:8.2f} us  {bandwidth(num_bytes, total_us)}", flush=True)
+
+
+def best_of_variants(
+    device: Device, weights: ChainWeights, kernel: str, options: argparse.Namespace
+) -> tuple[str, Tiling]:
+    """Times every variant of one kernel, prints them from best to worst, and returns the best."""
+    shape, timed = weights.shape, []
+    size_k = shape.weights[kernel][1]
+    for name, tiling in variants(options.rows, size_k, kernel).items():
+        try:
+            chain = DecodeChain(device, weights, rows=options.rows, tilings={kernel: tiling}, pdl=not options.no_pdl)
+            timed.append((kernel_us(device, chain, kernel, options.replays, options.rounds), name, tiling))
+        except TinyvllmError as error:
+            print(f"  {kernel} {name}: {str(error).splitlines()[0]}")
+    timed.sort(key=lambda entry: entry[0])
+    print(f"\n{kernel}")
+    for time_us, name, _ in timed:
+        print(f"  {time_us:8.2f} us  {bandwidth(shape.weight_bytes(kernel), time_us)}  {name}", flush=True)
+    return timed[0][1], timed[0][2]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.kernels.bench_decode_chain", description=__doc__)
+    parser.add_argument("--device", default="cuda", choices=("cuda", "emulator"))
+    parser.add_argument("--rows", type=int, default=1, help="sequences in the batch, up to 32")
+    parser.add_argument("--variants", action="store_true", help="try every tiling of every kernel, then the best")
+    parser.add_argument("--kernels", nargs="+", default=KERNELS, choices=KERNELS, help="those whose tilings to try")
+    parser.add_argument("--no-pdl", action="store_true", help="ordinary launches")
+    parser.add_argument("--replays", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--tiny", action="store_true", help="a model of a few kilobytes: does the script run")
+    options = parser.parse_args(arguments)
+    device = open_device(options.device)
+    shape = TINY if options.tiny else LLAMA_1B
+    print(f"{device.properties.name}, {options.rows} rows, {shape}, pdl {not options.no_pdl}")
+    weights = ChainWeights(device, shape)
+
+    def chain(tilings: Mapping[str, Tiling]) -> DecodeChain:
+        return DecodeChain(device, weights, rows=options.rows, tilings=tilings, pdl=not options.no_pdl)
+
+    report_chain(device, "default tilings", chain({}), shape, options)
+    if options.rows == 1:
+        on_tensor_cores = {kernel: choose_tiling(shape.weights[kernel][1], 8) for kernel in KERNELS}
+        report_chain(device, "tensor cores for one row", chain(on_tensor_cores), shape, options)
+    if options.variants:
+        best = {kernel: best_of_variants(device, weights, kernel, options) for kernel in options.kernels}
+        for kernel, (name, _) in best.items():
+            print(f"best {kernel}: {name}")
+        report_chain(
+            device, "best tilings", chain({kernel: tiling for kernel, (_, tiling) in best.items()}), shape, options
+        )
+
+
+if __name__ == "__main__":
+    main()
