@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyvllm.config.resolve import Resolved, config_from_mapping, load_config
+from tinyvllm.devices.interface import Device
 from tinyvllm.engine.build import Built, build_engine
 from tinyvllm.engine.engine import Engine
 from tinyvllm.engine.stats import EngineStats
@@ -98,6 +99,16 @@ class LLM:
     def shape(self) -> ModelShape:
         """The sizes of the model."""
         return self._built.shape
+
+    @property
+    def device(self) -> Device | None:
+        """The device that the model is on; None is the CPU, where it is NumPy arrays."""
+        return self._built.device
+
+    @property
+    def element_bytes(self) -> int:
+        """Bytes of a weight, and of a number in the KV cache, where the model is."""
+        return 4 if self.device is None else 2
 
     @property
     def folder(self) -> Path:

@@ -73,7 +73,7 @@ def measure_latency(
         if peer_s is not None:
             peers.append(peer_s)
     step_s = median(steps)
-    cost = model_cost(shape, element_bytes=4)
+    cost = model_cost(shape, element_bytes=llm.element_bytes)
     floor_s = decode_floor_s(cost, machine, [input_len + output_len // 2] * batch_size)
     extra: dict[str, Any] = {}
     if peer is not None:

@@ -10,14 +10,19 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 
+from tinyvllm.errors import ConfigError
 from tinyvllm.shapes import ModelShape
 
 _STREAM_BYTES = 1 << 29
 _MATRIX_SIZE = 2048
 _REPEATS = 7
+_COPY_BYTES = 1 << 30
+_DEVICE_MATRIX_SIZE = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,32 @@ def measure_cpu() -> Machine:
     stream_s = _median_s(lambda: row @ weight)
     matrix_s = _median_s(lambda: square @ square)
     return Machine(weight.nbytes / stream_s, 2.0 * _MATRIX_SIZE**3 / matrix_s)
+
+
+def measure(device: Any | None) -> Machine:
+    """The ceilings of the device that an engine runs on; None is the CPU.
+
+    Raises:
+        ConfigError: the device has no clock of its own (the emulator), so there is nothing to compare with.
+    """
+    if device is None:
+        return measure_cpu()
+    if not hasattr(device, "time_us"):
+        raise ConfigError("device: emulator is for checking kernels, not for timing them; use cpu or cuda")
+    half = device.memory.alloc((_COPY_BYTES,), np.uint8)
+    other = device.memory.alloc((_COPY_BYTES,), np.uint8)
+    copy_us = device.time_us(lambda: device.memory.copy(other, half), 20)
+    size = (_DEVICE_MATRIX_SIZE, _DEVICE_MATRIX_SIZE)
+    rng = np.random.default_rng(0)
+    operands = []
+    for _ in range(2):  # random, never zeros: those are faster than any real data
+        buffer = device.memory.alloc(size, ml_dtypes.bfloat16)
+        device.memory.upload(buffer, rng.standard_normal(size, dtype=np.float32).astype(ml_dtypes.bfloat16))
+        operands.append(buffer)
+    out = device.memory.alloc(size, ml_dtypes.bfloat16)
+    device.tune_gemm(out, *operands)
+    matrix_us = device.time_us(lambda: device.gemm(out, *operands), 20)
+    return Machine(2e6 * _COPY_BYTES / copy_us, 2e6 * _DEVICE_MATRIX_SIZE**3 / matrix_us)
 
 
 def model_cost(shape: ModelShape, *, element_bytes: int) -> ModelCost:

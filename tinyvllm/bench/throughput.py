@@ -64,7 +64,7 @@ def measure_throughput(llm: LLM, machine: Machine, jobs: Sequence[Job], *, tempe
 
 def _floor_s(llm: LLM, machine: Machine, jobs: Sequence[Job]) -> float:
     """The phase roofline: every prompt once, then as many decode steps as the longest output has, full batches."""
-    cost = model_cost(llm.shape, element_bytes=4)
+    cost = model_cost(llm.shape, element_bytes=llm.element_bytes)
     floor_s = sum(prefill_floor_s(cost, machine, len(job.prompt)) for job in jobs)
     size = llm.config.scheduler.max_num_seqs
     for start in range(0, len(jobs), size):

@@ -71,7 +71,7 @@ def _add_lengths(parser: argparse.ArgumentParser, *, input_len: int, output_len:
 def _latency(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     from tinyvllm.bench.latency import measure_latency
     from tinyvllm.bench.peers import TransformersPeer
-    from tinyvllm.bench.roofline import measure_cpu
+    from tinyvllm.bench.roofline import measure
     from tinyvllm.llm import LLM
 
     _check_lengths(arguments)
@@ -79,7 +79,7 @@ def _latency(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     llm = LLM.from_config(config)
     is_dummy = config.config.loader.name == "dummy"
     peer = TransformersPeer(llm.folder, is_dummy=is_dummy) if arguments.peer == "transformers" else None
-    machine = measure_cpu()
+    machine = measure(llm.device)
     return [
         asdict(
             measure_latency(
@@ -97,7 +97,7 @@ def _latency(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _throughput(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    from tinyvllm.bench.roofline import measure_cpu
+    from tinyvllm.bench.roofline import measure
     from tinyvllm.bench.throughput import measure_throughput
     from tinyvllm.bench.workload import offline_jobs, uniform_jobs
     from tinyvllm.llm import LLM
@@ -110,7 +110,7 @@ def _throughput(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         jobs = uniform_jobs(
             llm.shape.vocab_size, arguments.num_prompts, arguments.input_len, arguments.output_len, seed=0
         )
-    return [asdict(measure_throughput(llm, measure_cpu(), jobs, temperature=arguments.temperature))]
+    return [asdict(measure_throughput(llm, measure(llm.device), jobs, temperature=arguments.temperature))]
 
 
 def _invariance(arguments: argparse.Namespace) -> list[dict[str, Any]]:

@@ -12,9 +12,7 @@ from tinyvllm.errors import ConfigError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``demo``."""
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument(
-        "--verify", action="store_true", help="a line per task; exit code 1 if one falls short"
-    )
+    what.add_argument("--verify", action="store_true", help="a line per task; exit code 1 if one falls short")
     what.add_argument("--sample", metavar="TASK", help="held-out items of a task, as JSON lines")
     parser.add_argument("--items", type=int, default=500, help="items of each task (default 500)")
     parser.add_argument("--seed", dest="item_seed", type=int, default=0, help="chooses the items (default 0)")

@@ -144,7 +144,7 @@ def _message(path: KeyPath, detail: dict[str, Any]) -> str:
 
 
 def _choice(key: str, got: Any, context: dict[str, Any]) -> str:
-    if got in LATER_VALUES.get(key, ()):
+    if isinstance(got, str) and got in LATER_VALUES.get(key, ()):
         return f"{key}: {got} is not available in this version of tinyvllm"
     expected = context["expected"].replace(" or ", ", ")
     choices = [choice.strip("'") for choice in expected.split(", ")]

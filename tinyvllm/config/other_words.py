@@ -17,7 +17,6 @@ LATER = frozenset(
         "enable_chunked_prefill",
         "enable_lora",
         "enable_prefix_caching",
-        "enforce_eager",
         "expert_parallel_size",
         "guided_decoding_backend",
         "hf_overrides",

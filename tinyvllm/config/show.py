@@ -12,6 +12,8 @@ from tinyvllm.config.yaml_source import parse_value
 from tinyvllm.errors import ConfigError
 
 _PLAIN = re.compile(r"[A-Za-z_./~][\w./~+-]*")
+# What YAML does not let stand, and what it takes for the end of a line.
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 _INDENT = "  "
 
 
@@ -19,7 +21,7 @@ def show(resolved: Resolved) -> str:
     """The lines ``key: value  # origin``, sections indented."""
     lines = list(_lines(resolved))
     width = min(60, max(len(line) for line, _ in lines))
-    return "\n".join(f"{line:<{width}}  # {origin}" if origin else line for line, origin in lines)
+    return "\n".join(f"{line:<{width}}  # {_escaped(origin)}" if origin else line for line, origin in lines)
 
 
 def _lines(resolved: Resolved) -> Iterator[tuple[str, str]]:
@@ -62,4 +64,8 @@ def _scalar(text: str) -> str:
                 return text
         except ConfigError:
             pass
-    return json.dumps(text, ensure_ascii=False)
+    return _escaped(json.dumps(text, ensure_ascii=False))
+
+
+def _escaped(text: str) -> str:
+    return _UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)

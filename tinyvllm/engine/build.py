@@ -8,16 +8,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyvllm.config.schema import Config, Section
+from tinyvllm.devices.interface import Device
 from tinyvllm.engine.admission import Admission
 from tinyvllm.engine.blocks import BlockManager
+from tinyvllm.engine.devices import choose_device
 from tinyvllm.engine.engine import Engine
 from tinyvllm.engine.generation_config import GenerationDefaults, generation_defaults
 from tinyvllm.engine.memory import block_bytes, num_cpu_blocks
 from tinyvllm.engine.model_files import ModelFiles, resolve_model
-from tinyvllm.engine.runner import ModelRunner, allocate_caches
+from tinyvllm.engine.runner import ModelRunner, Runner, allocate_caches
 from tinyvllm.engine.table import SequenceTable
-from tinyvllm.errors import ConfigError, DeviceError, PluginError
-from tinyvllm.interfaces import AttentionSpec, Kind, OpenCall, OpSpec, PluginContext
+from tinyvllm.errors import ConfigError, PluginError
+from tinyvllm.interfaces import (
+    AttentionSpec,
+    Checkpoint,
+    Kind,
+    Loader,
+    OpenCall,
+    OpSpec,
+    PluginContext,
+    Sampler,
+)
 from tinyvllm.kernels.table import OpTable
 from tinyvllm.models import read_config
 from tinyvllm.models.decoder import Decoder, DecoderConfig
@@ -42,6 +53,7 @@ class Built:
         tokenizer: None if there is none.
         defaults: end tokens and default sampling of the checkpoint.
         shape: the sizes of the model.
+        device: where it is; None is the CPU.
         folder: where the checkpoint lies.
         max_model_len: longest sequence.
         report: what was chosen and why, a line each.
@@ -51,6 +63,7 @@ class Built:
     tokenizer: Tokenizer | None
     defaults: GenerationDefaults
     shape: ModelShape
+    device: Device | None
     folder: Path
     max_model_len: int
     report: Sequence[str]
@@ -70,19 +83,6 @@ def build_engine(config: Config, registry: Registry, options: Mapping[str, Any],
     return _Builder(config, registry, options, base).build()
 
 
-def choose_device(wanted: str) -> tuple[str, str]:
-    """The device and the reason.
-
-    Raises:
-        DeviceError: it is not available.
-    """
-    if wanted in ("cuda", "emulator"):
-        raise DeviceError(f"device: {wanted} is not available in this version; use cpu or auto")
-    if wanted == "cpu":
-        return "cpu", "named in the configuration"
-    return "cpu", "the only device in this version"
-
-
 class _Builder:
     """One build, step by step."""
 
@@ -91,8 +91,10 @@ class _Builder:
         self._registry = registry
         self._options = options
         self._base = base
-        self._device, device_reason = choose_device(config.device)
-        self._report = [f"device: {self._device} ({device_reason})"]
+        choice = choose_device(config.device)
+        self._device = choice.name
+        self._opened: Device | None = None
+        self._report = [f"device: {choice.name} ({choice.reason})"]
 
     def build(self) -> Built:
         config = self._config
@@ -115,30 +117,25 @@ class _Builder:
             seed=config.seed,
         )
         tokenizer = self._tokenizer(files)
-        weights = self._load(files, decoder_config, dtype, max_model_len, context)
-        num_blocks = config.cache.num_blocks_override or num_cpu_blocks(
-            decoder_config.shape,
-            block_size=config.cache.block_size,
-            max_model_len=max_model_len,
-            max_num_seqs=config.scheduler.max_num_seqs,
-            utilization=config.cache.gpu_memory_utilization,
-        )
-        self._report_cache(decoder_config, num_blocks)
+        checkpoint = self._open(files, decoder_config, context)
+        try:
+            if self._device == "cpu":
+                runner, num_blocks = self._cpu_runner(decoder_config, checkpoint, context, dtype)
+            else:
+                runner, num_blocks = self._device_runner(decoder_config, checkpoint, context, dtype)
+        finally:
+            checkpoint.close()
         context = replace(context, num_blocks=num_blocks)
-        attention = self._attention(decoder_config, context)
-        ops = self._ops(decoder_config, context)
-        decoder = Decoder(weights, ops.op, attention)
-        self._report += [f"op {r.op}: {r.implementation} ({r.reason})" for r in ops.report()]
-        caches = allocate_caches(decoder_config.shape, num_blocks, config.cache.block_size)
-        runner = ModelRunner(decoder, caches, self._create(Kind.SAMPLER, config.sampler, context))
         defaults = generation_defaults(
             raw, files.read_json("generation_config.json") or {}, None if tokenizer is None else tokenizer.eos_token_id
         )
         engine = self._engine(runner, context, tokenizer, defaults)
-        return Built(engine, tokenizer, defaults, decoder_config.shape, files.folder, max_model_len, self._report)
+        return Built(
+            engine, tokenizer, defaults, decoder_config.shape, self._opened, files.folder, max_model_len, self._report
+        )
 
     def _engine(
-        self, runner: ModelRunner, context: PluginContext, tokenizer: Tokenizer | None, defaults: GenerationDefaults
+        self, runner: Runner, context: PluginContext, tokenizer: Tokenizer | None, defaults: GenerationDefaults
     ) -> Engine:
         config = self._config
         table = SequenceTable(
@@ -187,20 +184,62 @@ class _Builder:
         base = self._base or Path.cwd()
         return Tokenizer.from_folder(base / folder, chat_template=None if template is None else base / template)
 
-    def _load(
-        self, files: ModelFiles, decoder_config: DecoderConfig, dtype: str, max_model_len: int, context: PluginContext
-    ) -> Any:
-        loader = self._create(Kind.LOADER, self._config.loader, context)
+    def _open(self, files: ModelFiles, decoder_config: DecoderConfig, context: PluginContext) -> Checkpoint:
+        loader: Loader = self._create(Kind.LOADER, self._config.loader, context)
         stored = _SAFETENSORS_NAMES[decoder_config.dtype]
         call = OpenCall(files.folder, expected_tensors(decoder_config), stored, self._config.seed)
         checkpoint = loader.open(call)
-        try:
-            unexpected = list(getattr(checkpoint, "unexpected", ()))
-            if unexpected:
-                self._report.append(f"checkpoint: {len(unexpected)} tensors not used: {', '.join(unexpected[:10])}")
-            return load_weights(decoder_config, checkpoint, dtype, max_model_len)
-        finally:
-            checkpoint.close()
+        unexpected = list(getattr(checkpoint, "unexpected", ()))
+        if unexpected:
+            self._report.append(f"checkpoint: {len(unexpected)} tensors not used: {', '.join(unexpected[:10])}")
+        return checkpoint
+
+    def _cpu_runner(
+        self, decoder_config: DecoderConfig, checkpoint: Checkpoint, context: PluginContext, dtype: str
+    ) -> tuple[Runner, int]:
+        """The NumPy runner and the number of KV blocks."""
+        cache, shape = self._config.cache, decoder_config.shape
+        weights = load_weights(decoder_config, checkpoint, dtype, context.max_model_len)
+        num_blocks = cache.num_blocks_override or num_cpu_blocks(
+            shape,
+            block_size=cache.block_size,
+            max_model_len=context.max_model_len,
+            max_num_seqs=context.max_num_seqs,
+            utilization=cache.gpu_memory_utilization,
+        )
+        self._report_cache(decoder_config, num_blocks, 4)
+        context = replace(context, num_blocks=num_blocks)
+        attention = self._attention(decoder_config, context)
+        ops = self._ops(decoder_config, context)
+        decoder = Decoder(weights, ops.op, attention)
+        self._report += [f"op {r.op}: {r.implementation} ({r.reason})" for r in ops.report()]
+        sampler = self._create(Kind.SAMPLER, self._config.sampler, context)
+        return ModelRunner(decoder, allocate_caches(shape, num_blocks, cache.block_size), sampler), num_blocks
+
+    def _device_runner(
+        self, decoder_config: DecoderConfig, checkpoint: Checkpoint, context: PluginContext, dtype: str
+    ) -> tuple[Runner, int]:
+        """The runner on a device and the number of KV blocks."""
+        from tinyvllm.engine.devices import DeviceSettings, build_device_runner, open_device
+
+        config = self._config
+        settings = DeviceSettings(
+            num_blocks_override=config.cache.num_blocks_override,
+            utilization=config.cache.gpu_memory_utilization,
+            dtype=dtype,
+            attention=config.attention.name,
+            replaced_ops=tuple(config.kernels),
+            enforce_eager=config.enforce_eager,
+        )
+        device = self._opened = open_device(self._device, batch_invariant=config.batch_invariant)
+
+        def make_sampler(with_blocks: PluginContext) -> Sampler:
+            sampler: Sampler = self._create(Kind.SAMPLER, config.sampler, with_blocks)
+            return sampler
+
+        runner, num_blocks = build_device_runner(device, decoder_config, checkpoint, context, settings, make_sampler)
+        self._report_cache(decoder_config, num_blocks, 2)
+        return runner, num_blocks
 
     def _attention(self, decoder_config: DecoderConfig, context: PluginContext) -> Any:
         attention = self._create(Kind.ATTENTION, self._config.attention, context)
@@ -253,9 +292,9 @@ class _Builder:
     def _plugin_options(self, kind: Kind, where: str, name: str) -> Any:
         return self._options[where] if where in self._options else self._registry.get(kind, name).options()
 
-    def _report_cache(self, decoder_config: DecoderConfig, num_blocks: int) -> None:
+    def _report_cache(self, decoder_config: DecoderConfig, num_blocks: int, element_bytes: int) -> None:
         cache = self._config.cache
-        mib = num_blocks * block_bytes(decoder_config.shape, cache.block_size) / 2**20
+        mib = num_blocks * block_bytes(decoder_config.shape, cache.block_size, element_bytes) / 2**20
         self._report.append(
             f"kv cache: {num_blocks} blocks of {cache.block_size} tokens, {mib:.0f} MiB when all are used"
         )

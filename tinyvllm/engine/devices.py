@@ -1,0 +1,150 @@
+"""Which device an engine runs on, and its runner there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tinyvllm.devices.interface import Device
+from tinyvllm.engine.device_runner import DeviceRunner, allocate_device_caches
+from tinyvllm.engine.memory import block_bytes
+from tinyvllm.errors import CapacityError, ConfigError, DeviceError, PluginError
+from tinyvllm.interfaces import Checkpoint, PluginContext, Sampler
+from tinyvllm.models.decoder import DecoderConfig
+from tinyvllm.models.device_decoder import DeviceDecoder, DeviceLimits
+from tinyvllm.models.device_weights import load_device_weights, unsupported_on_device
+
+_BFLOAT16_BYTES = 2
+_MIN_BLOCK_SIZE = 8
+# Logits of so many rows are held at once: 64 rows of 128k take 33 MB.
+_LOGITS_ROWS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceChoice:
+    """The device's name and why it was chosen."""
+
+    name: str
+    reason: str
+
+
+def choose_device(wanted: str) -> DeviceChoice:
+    """What ``device:`` means here. ``auto`` is the GPU if there is a usable one, else the CPU.
+
+    Raises:
+        DeviceError: it is not available, saying what is missing.
+    """
+    if wanted != "auto":
+        return DeviceChoice(wanted, "named in the configuration")
+    from tinyvllm.devices.cuda import probe
+
+    found = probe()
+    if found.is_usable:
+        return DeviceChoice("cuda", f"auto: {found.device_name}")
+    missing = found.problems[0] if found.problems else "no CUDA device"
+    return DeviceChoice("cpu", f"auto: {missing}")
+
+
+def open_device(name: str, *, batch_invariant: bool) -> Device:
+    """The emulator, or the first GPU.
+
+    Raises:
+        DeviceError: what is missing, and how to install it.
+    """
+    if name == "emulator":
+        from tinyvllm.devices.emulator.device import EmulatorDevice
+
+        return EmulatorDevice()
+    from tinyvllm.devices.cuda import CudaDevice
+
+    return CudaDevice(batch_invariant=batch_invariant)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSettings:
+    """What the configuration says that matters to a device.
+
+    Attributes:
+        num_blocks_override: None: as many blocks as fit.
+        utilization: share of the device's memory for weights, buffers and cache together.
+        dtype: of weights and cache; bfloat16 only.
+        attention: name of the plugin chosen.
+        replaced_ops: ops that the configuration replaces.
+        enforce_eager: no graphs.
+    """
+
+    num_blocks_override: int | None
+    utilization: float
+    dtype: str
+    attention: str
+    replaced_ops: tuple[str, ...]
+    enforce_eager: bool
+
+
+def build_device_runner(
+    device: Device,
+    config: DecoderConfig,
+    checkpoint: Checkpoint,
+    context: PluginContext,
+    settings: DeviceSettings,
+    make_sampler: Callable[[PluginContext], Sampler],
+) -> tuple[DeviceRunner, int]:
+    """Weights, buffers and cache on the device; the runner and the number of KV blocks.
+
+    Raises:
+        ConfigError, PluginError, DeviceError: something asked for does not exist on this device.
+        CapacityError: the device's memory does not hold the model and one block.
+    """
+    _check(config, context, settings)
+    limits = DeviceLimits(
+        max_tokens=max(context.max_num_batched_tokens, context.max_num_seqs),
+        max_seqs=context.max_num_seqs,
+        max_context_len=context.max_model_len,
+        block_size=context.block_size,
+        max_logits_rows=min(_LOGITS_ROWS, max(context.max_num_seqs, 1)),
+        batch_invariant=context.batch_invariant,
+    )
+    weights = load_device_weights(config, checkpoint, device, context.max_model_len)
+    decoder = DeviceDecoder(device, config, weights, limits)
+    num_blocks = settings.num_blocks_override or _num_blocks(device, config, context, settings.utilization)
+    caches = allocate_device_caches(device, config.shape, num_blocks, context.block_size)
+    runner = DeviceRunner(device, decoder, make_sampler(context), caches, limits, enforce_eager=settings.enforce_eager)
+    return runner, num_blocks
+
+
+def _check(config: DecoderConfig, context: PluginContext, settings: DeviceSettings) -> None:
+    name = context.device
+    if context.block_size < _MIN_BLOCK_SIZE:
+        raise ConfigError(
+            f"cache.block_size is {context.block_size}; on device {name} it is {_MIN_BLOCK_SIZE}, 16, 32 or 64, "
+            "because a kernel loads whole rows of a block"
+        )
+    if settings.dtype != "bfloat16":
+        raise ConfigError(f"dtype is {settings.dtype}; on device {name} weights are bfloat16: set dtype: bfloat16")
+    if settings.attention != "paged":
+        raise PluginError(f"attention {settings.attention!r} runs on the CPU; on device {name} only 'paged' exists")
+    if settings.replaced_ops:
+        raise PluginError(
+            f"kernels.{settings.replaced_ops[0]}: ops cannot be replaced on device {name} in this version; "
+            "use device: cpu"
+        )
+    reasons = unsupported_on_device(config)
+    if reasons:
+        raise DeviceError(f"device {name} cannot run this model: {'; '.join(reasons)}")
+
+
+def _num_blocks(device: Device, config: DecoderConfig, context: PluginContext, utilization: float) -> int:
+    """Blocks for every running sequence at full length, or as many as the memory holds."""
+    useful = context.max_num_seqs * -(-context.max_model_len // context.block_size)
+    size = block_bytes(config.shape, context.block_size, _BFLOAT16_BYTES)
+    total = device.properties.memory_bytes
+    memory: Any = device.memory
+    free = int(memory.free_bytes()) if hasattr(memory, "free_bytes") else total
+    affordable = int(total * utilization - (total - free)) // size
+    if affordable < 1:
+        raise CapacityError(
+            f"no room for the KV cache: {total / 2**30:.1f} GiB in all, {free / 2**30:.1f} GiB free after the weights, "
+            f"cache.gpu_memory_utilization is {utilization}; raise it, or lower max_num_batched_tokens"
+        )
+    return min(useful, affordable)
