@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyvllm.devices.interface import Device
+from tinyvllm.devices.interface import Array, Device
 from tinyvllm.errors import ShapeError
 from tinyvllm.kernels.embedding import Embedding
 from tinyvllm.kernels.rms_norm import RmsNorm
+from tinyvllm.kernels.rope_append import RopeAppend
 from tinyvllm.kernels.silu_mul import SiluMul
 from tinyvllm.layers import Norm
 from tinyvllm.reference.embedding import embedding
 from tinyvllm.reference.rms_norm import rms_norm
 from tinyvllm.reference.silu_mul import silu_mul
 
+from .paging import put_step, random_step
 from .support import F32_ROUNDOFF, assert_close, bf16, f64, get, once, poisoned, put, rows_of_many_scales
 
 # Below a vector for each lane, ragged, the demo's, one vector a thread, more than one, ragged again.
@@ -25,6 +29,7 @@ EPS = 1e-5
 
 make_embedding = once(Embedding)
 make_rms_norm = once(RmsNorm)
+make_rope_append = once(RopeAppend)
 make_silu_mul = once(SiluMul)
 
 cases = given(size=st.sampled_from(SIZES), num_rows=st.integers(1, 5), seed=st.integers(0, 2**32 - 1))
@@ -89,6 +94,39 @@ def test_silu_of_a_very_negative_gate_is_zero_and_not_nan(device: Device) -> Non
     out = poisoned(device, (1, 8))
     make_silu_mul(device, intermediate_size=8)(out, put(device, gate_up))
     assert (get(device, out) == 0).all()
+
+
+def test_simple_kernels_wait_for_each_other(device: Device) -> None:
+    """Embedding, norm, rotation and activation in one graph: each reads what the one before it has written."""
+    rng = np.random.default_rng(0)
+    table, weight = put(device, bf16(rng.standard_normal((7, 48)))), put(device, bf16(np.ones(48)))
+    ids = put(device, np.array([3, 5], np.int32))
+    x, normed, activated = (poisoned(device, (2, size)) for size in (48, 48, 24))
+    step = put_step(device, random_step(rng, 2, 1, 16, 8))
+    query = poisoned(device, (2, 1, 16))
+
+    def run(after_each: Callable[[], None]) -> None:
+        make_embedding(device, hidden_size=48)(x, ids, table)
+        after_each()
+        make_rms_norm(device, hidden_size=48, eps=EPS)(normed, x, weight)
+        after_each()
+        make_rope_append(device, num_heads=1, num_kv_heads=1, head_dim=16)(
+            query, step.key_cache, step.value_cache, normed, step.cos, step.sin, step.positions, step.slot_mapping
+        )
+        make_silu_mul(device, intermediate_size=24)(activated, normed)
+
+    def results() -> list[Array]:
+        return [get(device, buffer).view(np.uint16) for buffer in (x, normed, query, step.key_cache, activated)]
+
+    run(device.synchronize)
+    separate = results()
+    with device.capture() as graph:
+        run(lambda: None)
+    for buffer in (x, normed, query, activated):
+        device.memory.fill(buffer, 0xFF)
+    graph.replay()
+    for got, expected in zip(results(), separate, strict=True):
+        assert (got == expected).all()
 
 
 def test_a_wrong_shape_or_dtype_is_refused_before_anything_runs(device: Device) -> None:

@@ -1,0 +1,103 @@
+"""Launches for a sanitizer, which runs them in a process of its own; see ``test_projection_mutants``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from tests.kernels.support import bf16, poisoned, put
+from tinyvllm.devices.interface import Device, Module
+from tinyvllm.kernels.embedding import Embedding
+from tinyvllm.kernels.gate_up_silu import GateUpSilu
+from tinyvllm.kernels.linear import LinearRows
+from tinyvllm.kernels.linear_residual import LinearResidual
+from tinyvllm.kernels.lm_head import LmHeadArgmax, LmHeadLogits
+from tinyvllm.kernels.rms_norm import RmsNorm
+from tinyvllm.kernels.rope_append import RopeAppend
+from tinyvllm.kernels.silu_mul import SiluMul
+from tinyvllm.kernels.tiling import Tiling
+
+EPS = 1e-5
+
+
+class DeviceOfFolder:
+    """``device``, but every kernel is taken from ``folder``."""
+
+    def __init__(self, device: Device, folder: Path) -> None:
+        self._device, self._folder = device, folder
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._device, name)
+
+    def compile(self, source: Path, defines: Mapping[str, str | int] | None = None) -> Module:
+        """The file of the same name in the folder."""
+        return self._device.compile(self._folder / source.name, defines)
+
+
+def device_of(device: Device, folder: str | Path | None) -> Device:
+    """``device``, with its kernels from ``folder`` if there is one."""
+    return device if folder is None else cast(Device, DeviceOfFolder(device, Path(folder)))
+
+
+def ones(device: Device, *shape: int) -> Any:
+    return put(device, bf16(np.ones(shape)))
+
+
+def run_gemv(device: Device, folder: str | None = None) -> None:
+    """Ragged rows and a last tile that hangs over, several tiles a block."""
+    device = device_of(device, folder)
+    tiling = Tiling(1, warps_per_row=2, rows_per_warp=2, threads=128, blocks_per_sm=1)
+    run = LinearResidual(device, in_features=1096, out_features=19, tiling=tiling)
+    run(ones(device, 1, 19), ones(device, 1, 1096), ones(device, 19, 1096), ones(device, 19))
+    head = LmHeadLogits(device, hidden_size=40, vocab_size=70, eps=EPS)
+    head(poisoned(device, (1, 70), np.float32), ones(device, 1, 40), ones(device, 40), ones(device, 70, 40))
+
+
+def run_gemm(device: Device, folder: str | None = None) -> None:
+    """Ragged rows, a last tile that hangs over, fewer rows of x than a block can take, several tiles a block."""
+    device = device_of(device, folder)
+    tiling = Tiling(8, threads=64, loads=4, blocks_per_sm=1)
+    run = LinearRows(device, in_features=1096, out_features=70, max_rows=8, tiling=tiling)
+    run(poisoned(device, (3, 70)), ones(device, 3, 1096), ones(device, 70, 1096))
+    gate_up = GateUpSilu(device, hidden_size=200, intermediate_size=64, eps=EPS, max_rows=8, tiling=tiling)
+    gate_up(poisoned(device, (3, 64)), ones(device, 3, 200), ones(device, 200), ones(device, 128, 200))
+
+
+def run_split(device: Device, folder: str | None = None) -> None:
+    """Blocks that share a tile."""
+    device = device_of(device, folder)
+    tiling = Tiling(16, threads=64, loads=4, split=3)
+    run = LinearResidual(device, in_features=1096, out_features=19, max_rows=16, tiling=tiling)
+    run(ones(device, 9, 19), ones(device, 9, 1096), ones(device, 19, 1096))
+
+
+def run_argmax(device: Device, folder: str | None = None) -> None:
+    """Blocks that leave their best for the last."""
+    device = device_of(device, folder)
+    for rows in (1, 3):
+        tiling = Tiling(1, threads=64) if rows == 1 else Tiling(8, threads=64)
+        run = LmHeadArgmax(device, hidden_size=40, vocab_size=70, eps=EPS, max_rows=rows, tiling=tiling)
+        run(poisoned(device, (rows,), np.int32), ones(device, rows, 40), ones(device, 40), ones(device, 70, 40))
+
+
+def run_simple(device: Device, folder: str | None = None) -> None:
+    """Sizes that leave lanes without work."""
+    device = device_of(device, folder)
+    ids = put(device, np.array([6, 0], np.int32))
+    x = poisoned(device, (2, 120))
+    Embedding(device, hidden_size=120)(x, ids, ones(device, 7, 120))
+    RmsNorm(device, hidden_size=120, eps=EPS)(x, x, ones(device, 120))
+    SiluMul(device, intermediate_size=2120)(poisoned(device, (2, 2120)), ones(device, 2, 4240))
+    key_cache, value_cache = (poisoned(device, (2, 1, 8, 80)) for _ in range(2))
+    angles = put(device, np.ones((9, 40), np.float32))
+    positions, slots = put(device, np.array([8, 0], np.int32)), put(device, np.array([15, -1], np.int32))
+    RopeAppend(device, num_heads=3, num_kv_heads=1, head_dim=80, eps=EPS)(
+        poisoned(device, (2, 3, 80)), key_cache, value_cache, ones(device, 2, 400), angles, angles, positions, slots,
+        query_norm=ones(device, 80), key_norm=ones(device, 80),
+    )  # fmt: skip
+
+
+ALL = {"gemv": run_gemv, "gemm": run_gemm, "split": run_split, "argmax": run_argmax, "simple": run_simple}

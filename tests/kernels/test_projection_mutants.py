@@ -1,0 +1,277 @@
+"""Each barrier and wait of the projections and simple kernels removed in turn, and typical slips: a test must notice.
+
+A mutant is judged by the tests themselves, called with a few fixed arguments. What values cannot show is shown by a
+sanitizer in a process of its own: loads whose values go nowhere, and the barrier before a block publishes to others,
+which an emulator that runs blocks one after the other cannot miss.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tinyvllm.kernels
+from tinyvllm.devices.emulator import Sanitizer
+from tinyvllm.devices.emulator.check import Verdict, check
+from tinyvllm.devices.emulator.device import EmulatorDevice
+from tinyvllm.devices.emulator.mutants import mutants_of
+from tinyvllm.devices.interface import Device
+from tinyvllm.errors import KernelError
+from tinyvllm.kernels.tiling import Tiling
+
+from . import (
+    sanitized,
+    test_decode_chain,
+    test_lm_head,
+    test_projections,
+    test_qkv_rope_append,
+    test_rope_append,
+    test_simple_kernels,
+)
+
+KERNELS = Path(tinyvllm.kernels.__file__).parent
+NUM_SEEDS = 4
+
+
+def inner(test: Any) -> Callable[..., None]:
+    """A hypothesis test as the plain function that it is."""
+    return test.hypothesis.inner_test  # type: ignore[no-any-return]
+
+
+def linear_scenario(device: Device, batch_rows: tuple[int, ...]) -> None:
+    check_linear = inner(test_projections.test_a_linear_layer_is_its_definition)
+    for layer in test_projections.LAYERS:
+        rows = layer[2].batch_rows if isinstance(layer[2], Tiling) else layer[2]
+        if rows in batch_rows:
+            check_linear(device, layer, rows - 1, True, True, 5)
+
+
+def gemv_scenario(device: Device) -> None:
+    for layer in test_projections.NORMED_LAYERS[:4]:
+        inner(test_projections.test_gate_up_silu_is_the_composition_of_its_parts)(device, layer, 1, 1.0, 3)
+    test_decode_chain.test_a_graph_of_dependent_launches_gives_the_bits_of_separate_ones(device, 1)
+    linear_scenario(device, (1,))
+
+
+def gemm_scenario(device: Device) -> None:
+    for layer in test_projections.NORMED_LAYERS[4:]:
+        inner(test_projections.test_gate_up_silu_is_the_composition_of_its_parts)(device, layer, 12, 1.0, 3)
+    test_decode_chain.test_a_graph_of_dependent_launches_gives_the_bits_of_separate_ones(device, 3)
+    linear_scenario(device, (8, 16, 32))
+    test_projections.test_a_launcher_can_be_called_again_at_once(device)
+
+
+def lm_head_scenario(device: Device) -> None:
+    for head in (test_lm_head.HEADS[1], test_lm_head.HEADS[5]):
+        inner(test_lm_head.test_logits_are_their_definition)(device, head, 5, 0)
+        inner(test_lm_head.test_argmax_is_the_lowest_of_the_largest)(device, head, 5, 0)
+        test_lm_head.test_the_winner_is_found_wherever_it_is(device, head)
+        test_lm_head.test_a_nan_anywhere_in_a_row_is_reported_for_that_row(device, head)
+    inner(test_lm_head.test_argmax_is_the_lowest_of_the_largest)(device, test_lm_head.HEADS[0], 1, 0)
+    test_lm_head.test_equal_logits_of_minus_infinity_give_token_zero(device)
+
+
+def qkv_scenario(device: Device) -> None:
+    for layer in test_qkv_rope_append.LAYERS[1:9]:
+        inner(test_qkv_rope_append.test_it_is_the_composition_of_its_parts)(device, layer, 6, 16, 1, True, 0)
+    test_qkv_rope_append.test_tokens_without_a_slot_leave_the_cache_alone(device)
+
+
+def rope_scenario(device: Device) -> None:
+    run = inner(test_rope_append.test_heads_are_normalised_rotated_and_appended)
+    for head_dim in (16, 64, 80):
+        run(device, head_dim, 2, 3, 7, 8, 1, head_dim != 64, 0)
+    dependent_scenario(device)
+
+
+def simple_scenario(device: Device) -> None:
+    for size in test_simple_kernels.SIZES[1:5]:
+        inner(test_simple_kernels.test_embedding_copies_the_rows_of_the_tokens)(device, size, 3, 0)
+        inner(test_simple_kernels.test_rms_norm_is_its_definition)(device, size, 3, 0)
+        inner(test_simple_kernels.test_silu_mul_is_its_definition)(device, size, 3, 0)
+    test_simple_kernels.test_an_id_outside_of_the_vocabulary_becomes_a_row_of_nan_and_reads_nothing(device)
+    test_simple_kernels.test_silu_of_a_very_negative_gate_is_zero_and_not_nan(device)
+    dependent_scenario(device)
+
+
+def dependent_scenario(device: Device) -> None:
+    test_decode_chain.test_a_graph_of_dependent_launches_gives_the_bits_of_separate_ones(device, 1)
+    test_simple_kernels.test_simple_kernels_wait_for_each_other(device)
+
+
+SCENARIOS: dict[str, Callable[[Device], None]] = {
+    "gemv_core.cuh": gemv_scenario,
+    "gemm_small_core.cuh": gemm_scenario,
+    "lm_head.cu": lm_head_scenario,
+    "qkv_rope_append.cu": qkv_scenario,
+    "rotate.cuh": rope_scenario,
+    "rope_append.cu": rope_scenario,
+    "linear_residual.cu": lambda device: linear_scenario(device, (1, 8)),
+    "gate_up_silu.cu": gemv_scenario,
+    "activation.cuh": simple_scenario,
+    "embedding.cu": simple_scenario,
+    "rms_norm.cu": simple_scenario,
+    "silu_mul.cu": simple_scenario,
+}
+
+ADJACENT_PAIRS = (
+    "for (int i = 0; i < 8; ++i) rotate(low[i], high[i], cos_table[angle + i], sin_table[angle + i]);",
+    "for (int i = 0; i < 8; i += 2) rotate(low[i], low[i + 1], cos_table[angle + i], sin_table[angle + i]), "
+    "rotate(high[i], high[i + 1], cos_table[angle + i], sin_table[angle + i]);",
+)
+
+SLIPS = [
+    # A reduction that is wrong for row lengths that do not fill the lanes, or the chunks.
+    ("gemv_core.cuh", "num_vectors == num_chunks * chunk_steps * lanes_per_row", "true"),
+    ("gemv_core.cuh", "ceil_div(num_vectors, lanes_per_row)",
+     "num_vectors < lanes_per_row ? 1 : num_vectors / lanes_per_row"),
+    ("gemv_core.cuh", "ceil_div(num_steps, chunk_steps)", "num_steps / chunk_steps"),
+    ("gemv_core.cuh", "32 * half / rows", "16 * half / rows"),
+    ("gemv_core.cuh", "offset = 16 / rows; offset", "offset = 8 / rows; offset"),
+    ("gemv_core.cuh", "rows.high + local - tile_pairs", "rows.high + local"),
+    ("gemv_core.cuh", "ends_tile ? 0 : chunk + 1;", "0;"),
+    ("gemv_core.cuh", "values[i] *= scale[i]", "values[i] *= 1.0f"),
+    ("gemv_core.cuh", "if (tile == first_tile) squares += chunk_squares;", "squares = chunk_squares;"),
+    ("gemv_core.cuh", "(1.0f / SIZE_K) + in.eps", "(1.0f / SIZE_K)"),
+    ("gemv_core.cuh", "buffer ^= 1;", ""),  # one buffer: sums are overwritten before they are read
+    ("gemm_small_core.cuh", "num_vectors == SPLIT * num_chunks * chunk_steps * num_warps * 4", "true"),
+    ("gemm_small_core.cuh", "ceil_div(split_groups, num_warps)",
+     "split_groups < num_warps ? 1 : split_groups / num_warps"),
+    ("gemm_small_core.cuh", "{low.x, high.x, low.y, high.y}", "{low.x, low.y, high.x, high.y}"),
+    ("gemm_small_core.cuh", "second_x[2] = {x.z, x.w}", "second_x[2] = {x.w, x.z}"),
+    ("gemm_small_core.cuh", "squares[batch_tile] += __shfl_xor_sync(full_warp, squares[batch_tile], 2);", ""),
+    ("gemm_small_core.cuh", "batch_tile = num_batch_tiles - 1; batch_tile >= 0; --batch_tile",
+     "batch_tile = 0; batch_tile < num_batch_tiles; ++batch_tile"),
+    ("gemm_small_core.cuh", "ends_tile ? 0 : chunk + 1;", "0;"),
+    ("gemm_small_core.cuh", "x[j] *= scale[j]", "x[j] *= 1.0f"),
+    ("gemm_small_core.cuh", "split < SPLIT; ++split", "split < SPLIT - 1; ++split"),
+    ("gemm_small_core.cuh", "buffer ^= 1;", ""),
+    ("gemm_small_core.cuh", "int(blockIdx.z) * BATCH_ROWS;", "0;"),
+    ("lm_head.cu", "other.index < index", "other.index > index"),  # the highest of equals
+    ("lm_head.cu", "isnan(logit) ? Best{INFINITY, -1} : Best{logit, row}", "Best{logit, row}"),
+    ("lm_head.cu", "int index = no_index", "int index = -1"),
+    ("lm_head.cu", "warp * 8 + lane * 2 + which", "warp * 8 + lane * 2 + 1 - which"),
+    ("lm_head.cu", "if (place.high_row < num_outputs) best", "if (true) best"),
+    ("qkv_rope_append.cu", "TileRows{first, first + half_dim}", "TileRows{first, first + projection::tile_pairs}"),
+    ("qkv_rope_append.cu", "place.low_row % HEAD_DIM;\n        early.cosine",
+     "place.low_row % half_dim / 2;\n        early.cosine"),
+    ("qkv_rope_append.cu", "if (head >= num_heads + num_kv_heads) return early;", ""),  # values turned too
+    ("qkv_rope_append.cu", "{positions[row_of_x], slot_mapping[row_of_x]}", "{positions[0], slot_mapping[row_of_x]}"),
+    ("rope_append.cu", *ADJACENT_PAIRS),
+    ("rope_append.cu", "if (head < num_heads + num_kv_heads) {", "if (head < num_heads) {"),
+    ("rope_append.cu", "* (1.0f / HEAD_DIM)", "* (0.5f / HEAD_DIM)"),
+    ("rotate.cuh", "low * cosine - high * sine", "low * cosine + high * sine"),
+    ("rotate.cuh", "slot / block_size,", "(slot + 1) / block_size,"),  # off by one block, at the end of each
+    ("rotate.cuh", "if (slot < 0) return nullptr;", ""),
+    ("linear_residual.cu", "early.low += to_float", "early.low = to_float"),
+    ("gate_up_silu.cu", "silu(gate) * up", "silu(up) * gate"),
+    ("activation.cuh", "x / (1.0f + expf(-x))", "expf(x) / (1.0f + expf(x))"),
+    ("embedding.cu", "id >= 0 && id < vocab_size", "id < vocab_size"),
+    ("embedding.cu", "id >= 0 && id < vocab_size", "id >= 0 && id <= vocab_size"),
+    ("rms_norm.cu", "* (1.0f / SIZE_E)", "* (1.0f / (num_steps * THREADS * 8))"),
+    ("rms_norm.cu", "ceil_div(num_vectors, THREADS)", "num_vectors / THREADS"),
+    ("silu_mul.cu", "load16(gate_row + SIZE_F)", "load16(gate_row)"),
+]  # fmt: skip
+
+
+def copy_kernels(folder: Path) -> Path:
+    for path in (*KERNELS.glob("*.cu"), *KERNELS.glob("*.cuh")):
+        shutil.copy(path, folder)
+    return folder
+
+
+def is_broken(folder: Path, name: str) -> bool:
+    """Whether the kernels in ``folder`` fail the scenario of the file ``name`` in any of a few orders of threads."""
+    for seed in range(NUM_SEEDS):
+        device = sanitized.device_of(EmulatorDevice(cache_dir=folder / "cache", seed=seed * 1000), folder)
+        try:
+            SCENARIOS[name](device)
+        except (AssertionError, KernelError):
+            return True
+    return False
+
+
+def missing_waits() -> list[tuple[str, int]]:
+    return [(name, mutant.line) for name in SCENARIOS for mutant in mutants_of(KERNELS / name)]
+
+
+def publishes(name: str, line: int) -> bool:
+    """Whether the barrier is the one before the arrival at a counter."""
+    return "publishes" in (KERNELS / name).read_text().splitlines()[line - 1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "line"), [place for place in missing_waits() if not publishes(*place)])
+def test_a_missing_barrier_or_wait_changes_results(tmp_path: Path, name: str, line: int) -> None:
+    (mutant,) = (mutant for mutant in mutants_of(KERNELS / name) if mutant.line == line)
+    mutant.write(copy_kernels(tmp_path), name)
+    assert is_broken(tmp_path, name), mutant.statement
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "line"), [place for place in missing_waits() if publishes(*place)])
+def test_a_missing_barrier_before_an_arrival_is_a_race(tmp_path: Path, name: str, line: int) -> None:
+    (mutant,) = (mutant for mutant in mutants_of(KERNELS / name) if mutant.line == line)
+    mutant.write(copy_kernels(tmp_path), name)
+    sample = "split" if name == "gemm_small_core.cuh" else "argmax"
+    verdict = sanitize(sample, Sanitizer.RACE, tmp_path)
+    assert any(finding.kind == "race" for finding in verdict.findings), verdict.log[-2000:]
+
+
+def sanitize(sample: str, sanitizer: Sanitizer, folder: Path | None) -> Verdict:
+    where = {} if folder is None else {"folder": str(folder)}
+    return check(f"{sanitized.__file__}:run_{sample}", sanitizer, where)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sanitizer", [Sanitizer.RACE, Sanitizer.BOUNDS])
+@pytest.mark.parametrize("sample", sanitized.ALL)
+def test_the_kernels_as_they_are_are_clean(sample: str, sanitizer: Sanitizer) -> None:
+    verdict = sanitize(sample, sanitizer, None)
+    assert verdict.is_clean, verdict.findings
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sample", "name", "old", "new"),
+    [
+        ("gemv", "gemv_core.cuh", "if (is_whole || vector < num_vectors)", "if (true)"),
+        ("gemv", "gemv_core.cuh", "if (GUARD_ROWS)", "if (false)"),
+        ("gemm", "gemm_small_core.cuh", "&& vector < num_vectors)", ")"),
+        ("gemm", "gemm_small_core.cuh", "if (GUARD_ROWS)", "if (false)"),
+        ("gemm", "gemm_small_core.cuh", "|| row >= in.num_rows", ""),
+        ("gemm", "gemm_small_core.cuh", "max(vector, 0) * 8, vector >= 0", "max(vector, 0) * 8 + SIZE_K, true"),
+        ("simple", "rms_norm.cu", "if (vector < num_vectors) values", "if (true) values"),
+        ("simple", "silu_mul.cu", "if (column >= SIZE_F) return;", ""),
+        ("simple", "rope_append.cu", "head < num_all && lane < vectors_per_half", "head < num_all"),
+        ("simple", "rotate.cuh", "if (slot < 0) return nullptr;", ""),
+    ],
+)
+def test_an_unguarded_load_or_store_is_out_of_bounds(
+    tmp_path: Path, sample: str, name: str, old: str, new: str
+) -> None:
+    text = (copy_kernels(tmp_path) / name).read_text()
+    assert text.count(old) == 1
+    (tmp_path / name).write_text(text.replace(old, new))
+    verdict = sanitize(sample, Sanitizer.BOUNDS, tmp_path)
+    kinds = [finding.kind for finding in verdict.findings]
+    assert any("overflow" in kind or "SEGV" in kind for kind in kinds), verdict.log[-2000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "old", "new"), SLIPS)
+def test_a_slip_changes_results(tmp_path: Path, name: str, old: str, new: str) -> None:
+    text = (copy_kernels(tmp_path) / name).read_text()
+    assert text.count(old) == 1
+    (tmp_path / name).write_text(text.replace(old, new))
+    assert is_broken(tmp_path, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_the_kernels_as_they_are_pass_every_scenario(tmp_path: Path, name: str) -> None:
+    assert not is_broken(copy_kernels(tmp_path), name)
