@@ -47,19 +47,19 @@ def linear_scenario(device: Device, batch_rows: tuple[int, ...]) -> None:
     for layer in test_projections.LAYERS:
         rows = layer[2].batch_rows if isinstance(layer[2], Tiling) else layer[2]
         if rows in batch_rows:
-            check_linear(device, layer, rows - 1, True, True, 5)
+            check_linear(device, layer, rows + 1, True, True, 5)  # more rows than a block takes
 
 
 def gemv_scenario(device: Device) -> None:
-    for layer in test_projections.NORMED_LAYERS[:4]:
-        inner(test_projections.test_gate_up_silu_is_the_composition_of_its_parts)(device, layer, 1, 1.0, 3)
+    for layer, scale in zip(test_projections.NORMED_LAYERS[:4], (1.0, 1e-20, 1.0, 1.0), strict=True):
+        inner(test_projections.test_gate_up_silu_is_the_composition_of_its_parts)(device, layer, 1, scale, 3)
     test_decode_chain.test_a_graph_of_dependent_launches_gives_the_bits_of_separate_ones(device, 1)
     linear_scenario(device, (1,))
 
 
 def gemm_scenario(device: Device) -> None:
-    for layer in test_projections.NORMED_LAYERS[4:]:
-        inner(test_projections.test_gate_up_silu_is_the_composition_of_its_parts)(device, layer, 12, 1.0, 3)
+    for layer, scale in zip(test_projections.NORMED_LAYERS[4:], (1.0, 1e-20, 1.0), strict=True):
+        inner(test_projections.test_gate_up_silu_is_the_composition_of_its_parts)(device, layer, 12, scale, 3)
     test_decode_chain.test_a_graph_of_dependent_launches_gives_the_bits_of_separate_ones(device, 3)
     linear_scenario(device, (8, 16, 32))
     test_projections.test_a_launcher_can_be_called_again_at_once(device)
@@ -84,7 +84,7 @@ def qkv_scenario(device: Device) -> None:
 def rope_scenario(device: Device) -> None:
     run = inner(test_rope_append.test_heads_are_normalised_rotated_and_appended)
     for head_dim in (16, 64, 80):
-        run(device, head_dim, 2, 3, 7, 8, 1, head_dim != 64, 0)
+        run(device, head_dim, 2, 3, 7, 1 if head_dim == 64 else 8, 1, head_dim != 64, 0)
     dependent_scenario(device)
 
 
@@ -137,7 +137,6 @@ SLIPS = [
     ("gemv_core.cuh", "values[i] *= scale[i]", "values[i] *= 1.0f"),
     ("gemv_core.cuh", "if (tile == first_tile) squares += chunk_squares;", "squares = chunk_squares;"),
     ("gemv_core.cuh", "(1.0f / SIZE_K) + in.eps", "(1.0f / SIZE_K)"),
-    ("gemv_core.cuh", "buffer ^= 1;", ""),  # one buffer: sums are overwritten before they are read
     ("gemm_small_core.cuh", "num_vectors == SPLIT * num_chunks * chunk_steps * num_warps * 4", "true"),
     ("gemm_small_core.cuh", "ceil_div(split_groups, num_warps)",
      "split_groups < num_warps ? 1 : split_groups / num_warps"),
@@ -149,13 +148,11 @@ SLIPS = [
     ("gemm_small_core.cuh", "ends_tile ? 0 : chunk + 1;", "0;"),
     ("gemm_small_core.cuh", "x[j] *= scale[j]", "x[j] *= 1.0f"),
     ("gemm_small_core.cuh", "split < SPLIT; ++split", "split < SPLIT - 1; ++split"),
-    ("gemm_small_core.cuh", "buffer ^= 1;", ""),
     ("gemm_small_core.cuh", "int(blockIdx.z) * BATCH_ROWS;", "0;"),
     ("lm_head.cu", "other.index < index", "other.index > index"),  # the highest of equals
     ("lm_head.cu", "isnan(logit) ? Best{INFINITY, -1} : Best{logit, row}", "Best{logit, row}"),
     ("lm_head.cu", "int index = no_index", "int index = -1"),
     ("lm_head.cu", "warp * 8 + lane * 2 + which", "warp * 8 + lane * 2 + 1 - which"),
-    ("lm_head.cu", "if (place.high_row < num_outputs) best", "if (true) best"),
     ("qkv_rope_append.cu", "TileRows{first, first + half_dim}", "TileRows{first, first + projection::tile_pairs}"),
     ("qkv_rope_append.cu", "place.low_row % HEAD_DIM;\n        early.cosine",
      "place.low_row % half_dim / 2;\n        early.cosine"),
@@ -218,6 +215,17 @@ def test_a_missing_barrier_before_an_arrival_is_a_race(tmp_path: Path, name: str
     (mutant,) = (mutant for mutant in mutants_of(KERNELS / name) if mutant.line == line)
     mutant.write(copy_kernels(tmp_path), name)
     sample = "split" if name == "gemm_small_core.cuh" else "argmax"
+    verdict = sanitize(sample, Sanitizer.RACE, tmp_path)
+    assert any(finding.kind == "race" for finding in verdict.findings), verdict.log[-2000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sample", "name"), [("gemv", "gemv_core.cuh"), ("gemm", "gemm_small_core.cuh")])
+def test_one_buffer_for_the_sums_of_all_tiles_is_a_race(tmp_path: Path, sample: str, name: str) -> None:
+    """The next tile's sums may overwrite those that are being read; the usual orders of threads do not show it."""
+    text = (copy_kernels(tmp_path) / name).read_text()
+    assert text.count("buffer ^= 1;") == 1
+    (tmp_path / name).write_text(text.replace("buffer ^= 1;", ""))
     verdict = sanitize(sample, Sanitizer.RACE, tmp_path)
     assert any(finding.kind == "race" for finding in verdict.findings), verdict.log[-2000:]
 

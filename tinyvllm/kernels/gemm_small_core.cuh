@@ -54,7 +54,7 @@ struct LaneRows {
 
     TINYVLLM_DEVICE LaneRows(const bf16* weight, TileRows rows, int num_outputs) {
         int low_row = rows.low + lane_id() / 4, high_row = rows.high + lane_id() / 4;
-        if (GUARD_ROWS) {  // sums of rows beyond the last are not stored
+        if (GUARD_ROWS) {  // rows beyond the last repeat it
             low_row = min(low_row, num_outputs - 1);
             high_row = min(high_row, num_outputs - 1);
         }

@@ -68,7 +68,7 @@ TINYVLLM_DEVICE void load_weights(Row (&to)[ROWS_PER_WARP], const bf16* weight, 
     for (int i = 0; i < ROWS_PER_WARP; ++i) {
         const int local = group * ROWS_PER_WARP + i;
         int row = local < tile_pairs ? rows.low + local : rows.high + local - tile_pairs;
-        if (GUARD_ROWS) row = min(row, num_outputs - 1);  // its sums are not stored
+        if (GUARD_ROWS) row = min(row, num_outputs - 1);  // it repeats the last row
         load_chunk<load16_once>(to[i], weight + size_t(row) * SIZE_K, chunk, column);
     }
 }

@@ -41,12 +41,12 @@ struct NothingEarly {
 };
 
 struct ArgmaxEpilogue : NothingEarly {
-    int num_outputs;
     Best best[rows_per_lane];
 
+    // A row beyond the vocabulary, in the last tile, has the logit of its last token: it loses by its index.
     TINYVLLM_DEVICE void store(Token, Early, Place place, float low, float high) {
-        if (place.low_row < num_outputs) best[place.which].take(low, place.low_row);
-        if (place.high_row < num_outputs) best[place.which].take(high, place.high_row);
+        best[place.which].take(low, place.low_row);
+        best[place.which].take(high, place.high_row);
     }
 };
 
@@ -85,7 +85,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     __shared__ bool is_last;
     const Input in{x, num_rows, norm, eps};
     ArgmaxEpilogue epilogue;
-    epilogue.num_outputs = num_outputs;
     projection::project(in, weight, num_outputs, num_tiles, neighbouring_rows<projection::tile_pairs>, epilogue);
     store_block_best(best_values, best_indices, epilogue, num_rows);
     __syncthreads();  // the block's best of all rows are written before its thread 0 publishes them
