@@ -20,5 +20,13 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def checked_cache_dir(cache_dir: Path) -> Path:
+    """The same with the two sanitized runtimes."""
+    for sanitizer in (Sanitizer.RACE, Sanitizer.BOUNDS):
+        shutil.copy(build_runtime(find_compiler(), default_cache_dir(), sanitizer), cache_dir / "emulator")
+    return cache_dir
+
+
+@pytest.fixture(scope="session")
 def device(cache_dir: Path) -> EmulatorDevice:
     return EmulatorDevice(cache_dir=cache_dir)

@@ -6,12 +6,14 @@ that a missing barrier has a chance to show.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 import ml_dtypes
 import numpy as np
 
-from tinyvllm.devices.interface import Array, Buffer, Device
+from tinyvllm.devices.interface import Argument, Array, Buffer, Device
 
 KERNELS = Path(__file__).parent / "kernels"
 BF16_EPSILON = 2.0**-8
@@ -32,7 +34,7 @@ def run_moments(device: Device, source: str = "", num_rows: int = 6, num_columns
     function = device.compile(Path(source or KERNELS / "moments.cu")).function("row_moments")
     x = bf16_normal(seed, (num_rows, num_columns))
     out = device.memory.alloc((num_rows, 2), np.float32)
-    arguments = [out, upload(device, x), np.int32(num_columns)]
+    arguments: list[Argument] = [out, upload(device, x), np.int32(num_columns)]
     device.launch(function, (num_rows, 1, 1), (256, 1, 1), arguments)
     exact = x.astype(np.float64)
     expected = np.stack([exact.mean(axis=1), exact.var(axis=1)], axis=1)  # [R, 2]
@@ -57,7 +59,7 @@ def run_gemm(
     x, w = bf16_normal(seed, (size_m, size_k)), bf16_normal(seed + 1, (size_n, size_k))
     out = device.memory.alloc((size_m, size_n), np.float32)
     sizes = [np.int32(size_m), np.int32(size_n), np.int32(size_k)]
-    arguments = [out, upload(device, x), upload(device, w), *sizes]
+    arguments: list[Argument] = [out, upload(device, x), upload(device, w), *sizes]
     grid = (size_n // 64, -(-size_m // 8), 1)
     device.launch(function, grid, (128, 1, 1), arguments, shared_bytes=3 * (64 + 8) * (64 + 8) * 2)
     exact_x, exact_w = x.astype(np.float64), w.astype(np.float64)
@@ -78,7 +80,7 @@ def run_grid_sum(device: Device, source: str = "", num_blocks: int = 6, size: in
     x = np.random.default_rng(0).random(size).astype(np.float32)
     out, partial = device.memory.alloc((size,), np.float32), device.memory.alloc((num_blocks,), np.float32)
     state = upload(device, np.zeros(1, np.uint32))
-    arguments = [out, partial, state, upload(device, x), np.int32(size)]
+    arguments: list[Argument] = [out, partial, state, upload(device, x), np.int32(size)]
     for _ in range(repeats):
         device.memory.fill(partial, 0xFF)
         device.launch(function, (num_blocks, 1, 1), (128, 1, 1), arguments, cooperative=True)
@@ -91,7 +93,7 @@ def run_last_block(device: Device, source: str = "", num_blocks: int = 9, size: 
     out, partial = device.memory.alloc((1,), np.float32), device.memory.alloc((num_blocks,), np.float32)
     counter = upload(device, np.zeros(1, np.uint32))
     for _ in range(2):
-        arguments = [out, partial, counter, upload(device, x), np.int32(size)]
+        arguments: list[Argument] = [out, partial, counter, upload(device, x), np.int32(size)]
         device.launch(function, (num_blocks, 1, 1), (128, 1, 1), arguments)
         np.testing.assert_allclose(device.memory.download(out), [x.sum(dtype=np.float64)], rtol=size * 2.0**-24)
         assert device.memory.download(counter)[0] == 0
@@ -116,7 +118,9 @@ def run_dependent(device: Device, source: str = "", size: int = 1000, num_pairs:
     np.testing.assert_array_equal(device.memory.download(z), expected)
 
 
-ALL = {
+Sample: TypeAlias = Callable[..., None]
+
+ALL: dict[str, Sample] = {
     "moments": run_moments,
     "transpose": run_transpose,
     "gemm": run_gemm,

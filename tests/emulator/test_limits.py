@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from tests.emulator.samples import KERNELS
-from tinyvllm.devices.emulator import EmulatorDevice
+from tinyvllm.devices.emulator import EmulatorDevice, Sanitizer
 from tinyvllm.devices.emulator.device import EmulatorFunction
+from tinyvllm.devices.interface import Argument
 from tinyvllm.errors import DeviceError, KernelError
 
 
@@ -35,14 +36,14 @@ GOOD: dict[str, Any] = {"grid": (1, 1, 1), "block": (32, 8, 1)}
         ({"grid": (16, 1, 1), "cluster": (16, 1, 1)}, "a cluster has 1 to 8 blocks"),
         ({"grid": (33, 1, 1), "cooperative": True}, "33 blocks, but only 32 are resident together .8 on each of 4 SMs"),
         (
-            {"grid": (17, 1, 1), "cooperative": True, "shared_bytes": 45000},
-            "17 blocks, but only 16 are resident together",
+            {"grid": (21, 1, 1), "cooperative": True, "shared_bytes": 45000},
+            "21 blocks, but only 20 are resident together",
         ),
     ],
 )
 def test_limits(device: EmulatorDevice, transpose: EmulatorFunction, change: dict[str, Any], message: str) -> None:
     out = device.memory.alloc((4,), np.float32)
-    arguments = [out, out, np.int32(0), np.int32(0)]
+    arguments: list[Argument] = [out, out, np.int32(0), np.int32(0)]
     shape = {**GOOD, **change}
     grid, block = shape.pop("grid"), shape.pop("block")
     with pytest.raises(KernelError, match=f"kernel transpose: .*{message}"):
@@ -75,7 +76,9 @@ def test_clusters_need_sm_90(cache_dir: Path) -> None:
 def test_more_than_48_kib_of_shared_memory_must_be_asked_for(cache_dir: Path) -> None:
     for arch, most in ((80, 163), (89, 99), (90, 227)):
         module = EmulatorDevice(arch=arch, cache_dir=cache_dir).compile(KERNELS / "transpose.cu")
-        assert module.function("transpose", max_dynamic_shared_bytes=most * 1024).max_dynamic_shared_bytes == most * 1024
+        assert (
+            module.function("transpose", max_dynamic_shared_bytes=most * 1024).max_dynamic_shared_bytes == most * 1024
+        )
         with pytest.raises(KernelError, match=f"the device has {most * 1024} per block"):
             module.function("transpose", max_dynamic_shared_bytes=most * 1024 + 1)
 
@@ -103,6 +106,4 @@ def test_unknown_names_are_refused(device: EmulatorDevice, cache_dir: Path) -> N
     with pytest.raises(DeviceError, match="not-a-compiler is not installed"):
         EmulatorDevice(compiler="not-a-compiler", cache_dir=cache_dir)
     with pytest.raises(DeviceError, match="the sanitizer must be loaded before Python starts"):
-        from tinyvllm.devices.emulator import Sanitizer
-
         EmulatorDevice(sanitizer=Sanitizer.RACE)

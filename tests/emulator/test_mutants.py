@@ -25,6 +25,7 @@ SOURCES = {
     "dependent": "dependent.cu",
 }
 
+
 def all_mutants() -> list[tuple[str, Mutant]]:
     found = [(name, mutant) for name in SOURCES for mutant in mutants_of(samples.KERNELS / SOURCES[name])]
     # grid_sum.cu holds two kernels: a statement of the one is not missed by the sample of the other.
@@ -47,9 +48,7 @@ def is_caught_by_values(name: str, source: Path, cache_dir: Path, num_seeds: int
 
 
 @pytest.mark.parametrize(("name", "mutant"), all_mutants(), ids=lambda x: x if isinstance(x, str) else str(x.line))
-def test_a_missing_synchronisation_changes_results(
-    cache_dir: Path, tmp_path: Path, name: str, mutant: Mutant
-) -> None:
+def test_a_missing_synchronisation_changes_results(cache_dir: Path, tmp_path: Path, name: str, mutant: Mutant) -> None:
     assert is_caught_by_values(name, mutant.write(tmp_path, SOURCES[name]), cache_dir), mutant.statement
 
 
@@ -74,7 +73,9 @@ def write_with_prelude(folder: Path, header: str, mutant: Mutant, kernel: Path) 
     return Path(shutil.copy(kernel, folder))
 
 
-@pytest.mark.parametrize(("header", "mutant"), prelude_mutants(), ids=lambda x: x if isinstance(x, str) else str(x.line))
+@pytest.mark.parametrize(
+    ("header", "mutant"), prelude_mutants(), ids=lambda x: x if isinstance(x, str) else str(x.line)
+)
 def test_a_missing_synchronisation_in_the_prelude_changes_results(
     cache_dir: Path, tmp_path: Path, header: str, mutant: Mutant
 ) -> None:
@@ -85,12 +86,14 @@ def test_a_missing_synchronisation_in_the_prelude_changes_results(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["moments", "transpose", "scan", "gemm"])
-def test_the_race_check_names_the_line_of_every_missing_barrier(cache_dir: Path, tmp_path: Path, name: str) -> None:
+def test_the_race_check_names_the_line_of_every_missing_barrier(
+    checked_cache_dir: Path, tmp_path: Path, name: str
+) -> None:
     source = samples.KERNELS / SOURCES[name]
     function = f"{samples.__file__}:run_{name}"
-    assert check(function, Sanitizer.RACE, cache_dir=cache_dir).findings == ()
+    assert check(function, Sanitizer.RACE, cache_dir=checked_cache_dir).findings == ()
     for mutant in mutants_of(source, re.compile(r"__sync\w+\(\);")):
         path = mutant.write(tmp_path / str(mutant.line), source.name)
-        verdict = check(function, Sanitizer.RACE, {"source": str(path)}, cache_dir=cache_dir)
+        verdict = check(function, Sanitizer.RACE, {"source": str(path)}, cache_dir=checked_cache_dir)
         places = [finding.place for finding in verdict.findings if finding.kind == "race"]
         assert any(place.startswith(f"{path}:") for place in places), (mutant, verdict.findings)

@@ -36,9 +36,10 @@ def test_every_bf16_and_f16_converts_exactly_and_back(device: EmulatorDevice, mo
 @given(st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=200))
 def test_rounding_is_to_nearest_even(device: EmulatorDevice, module: EmulatorModule, values: list[float]) -> None:
     x = np.array(values, np.float32)
-    # Halfway cases are what rounding is about: the midpoint above each value, and its neighbours.
-    middle = (x.view(np.uint32) & 0xFFFF0000 | 0x8000).view(np.float32)
-    x = np.concatenate([x, middle, (middle.view(np.uint32) - 1).view(np.float32), (middle.view(np.uint32) + 1).view(np.float32)])
+    # Halfway cases are what rounding is about: the midpoints above each value in both formats, and their neighbours.
+    bits = x.view(np.uint32)
+    middle = np.concatenate([bits & 0xFFFF0000 | 0x8000, bits & 0xFFFFE000 | 0x1000, [0]]).astype(np.uint32)
+    x = np.concatenate([bits, middle, middle - np.uint32(1), middle + np.uint32(1)]).view(np.float32)
     x = x[np.isfinite(x)]
     kinds = (ml_dtypes.bfloat16, np.uint32, np.float16)
     out = [device.memory.alloc(x.shape, kind) for kind in kinds]
@@ -83,7 +84,13 @@ def test_atomics_and_votes(device: EmulatorDevice, module: EmulatorModule, value
     ticket, out = upload(device, np.zeros(1, np.uint32)), device.memory.alloc((128, 4), np.int32)
     arguments = [totals, total, ticket, out, upload(device, x)]
     device.launch(module.function("atomics"), (2, 1, 1), (64, 1, 1), arguments)
-    expected = [x.sum(), max(0, x.max()), min(0, x.min()), np.bitwise_or.reduce(1 << (x & 31)), np.bitwise_xor.reduce(x)]
+    expected = [
+        x.sum(),
+        max(0, x.max()),
+        min(0, x.min()),
+        np.bitwise_or.reduce(1 << (x & 31)),
+        np.bitwise_xor.reduce(x),
+    ]
     np.testing.assert_array_equal(device.memory.download(totals), np.array(expected).astype(np.int32))
     assert device.memory.download(total)[0] == 128
     assert device.memory.download(ticket)[0] == 28  # 128 tickets of 100 numbers

@@ -64,7 +64,8 @@ def test_an_early_start_goes_as_deep_as_the_launches_allow(device: EmulatorDevic
         '#include "tinyvllm/prelude.cuh"\n'
         'extern "C" __global__ void first(float* y) { y[0] = 1.0f; }\n'
         'extern "C" __global__ void middle(float* z) { EARLY pdl_wait(); LATE z[0] = 1.0f; }\n'
-        'extern "C" __global__ void third(float* out, const float* y) { const float v = y[0]; pdl_wait(); out[0] = v; }\n'
+        'extern "C" __global__ void third(float* out, const float* y) {\n'
+        "    const float v = y[0]; pdl_wait(); out[0] = v; }\n"
     )
     found = []
     for early, late in (("pdl_launch_dependents();", ""), ("", "pdl_launch_dependents();")):

@@ -124,7 +124,8 @@ void tinyvllm_collective(Lane* lane, uint32_t mask, Collective kind, uint32_t de
     fibre.detail = detail;
     fibre.pc = pc;
     const uint32_t group = uint32_t(__builtin_ctz(mask));
-    char* sync = &warp.sync[group][warp.phase[group] % 2];  // two in turn: a lane ahead must not order those behind
+    Block& block = *fibre.owner;
+    char* sync = &block.team->sync.warp[&warp - block.warps][group][warp.phase[group] % 2];
     if (kind == Collective::sync) release(sync);
     warp.collecting |= fibre.bit;
     run_collective(warp, fibre);
@@ -137,7 +138,7 @@ void tinyvllm_block_barrier(Lane* lane) {
     auto& fibre = static_cast<Fibre&>(*lane);
     Block& block = *fibre.owner;
     fibre.pc = __builtin_return_address(0);
-    char* sync = &block.sync[block.phase % 2];  // two in turn: a lane ahead must not order those behind
+    char* sync = &block.team->sync.block[block.phase % 2];
     release(sync);
     if (block.first_at_barrier == nullptr) block.first_at_barrier = &fibre;
     else if (block.first_at_barrier->pc != fibre.pc) record_split_barrier(*block.first_at_barrier, fibre);

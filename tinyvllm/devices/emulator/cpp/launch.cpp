@@ -9,8 +9,6 @@
 
 namespace tinyvllm::emulator {
 
-extern "C" void tinyvllm_acquire_stream();
-
 namespace {
 
 uint64_t permuted(const Launch& launch, uint64_t i) {
@@ -147,7 +145,7 @@ int tinyvllm_launch_run(Launch* launch) {
     }
     run_sequence(*launch, *workers[0]);
     for (std::thread& thread : threads) thread.join();
-    tinyvllm_acquire_stream();
+    end_launch(*launch);
     return launch->failed;
 }
 

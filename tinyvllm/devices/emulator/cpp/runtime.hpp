@@ -85,14 +85,19 @@ struct Warp {
     uint32_t ready;       // may run and is not running
     uint32_t collecting;  // waits in a collective
     Fibre* fibres;
-    uint32_t phase[32];   // collectives so far, by lowest lane of the mask: which of two sync objects to use
-    char sync[32][2];
+    uint32_t phase[32];  // collectives so far, by lowest lane of the mask: which of two sync objects to use
 };
 
 /// What a block needs to run, kept for the next block of the same size: stacks, fibres, shared memory.
 struct Team {
     uint32_t num_threads;
     std::unique_ptr<Fibre[]> fibres;
+    // What the race check knows barriers by. Each has two that take turns: a lane that is ahead must not order those
+    // behind. They are in the team, and so new for each block: one block's barrier orders nothing in the next.
+    struct {
+        char block[2];
+        char warp[max_warps][32][2];
+    } sync;
     char* stacks = nullptr;
     size_t stacks_bytes = 0;
     char* dynamic_shared = nullptr;
@@ -131,7 +136,6 @@ struct Block {
     uint8_t poison;
     const Fibre* first_at_barrier;
     uint32_t phase;
-    char sync[2];
     std::vector<SharedVariable> variables;
     size_t static_bytes;
 };
@@ -149,6 +153,8 @@ struct Launch {
     std::mutex mutex;  // guards failure, split_barriers
     Failure failure{};
     std::vector<SplitBarrier> split_barriers;
+    std::vector<std::unique_ptr<Team>> ended_teams;  // in a race check
+    char order;                                      // what its lanes release when they end
 };
 
 struct Worker {
@@ -174,6 +180,7 @@ void perhaps_step_back(Fibre&);
 void make_ready(Fibre&);
 [[noreturn]] void abandon(Fibre&);
 void adopt_thread(Worker&);
+void end_launch(Launch&);
 
 // collectives.cpp
 void run_collective(Warp&, Fibre& member);
