@@ -7,13 +7,14 @@ may decide, it accepts each outcome; everywhere else exactly one.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
 
 from tinyvllm.batch import NO_LOGPROBS, Float32, Int32, SamplingRows
-from tinyvllm.devices.interface import Array, Buffer, Device
+from tinyvllm.devices.interface import Argument, Array, Buffer, Device
 from tinyvllm.kernels.sample import Sample
 from tinyvllm.kernels.sample_columns import NO_RULES, DeviceSamplingColumns, SampledBuffers
 from tinyvllm.reference.philox import random_words
@@ -28,6 +29,7 @@ LOGARITHM_ULPS = 16
 # Small blocks: a vocabulary of a few hundred tokens has several tiles, and the list of a cut row overflows.
 SMALL: dict[str, Any] = {"threads": 64, "per_thread": 4, "cut_threads": 64, "list_size": 48}
 PADDING = -1
+PHILOX_WORDS = Path(__file__).with_name("philox_words.cu")
 
 make_sample = once(Sample)
 
@@ -115,6 +117,15 @@ def draw(
     sample = make_sample(device, vocab_size=logits.shape[1], max_rows=64, **(sizes or SMALL))
     sample(step.out, step.logits, step.columns, step.slots, step.positions, may_cut=may_cut)
     return step.results()
+
+
+def launch_gumbel(device: Device, out: Buffer, words: Array) -> None:
+    """Queue a kernel that fills ``out`` with float32 numbers, those of ``words``: a predecessor that makes logits."""
+    others = [device.memory.alloc(words.shape, np.float32) for _ in range(3)]
+    function = device.compile(PHILOX_WORDS).function("numbers_of_words")
+    outputs = [others[0], out.view(words.shape), *others[1:]]
+    arguments: list[Argument] = [*outputs, put(device, words), np.int32(words.size)]
+    device.launch(function, (-(-words.size // 128), 1, 1), (128, 1, 1), arguments)
 
 
 def admissible(logits: Float32, rows: SamplingRows, row: int) -> Array:

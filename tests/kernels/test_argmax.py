@@ -14,7 +14,7 @@ from tinyvllm.devices.interface import Array, Device
 from tinyvllm.errors import ShapeError
 from tinyvllm.kernels.argmax import Argmax
 
-from .sampling import INF, Step, rows_of
+from .sampling import INF, Step, launch_gumbel, rows_of
 from .support import once
 
 make_argmax = once(Argmax)
@@ -64,6 +64,16 @@ def test_the_sizes_of_a_real_model(device: Device) -> None:
     logits[1, 128_255] = 9
     tokens, _ = argmax(device, logits, threads=256, per_thread=16)
     assert tokens.tolist() == [100_000, 128_255]
+
+
+def test_it_waits_for_the_kernel_that_makes_the_logits(device: Device) -> None:
+    words = np.random.default_rng(3).integers(0, 2**32, (4, 1100), dtype=np.uint32)
+    words[:3, [77, 1000]] = 1  # next to the largest number there is
+    step = Step.of(device, np.zeros((3, 1100), np.float32), rows_of(3))
+    launch = make_argmax(device, vocab_size=1100, max_rows=64, **SMALL)
+    launch_gumbel(device, step.logits, words.reshape(-1))
+    launch(step.out, step.logits, step.slots)
+    assert step.results()[0].tolist() == [77, 77, 77]
 
 
 def test_wrong_shapes_are_refused_before_anything_runs(device: Device) -> None:

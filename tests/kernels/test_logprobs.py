@@ -15,7 +15,8 @@ from tinyvllm.errors import ShapeError
 from tinyvllm.kernels.logprobs import MAX_LISTED, LogprobBuffers, Logprobs
 from tinyvllm.reference.logprobs import logprob_columns
 
-from .sampling import INF, Step, rows_of
+from .sampling import INF, Step, make_sample, rows_of
+from .sampling import SMALL as SAMPLE_SIZES
 from .support import F32_ROUNDOFF, get, once, poisoned, put
 
 make_logprobs = once(Logprobs)
@@ -96,6 +97,19 @@ def test_company_and_block_sizes_change_no_bit(device: Device) -> None:
         got = logprobs(device, logits[pick], chosen[pick], 20, **sizes)
         for name in ("token_ids", "logprobs", "rank"):
             np.testing.assert_array_equal(getattr(got, name), getattr(together, name)[pick])
+
+
+def test_they_follow_the_sampler_without_the_host(device: Device) -> None:
+    rng = np.random.default_rng(8)
+    logits = (rng.standard_normal((5, 1300)) * 2).astype(np.float32)
+    step = Step.of(device, logits, rows_of(5, num_logprobs=3))
+    sample = make_sample(device, vocab_size=1300, max_rows=64, **SAMPLE_SIZES)
+    launch = make_logprobs(device, vocab_size=1300, **SMALL)
+    out = LogprobBuffers.allocate(device, 6, 3)
+    sample(step.out, step.logits, step.columns, step.slots, step.positions, may_cut=False)
+    launch(out, step.logits, step.out.token_ids, step.slots, step.columns.num_logprobs)
+    got = LogprobColumns(*(get(device, buffer)[:-1] for buffer in (out.token_ids, out.logprobs, out.rank)))
+    check(logits, step.results()[0], 3, got)
 
 
 def test_the_sizes_of_a_real_model(device: Device) -> None:

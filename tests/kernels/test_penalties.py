@@ -139,6 +139,25 @@ def test_no_rule_hides_a_corrupt_row(device: Device, bad: float) -> None:
         np.testing.assert_array_equal(got[rig.rule_rows[row], token], np.float32(bad))
 
 
+def test_the_end_is_forbidden_until_there_are_min_tokens(device: Device) -> None:
+    rules = SamplingRules(eos_token_ids=(3,))
+    params = [SamplingParams(min_tokens=n, stop_token_ids=[30]) for n in (0, 4, 5, 6)]
+    rig = Rig(device, [sequence_of(p, [1], [2] * 5, rules) for p in params], 40)
+    got = rig.adjusted(np.zeros((4, 40), np.float32))
+    for row, is_forbidden in ((1, False), (2, False), (3, True)):
+        assert np.flatnonzero(got[rig.rule_rows[row]] == -INF).tolist() == [3, 30] * is_forbidden
+
+
+def test_biases_and_bad_words_meet_on_the_same_tokens(device: Device) -> None:
+    """Thirty tokens are both forbidden and given a bias, by different threads."""
+    ids = range(5, 125, 4)
+    params = SamplingParams(logit_bias=dict.fromkeys(ids, 2.0), bad_words=["x"])
+    rules = SamplingRules(bad_words_token_ids=tuple((v,) for v in reversed(ids)))
+    rig = Rig(device, [sequence_of(params, [1], (), rules) for _ in range(2)], 128)
+    got = rig.adjusted(np.zeros((2, 128), np.float32))[rig.rule_rows[1]]
+    assert np.flatnonzero(got == -INF).tolist() == list(ids)
+
+
 def test_a_row_that_may_choose_nothing_is_corrupt(device: Device) -> None:
     params = SamplingParams(temperature=0, allowed_token_ids=[3], bad_words=["x"])
     rig = Rig(device, [sequence_of(params, [0], (), SamplingRules(bad_words_token_ids=((3,),))) for _ in range(2)], 40)
@@ -182,6 +201,35 @@ def test_a_graph_of_apply_sample_and_record_keeps_up_with_the_histories(device: 
         for sequence, token in zip(sequences, tokens.tolist(), strict=True):
             sequence.append(token)
         rig.check_state()
+
+
+def test_steps_follow_each_other_without_the_host(device: Device) -> None:
+    """Each kernel starts before its predecessor has finished, as far as its wait."""
+    rng = np.random.default_rng(12)
+    vocab_size, num_rows = 150, 4
+    sequences = [random_sequence(rng, vocab_size) for _ in range(num_rows)]
+    rig = Rig(device, sequences, vocab_size)
+    logits = random_logits(rng, num_rows, vocab_size) * np.float32(0.2)
+    steps = [rig.step(logits) for _ in range(4)]
+    late = sequence_of(SamplingParams(presence_penalty=1.0), [9, 9, 8], [5] * 9)
+    tokens = put(device, late.all.copy())
+    sample = make_sample(device, vocab_size=vocab_size, max_rows=64, **SMALL)
+    for step in steps:
+        rig.penalties.apply(step.logits, step.columns, step.slots)
+        sample(step.out, step.logits, step.columns, step.slots, step.positions, adjusted=rig.penalties.adjusted)
+        rig.penalties.record(step.out.token_ids, step.columns, step.slots)
+    rig.penalties.start(int(rig.rule_rows[1]), tokens, 3)
+    params = [sequence.params for sequence in sequences]
+    rows = rows_of(num_rows, temperature=[p.temperature for p in params], top_k=[p.top_k for p in params])
+    for step in steps:
+        chosen, _ = step.results()
+        expected = expected_of(logits, sequences)
+        expected[0] = logits[0]
+        check(expected, rows, chosen)
+        for sequence, token in zip(sequences, chosen.tolist(), strict=True):
+            sequence.append(token)
+    sequences[1] = late
+    rig.check_state()
 
 
 def test_a_row_is_taken_over_without_a_trace(device: Device) -> None:

@@ -22,13 +22,14 @@ from .sampling import (
     admissible,
     check,
     draw,
+    launch_gumbel,
     logits_and_rows,
     make_sample,
     reference_columns,
     rows_of,
     take,
 )
-from .support import put
+from .support import get, put
 
 SIZES = (1, 3, 4, 31, 255, 256, 257, 300, 1029, 2500)  # a tile has 256 tokens, a cut row's list 48
 
@@ -91,6 +92,8 @@ def test_cuts_come_in_order_and_ties_go_by_lowest_id(device: Device) -> None:
     assert support(device, [0.0, -0.0, 0.0, -0.0], top_k=2) == {0, 1}
     assert support(device, [0.0] * 4, top_k=2, top_p=0.5) == {0}
     assert support(device, [0.0] * 4, top_k=2, top_p=0.6) == {0, 1}
+    assert support(device, [0.0] * 4, top_k=1, top_p=0.9) == {0}
+    assert support(device, [1.0, 1.0, 0.99], min_p=1.0) == {0, 1}
     few = [0.0, 0.0] + [math.log(0.4)] * 10
     assert support(device, few, min_p=0.5, top_p=0.5) == {0}
     assert support(device, few, top_p=0.5) == {0, 1, 2, 3, 4}
@@ -195,6 +198,18 @@ def test_a_graph_replays_with_changed_parameters(device: Device) -> None:
         step.columns.upload()
         graph.replay()
         check(logits, rows, step.results()[0])
+
+
+@pytest.mark.parametrize("columns", [{}, {"top_k": 5}], ids=str)
+def test_it_waits_for_the_kernel_that_makes_the_logits(device: Device, columns: dict[str, Any]) -> None:
+    words = np.random.default_rng(3).integers(0, 2**32, (4, 1000), dtype=np.uint32)
+    rows = rows_of(3, **columns)
+    step = Step.of(device, np.zeros((3, 1000), np.float32), rows)
+    launch = make_sample(device, vocab_size=1000, max_rows=64, **SMALL)
+    launch_gumbel(device, step.logits, words.reshape(-1))
+    launch(step.out, step.logits, step.columns, step.slots, step.positions)
+    tokens, _ = step.results()
+    check(get(device, step.logits)[:3], rows, tokens)
 
 
 def test_the_sizes_of_a_real_model(device: Device) -> None:

@@ -6,7 +6,7 @@
 //   Mapping    a block owns a row; its threads take tokens in turn
 //   Numerics   exponentials float32 relative to the maximum, their sum an integer in units of 2^-44, so that it has
 //              no order; its logarithm and the differences float64
-//   Traffic    12 V bytes a row, the second and third time from L2; a row that asks for none reads nothing
+//   Traffic    16 V bytes a row, all but the first 4 V from L2; a row that asks for none reads none
 #include "tinyvllm/prelude.cuh"
 #include "sample_order.cuh"
 #include "sample_select.cuh"
@@ -29,13 +29,13 @@ struct RawRow {
 
     TINYVLLM_DEVICE static float logit_at(uint64_t place) { return float_of_growing(~falling_bits_of(place)); }
 
-    TINYVLLM_DEVICE bool place(int id, uint64_t& place) const {
-        place = place_of(row_max - logits[id], ~growing_bits(logits[id]), id);
+    TINYVLLM_DEVICE bool place(int id, float x, uint64_t& place) const {
+        place = place_of(row_max - x, ~growing_bits(x), id);
         return true;
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
     logprobs_rows(int* token_ids, float* logprobs, int* rank, const float* logits, const int* chosen,
                   const int* slots, const int* num_logprobs, int vocab_size, int k) {
     __shared__ Selection selection;
@@ -52,8 +52,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
     float largest = -INFINITY;
     const bool is_asking = num_logprobs[slot] != no_logprobs;
-    if (is_asking)
-        for (int id = threadIdx.x; id < vocab_size; id += THREADS) largest = fmaxf(largest, nan_as_infinity(logits[id]));
+    if (is_asking) each_logit(logits, vocab_size, [&](int, float x) { largest = fmaxf(largest, x); });
     largest = block_max(largest, maxima);
     if (!is_sound(largest)) {  // nobody asked, or the row is corrupt
         for (int i = threadIdx.x; i <= k; i += THREADS) {
@@ -65,10 +64,10 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     }
     const float of_chosen = logits[chosen[row]];
     uint64_t mass = 0, num_above = 0;
-    for (int id = threadIdx.x; id < vocab_size; id += THREADS) {
-        mass += mass_of(expf(logits[id] - largest));
-        num_above += logits[id] > of_chosen;
-    }
+    each_logit(logits, vocab_size, [&](int, float x) {
+        mass += mass_of(expf(x - largest));
+        num_above += x > of_chosen;
+    });
     mass = block_total(mass, selection.warp_sums);
     num_above = block_total(num_above, selection.warp_sums);
     const double log_sum = log_of(double(mass) * 0x1p-44);

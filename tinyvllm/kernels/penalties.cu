@@ -78,13 +78,15 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     each_listed(allowed_offsets, allowed_ids, rule, first, end, [&](int, int id) { values[id - first] = logits[id]; });
     __syncthreads();  // what is allowed is back before some of it is forbidden
     const int generated = num_output[rule];
+    // Two words may end with one token: whoever comes later writes the same, and an atomic says that this is meant.
+    const auto forbid = [&](int id) { atomicExch(&values[id - first], -INFINITY); };
     if (generated < min_tokens[rule])
-        each_listed(end_offsets, end_ids, rule, first, end, [&](int, int id) { values[id - first] = -INFINITY; });
+        each_listed(end_offsets, end_ids, rule, first, end, [&](int, int id) { forbid(id); });
     for (int word = row_words[rule] + int(threadIdx.x); word < row_words[rule + 1]; word += THREADS) {
         const int begin = word_offsets[word], length = word_offsets[word + 1] - begin;
         const int last = word_tokens[begin + length - 1];
         if (last >= first && last < end && is_begun(word_tokens + begin, length, recent + rule * WINDOW, generated))
-            values[last - first] = -INFINITY;
+            forbid(last);
     }
     __syncthreads();  // forbidden tokens stay so: -inf is there before a bias is added to it
     each_listed(bias_offsets, bias_ids, rule, first, end, [&](int i, int id) { values[id - first] += bias_values[i]; });

@@ -18,14 +18,15 @@
 /// A row's tokens by z. As z <= 0, the bits of -z grow as z falls, and have no sign.
 struct ScaledRow {
     const SamplingRow& row;
+    const float* logits;
     float row_max;
 
     TINYVLLM_DEVICE static float z_at(uint64_t place) { return 0.0f - __uint_as_float(falling_bits_of(place)); }
     TINYVLLM_DEVICE static uint64_t mass_at(uint64_t place) { return mass_of(expf(z_at(place))); }
 
     /// False for tokens that cannot be chosen, or that min_p cuts.
-    TINYVLLM_DEVICE bool place(int id, uint64_t& place) const {
-        const float distance = 0.0f - row.scaled(row.logits[id], row_max);  // 0, not -0, for the largest
+    TINYVLLM_DEVICE bool place(int id, float x, uint64_t& place) const {
+        const float distance = 0.0f - row.scaled(x, row_max);  // 0, not -0, for the largest
         if (!(distance < INFINITY)) return false;
         if (row.min_p > 0.0f && expf(-distance) < row.min_p) return false;
         place = place_of(distance, __float_as_uint(distance), id);
@@ -40,7 +41,7 @@ __device__ uint64_t mass_goal(float top_p, uint64_t total) {
     return max(whole + (double(whole) < goal), uint64_t(1));  // the first token stays, whatever top_p is
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
     sample_cut_rows(int* token_ids, int* slot_tokens, const float* row_max, const float* logits,
                     const float* adjusted, const int* slots, const int* positions, const float* temperature,
                     const float* top_p, const float* min_p, const int* top_k, const uint64_t* seed,
@@ -54,7 +55,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const SamplingRow row = read_row(columns, logits, adjusted, b, slot, positions[b], vocab_size);
     if (!row.is_cut() || !is_sound(row_max[b])) return;
 
-    const ScaledRow scaled = {row, row_max[b]};
+    const ScaledRow scaled = {row, row.logits, row_max[b]};
     Candidates<ScaledRow> kept = {scaled, vocab_size, selection, everything, false};
     if (row.top_k > 0)
         cut_at_goal(kept, selection, [](uint64_t) { return uint64_t(1); },

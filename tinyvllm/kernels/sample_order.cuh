@@ -78,4 +78,16 @@ TINYVLLM_DEVICE int loaded_token(int first, int i) {
     return first + (i / 4 * int(blockDim.x) + int(threadIdx.x)) * 4 + i % 4;
 }
 
+/// Calls `visit(id, logit)` for this thread's share of a whole row; eight logits are under way before the first visit.
+template <class Visit>
+TINYVLLM_DEVICE void each_logit(const float* row, int vocab_size, Visit visit) {
+    for (int first = 0; first < vocab_size; first += 8 * int(blockDim.x)) {
+        float x[8];
+        load_logits(x, row, first, vocab_size);
+#pragma unroll
+        for (int i = 0; i < 8; ++i)
+            if (loaded_token(first, i) < vocab_size) visit(loaded_token(first, i), x[i]);
+    }
+}
+
 }  // namespace tinyvllm

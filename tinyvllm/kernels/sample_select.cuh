@@ -4,7 +4,7 @@
 // id (20). Digit by digit a histogram says in which bin the goal is reached. The bucket is a coarse, linear image of
 // the value, so that the first histogram spreads real logits over many bins and few tokens share the last one;
 // those, and all before them, are then listed in shared memory, and the row is not read again.
-// What is summed are integers (a count, or a mass in units of 2^-44): atomics may come in any order.
+// What is summed up are integers (a count, or a mass in units of 2^-44): atomics may come in any order.
 #pragma once
 
 namespace tinyvllm {
@@ -36,7 +36,7 @@ struct Selection {
     uint32_t digit, num_matching, num_listed;
 };
 
-/// The tokens of a row that are not cut yet. `Row::place(id, place)` is false for tokens that are out already.
+/// The tokens of a row that are not cut yet. `Row::place(id, logit, place)` is false for tokens that are out already.
 template <class Row>
 struct Candidates {
     const Row& row;
@@ -52,9 +52,10 @@ struct Candidates {
             for (int i = threadIdx.x; i < int(selection.num_listed); i += int(blockDim.x))
                 if (selection.list[i] <= last) visit(selection.list[i]);
         } else {
-            uint64_t place = 0;
-            for (int id = threadIdx.x; id < vocab_size; id += int(blockDim.x))
-                if (row.place(id, place) && place <= last) visit(place);
+            each_logit(row.logits, vocab_size, [&](int id, float x) {
+                uint64_t place = 0;
+                if (row.place(id, x, place) && place <= last) visit(place);
+            });
         }
     }
 };
