@@ -4,8 +4,8 @@
 //              - frequency * count(v), then - presence where count(v) > 0, of the output
 //   Reference  tinyvllm/reference/penalties.py; plugins/tinyvllm_samplers/default.py for the order
 //   Shapes     adjusted [R, V], logits [B, V], presence, frequency, repetition [R] float32; slots [B], rule_row [S],
-//              min_tokens, num_output [R], recent [R, W] int32; counts [R, V] uint32, bit 31: in the prompt;
-//              lists: offsets [R + 1], ids in rising order; words: offsets [R + 1] into word_offsets [. + 1] into tokens
+//              min_tokens, num_output [R], recent [R, W] int32; counts [R, V] uint32, bit 31 if in the prompt;
+//              lists: offsets [R + 1], ids in rising order; words: row_words [R + 1] into word_offsets into word_tokens
 //   Mapping    apply: a block owns TILE tokens of a row, in shared memory while single ones change. record: a thread
 //              a row. start: a block a rule row
 //   Numerics   float32, each operation rounded by itself as in the reference: bit-equal
