@@ -18,6 +18,8 @@ from typing import Any
 from tinyvllm.checks import shown
 from tinyvllm.errors import LoadError, RequestError
 
+TIME_LIMIT_S = 2.0
+"""Processor time that one rendering may take; templates take about a millisecond."""
 _MAX_SOURCE_CHARACTERS = 1_000_000
 # All that Python needs to start and to tell the time; tokens and keys stay here.
 _PASSED_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ")
@@ -29,13 +31,16 @@ class ChatTemplate:
     Starting takes about 0.15 s, a rendering 0.2 ms.
     """
 
-    def __init__(self, source: str, where: str, special_tokens: Mapping[str, str]) -> None:
+    def __init__(
+        self, source: str, where: str, special_tokens: Mapping[str, str], *, time_limit_s: float = TIME_LIMIT_S
+    ) -> None:
         """Check the syntax of a template.
 
         Args:
             source: the Jinja text.
             where: its file, for messages.
             special_tokens: variables that every rendering sees (``bos_token`` and so on).
+            time_limit_s: processor time that one rendering may take.
         Raises:
             LoadError: the template is malformed, naming the line.
         """
@@ -43,6 +48,7 @@ class ChatTemplate:
         self._source = source
         self._where = where
         self._special_tokens = dict(special_tokens)
+        self._time_limit_s = time_limit_s
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
 
@@ -59,7 +65,7 @@ class ChatTemplate:
         known = {"tools": None, "documents": None, **self._special_tokens, **variables}
         known["messages"] = [dict(message) for message in messages]
         try:
-            request = json.dumps({"source": self._source, "variables": known})
+            request = json.dumps({"source": self._source, "variables": known, "time_limit_s": self._time_limit_s})
         except (TypeError, ValueError, RecursionError) as error:
             raise RequestError(f"messages and template variables must be plain JSON values: {error}") from error
         answer = self._ask(request)

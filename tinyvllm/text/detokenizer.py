@@ -10,7 +10,7 @@ from tinyvllm.text.tokenizer import Tokenizer
 
 # Tokens of the prompt that are decoded along with the first new ones: a leading space depends on what is before it.
 _CONTEXT = 6
-# A character has at most four bytes; whatever is still incomplete after so many tokens is no character at all.
+# A character has at most four bytes; what still ends in U+FFFD after so many tokens is no half of a character.
 _MOST_HELD = 8
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
@@ -109,8 +109,7 @@ class _Windows:
             return text
         self._window.append(token_id)
         text = self._decode(self._window)
-        num_held = len(self._window) - self._num_read
-        if num_held < _MOST_HELD and (text.endswith(_REPLACEMENT) or len(text) <= len(self._before)):
+        if len(text) <= len(self._before) or (text.endswith(_REPLACEMENT) and self._is_unfinished()):
             return ""
         new = text[len(self._before) :]
         self._forget(self._window[self._num_read :])
@@ -126,6 +125,23 @@ class _Windows:
         self._window = context
         self._num_read = len(context)
         self._before = self._decode(context)
+
+    def _is_unfinished(self) -> bool:
+        """Whether the window ends within a character, given that its text ends in U+FFFD."""
+        run = bytearray()
+        for token_id in reversed(self._window):
+            byte = self._tokenizer.fallback_byte(token_id)
+            if byte is None:
+                break
+            run.append(byte)
+        if not run:  # no byte fall-back, so it cannot be known
+            return len(self._window) - self._num_read < _MOST_HELD
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        try:
+            decoder.decode(bytes(reversed(run)))
+        except UnicodeDecodeError:  # it never becomes text, so there is nothing to wait for
+            return False
+        return decoder.getstate()[0] != b""
 
     def _is_silent(self, token_id: int) -> bool:
         """Whether it is left out of the text, and so must not fill the window."""

@@ -27,14 +27,16 @@ class StopChecker:
     held back. Every character is looked at once (Knuth, Morris and Pratt 1977), so repetitive text costs no more.
     """
 
-    __slots__ = ("_held", "_includes_stop", "_matchers")
+    __slots__ = ("_first_characters", "_held", "_includes_stop", "_is_idle", "_matchers")
 
     def __init__(self, stops: Sequence[str], *, include_stop_str_in_output: bool = False) -> None:
         """Look for ``stops``, none of them empty."""
         assert all(stops)
         self._matchers = [_Matcher(stop) for stop in dict.fromkeys(stops)]
         self._includes_stop = include_stop_str_in_output
+        self._first_characters = frozenset(stop[0] for stop in stops)
         self._held = ""
+        self._is_idle = True  # the text does not end with the beginning of a stop string
 
     def push(self, text: str, *, can_stop: bool = True) -> Released:
         """Take the next piece of text, and return what may be shown.
@@ -44,7 +46,7 @@ class StopChecker:
             can_stop: False before ``min_tokens``: a stop string that would be complete in this piece is not one, but
                 one that begins in it may be complete in a later piece.
         """
-        if not self._matchers:
+        if self._is_idle and self._first_characters.isdisjoint(text):
             return Released(text)
         seen = self._held + text
         for i, character in enumerate(text, start=len(self._held) + 1):
@@ -54,8 +56,9 @@ class StopChecker:
                 # Every possible beginning of a stop string was held, so this one begins in ``seen``. Where the stop
                 # string is included nothing is held, and all of ``seen`` is new.
                 return Released(seen[: i if self._includes_stop else i - len(stop)], stop)
-        num_held = 0 if self._includes_stop else max(matcher.num_matched for matcher in self._matchers)
-        cut = len(seen) - num_held
+        num_matched = max(matcher.num_matched for matcher in self._matchers)
+        self._is_idle = num_matched == 0
+        cut = len(seen) - (0 if self._includes_stop else num_matched)
         self._held = seen[cut:]
         return Released(seen[:cut])
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +16,8 @@ from tinyvllm.text.chat_template import ChatTemplate
 if TYPE_CHECKING:
     import tokenizers
 
-_CACHED_TOKENS = 1 << 16
+_CACHED_TOKENS = 1 << 18  # as many as a large vocabulary has
+_FALLBACK_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class Tokenizer:
@@ -36,8 +39,6 @@ class Tokenizer:
             special_tokens: name to text, as ``tokenizer_config.json`` gives them.
             chat_template: None: conversations are refused.
         """
-        from tokenizers.decoders import ByteLevel
-
         self._inner = inner
         # Some files cut or pad, as was convenient for training; a prompt must stay whole.
         inner.no_truncation()
@@ -46,7 +47,7 @@ class Tokenizer:
         self._chat_template = chat_template
         added = inner.get_added_tokens_decoder()
         self.special_token_ids = frozenset(i for i, token in added.items() if token.special)
-        self.is_byte_level = isinstance(inner.decoder, ByteLevel)
+        self.is_byte_level = _is_byte_level(inner)
         self._single: dict[int, str] = {}
         self._bytes: dict[int, bytes] = {}
 
@@ -125,6 +126,11 @@ class Tokenizer:
                 self._bytes[token_id] = known
         return known
 
+    def fallback_byte(self, token_id: int) -> int | None:
+        """The byte that a token like ``<0xE2>`` stands for; None for other tokens."""
+        match = _FALLBACK_BYTE.fullmatch(self.id_to_token(token_id) or "")
+        return None if match is None else int(match[1], 16)
+
     def token_to_id(self, token: str) -> int | None:
         """The id of a token as the vocabulary spells it; None if there is no such token."""
         token_id = self._inner.token_to_id(token)
@@ -159,6 +165,14 @@ def _read_tokenizer(file: Path) -> tokenizers.Tokenizer:
         raise
     except BaseException as error:  # the library raises plain Exception, and where it panics, a BaseException
         raise LoadError(f"{file}: is not a tokenizer of the tokenizers package: {error}") from error
+
+
+def _is_byte_level(inner: tokenizers.Tokenizer) -> bool:
+    if inner.decoder is None:
+        return False
+    decoder = json.loads(inner.decoder.__getstate__())
+    parts = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
+    return [part["type"] for part in parts if part["type"] != "Fuse"] == ["ByteLevel"]
 
 
 def _read_text(path: Path) -> str:
