@@ -1,0 +1,170 @@
+"""attention_decode against the definition of paged attention in float64, and what must not change its result."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tinyvllm.devices.interface import Device
+from tinyvllm.errors import ShapeError
+from tinyvllm.kernels.attention_decode import AttentionDecode, decode_bytes
+
+from .attention_cases import LAYOUTS, MAX_CONTEXT, bits, decode, make_case, make_decode, permuted, sizes_of
+from .support import assert_close, bf16, f64, get, poisoned, put
+
+ADVANCE = Path(__file__).with_name("advance.cu")
+# A length of 600 is ten tiles: more than a block has stages, shared by several blocks.
+ragged = st.lists(st.one_of(st.integers(1, 80), st.integers(1, 600)), min_size=1, max_size=5)
+windows = st.one_of(st.none(), st.integers(1, 300))
+seeds = st.integers(0, 2**32 - 1)
+few = settings(max_examples=30, deadline=None)
+
+
+@few
+@given(layout=st.sampled_from(LAYOUTS), lens=ragged, window=windows, seed=seeds)
+def test_decode_is_its_definition(
+    device: Device, layout: tuple[int, int, int, int], lens: list[int], window: int | None, seed: int
+) -> None:
+    case = make_case(sizes_of(layout, window), lens, [1] * len(lens), seed)
+    assert_close(decode(device, case), case.expected(), case.error())
+
+
+@pytest.mark.parametrize("batch_invariant", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_is_right_through_the_split_path(
+    device: Device, layout: tuple[int, int, int, int], batch_invariant: bool
+) -> None:
+    case = make_case(sizes_of(layout, None, batch_invariant), [1024, 1, 17, 520], [1] * 4, seed=len(layout))
+    assert_close(decode(device, case), case.expected(), case.error())
+
+
+@pytest.mark.parametrize("peak", [0.0, 1e-3, 30.0, 300.0])
+@pytest.mark.parametrize("batch_invariant", [False, True])
+def test_flat_and_very_peaked_softmaxes_hold(device: Device, peak: float, batch_invariant: bool) -> None:
+    case = make_case(sizes_of(LAYOUTS[0], None, batch_invariant), [513, 70], [1, 1], seed=1, peak=peak)
+    assert_close(decode(device, case), case.expected(), case.error())
+
+
+def test_huge_and_tiny_values_are_not_lost(device: Device) -> None:
+    case = make_case(sizes_of(LAYOUTS[0]), [300, 300], [1, 1], seed=2)
+    scales = 10.0 ** np.linspace(-30, 30, case.value_cache.shape[-1])
+    case = replace(case, value_cache=bf16(f64(case.value_cache) * scales))
+    assert_close(decode(device, case), case.expected(), case.error())
+
+
+@pytest.mark.parametrize("batch_invariant", [False, True])
+def test_a_sequence_without_context_gives_zeros(device: Device, batch_invariant: bool) -> None:
+    case = make_case(sizes_of(LAYOUTS[0], None, batch_invariant), [0, 300, 0], [1] * 3, seed=3)
+    got = f64(decode(device, case))
+    assert (got[[0, 2]] == 0).all()
+    assert_close(bf16(got[1:2]), case.only([1]).expected(), case.only([1]).error())
+
+
+@few
+@given(layout=st.sampled_from(LAYOUTS[:3]), lens=ragged, seed=seeds)
+def test_permuting_blocks_changes_nothing(
+    device: Device, layout: tuple[int, int, int, int], lens: list[int], seed: int
+) -> None:
+    case = make_case(sizes_of(layout), lens, [1] * len(lens), seed)
+    assert (bits(decode(device, case)) == bits(decode(device, permuted(case, seed)))).all()
+
+
+def test_the_order_of_threads_and_blocks_changes_nothing(device: Device) -> None:
+    case = make_case(sizes_of(LAYOUTS[0]), [1024, 40, 900], [1] * 3, seed=4)
+    first = bits(decode(device, case))
+    for _ in range(4):
+        assert (bits(decode(device, case)) == first).all()
+
+
+@few
+@given(layout=st.sampled_from(LAYOUTS[:3]), lens=ragged, window=windows, seed=seeds)
+def test_batch_invariant_company_changes_nothing(
+    device: Device, layout: tuple[int, int, int, int], lens: list[int], window: int | None, seed: int
+) -> None:
+    case = make_case(sizes_of(layout, window, batch_invariant=True), lens, [1] * len(lens), seed)
+    together = bits(decode(device, case))
+    for b in range(len(lens)):
+        assert (bits(decode(device, case.only([b])))[0] == together[b]).all()
+
+
+def test_a_replayed_graph_follows_the_context_lengths(device: Device) -> None:
+    case = make_case(sizes_of(LAYOUTS[0]), [1000, 700, 300], [1] * 3, seed=5)
+    kernel = make_decode(device, sizes=case.sizes)
+    query, key, value, tables, lens = case.put(device)
+    out = poisoned(device, case.query.shape)
+    with device.capture() as graph:
+        kernel(out, query, key, value, tables, lens)
+    for new_lens in ([1000, 700, 300], [1, 650, 2], [900, 1, 0], [128, 129, 130]):
+        case = replace(case, context_lens=np.array(new_lens, np.int32))
+        device.memory.upload(lens, case.context_lens)
+        device.memory.fill(out, 0xFF)
+        graph.replay()
+        got = get(device, out)
+        some = case.only([b for b in range(3) if new_lens[b]])
+        assert_close(got[np.array(new_lens) > 0], some.expected(), some.error())
+        assert (bits(got) == bits(decode(device, case))).all()
+
+
+def test_queries_of_a_dependent_launch_are_read_after_the_wait(device: Device) -> None:
+    case = make_case(sizes_of(LAYOUTS[0]), [300, 20], [1, 1], seed=6)
+    kernel = make_decode(device, sizes=case.sizes)
+    query, *rest = case.put(device)
+    middle, out = poisoned(device, case.query.shape), poisoned(device, case.query.shape)
+    kernel(middle, query, *rest)
+    kernel(out, middle, *rest, is_plan_older=True)
+    second = replace(case, query=get(device, middle))
+    assert_close(get(device, out), second.expected(), second.error())
+
+
+@pytest.mark.parametrize("batch_invariant", [False, True])
+def test_a_plan_that_the_predecessor_writes_is_read_after_the_wait(device: Device, batch_invariant: bool) -> None:
+    case = make_case(sizes_of(LAYOUTS[0], None, batch_invariant), [300, 129], [1, 1], seed=9)
+    kernel = make_decode(device, sizes=case.sizes)
+    query, key, value, tables, lens = case.put(device)
+    out, advance = poisoned(device, case.query.shape), device.compile(ADVANCE).function("advance")
+    device.memory.upload(lens, case.context_lens - np.int32(1))
+    device.launch(advance, (1, 1, 1), (32, 1, 1), (lens, np.int32(2)))
+    kernel(out, query, key, value, tables, lens)
+    assert_close(get(device, out), case.expected(), case.error())
+
+
+@pytest.mark.parametrize("batch_invariant", [False, True])
+def test_only_sequences_with_one_token_are_computed_in_a_mixed_step(device: Device, batch_invariant: bool) -> None:
+    case = make_case(sizes_of(LAYOUTS[0], None, batch_invariant), [40, 300, 9, 77], [5, 1, 0, 1], seed=7)
+    out = poisoned(device, case.query.shape)
+    kernel = make_decode(device, sizes=case.sizes)
+    kernel(out, *case.put(device), cu_seqlens_q=put(device, case.cu_seqlens_q))
+    got = get(device, out)
+    singles = case.only([1, 3])
+    assert_close(got[5:], singles.expected(), singles.error())
+    assert np.isnan(f64(got[:5])).all()
+
+
+def test_wrong_shapes_are_refused(device: Device) -> None:
+    case = make_case(sizes_of(LAYOUTS[0]), [40, 30], [1, 1], seed=8)
+    kernel = make_decode(device, sizes=case.sizes)
+    query, key, value, tables, lens = case.put(device)
+    out = poisoned(device, case.query.shape)
+    with pytest.raises(ShapeError, match=r"value_cache has shape"):
+        kernel(out, query, key, value.view((1, *value.shape[1:])), tables, lens)
+    with pytest.raises(ShapeError, match=r"1 query rows for 2 sequences"):
+        kernel(out.view((1, 8, 64)), query.view((1, 8, 64)), key, value, tables, lens)
+    with pytest.raises(ShapeError, match=r"block_tables has shape"):
+        kernel(out, query, key, value, tables.view((1, 64)), lens)
+    with pytest.raises(ShapeError, match=r"head_dim must be one of 16, 32"):
+        sizes_of((8, 2, 48, 16))
+    with pytest.raises(ShapeError, match=r"num_heads / num_kv_heads must be one of"):
+        sizes_of((18, 2, 64, 16))
+    with pytest.raises(ShapeError, match=r"sliding_window must be at least 1"):
+        AttentionDecode(device, sizes=sizes_of(LAYOUTS[0], 0))
+
+
+def test_the_bytes_of_a_call_count_only_what_is_visible() -> None:
+    assert decode_bytes(sizes_of((8, 2, 64, 16)), [100, 1]) == 4 * 101 * 2 * 64 + 2 * 2 * 2 * 8 * 64
+    assert decode_bytes(sizes_of((8, 2, 64, 16), 30), [100]) == 4 * 30 * 2 * 64 + 2 * 2 * 8 * 64
+    assert MAX_CONTEXT % 64 == 0
