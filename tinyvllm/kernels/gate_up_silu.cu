@@ -27,7 +27,7 @@ struct GateUpEpilogue {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(THREADS, min_blocks)
     gate_up_silu(bf16* out, const bf16* x, const bf16* norm, const bf16* weight, int num_rows, int num_pairs,
                  int num_tiles, float eps) {
     const Input in{x, num_rows, norm, eps};

@@ -35,7 +35,9 @@ class GateUpSilu:
         pdl: bool = True,
     ) -> None:
         pairs = largest_power_of_two(intermediate_size)
-        tiling = tiling or choose_tiling(hidden_size, rows_tier(max_rows), max_tile_pairs=max(4, min(pairs, 32)))
+        tiling = tiling or choose_tiling(
+            hidden_size, rows_tier(max_rows), has_norm=True, max_tile_pairs=max(4, min(pairs, 32))
+        )
         check_multiple("intermediate_size", intermediate_size, tiling.tile_rows // 2)
         self._size, self._eps = intermediate_size, np.float32(eps)
         self._projection = Projection(

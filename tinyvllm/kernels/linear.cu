@@ -36,7 +36,7 @@ struct LinearEpilogue {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(THREADS, min_blocks)
     linear(bf16* out, float* workspace, uint32_t* counters, const bf16* x, const bf16* weight, const bf16* bias,
            int num_rows, int num_outputs, int num_tiles) {
     const Input in{x, num_rows, nullptr, 0.0f, workspace, counters};

@@ -79,7 +79,7 @@ TINYVLLM_DEVICE void store_block_best(float* best_values, int* best_indices, Arg
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(THREADS, min_blocks)
     lm_head_argmax(int* token_ids, float* best_values, int* best_indices, uint32_t* counters, const bf16* x,
                    const bf16* norm, const bf16* weight, int num_rows, int num_outputs, int num_tiles, float eps) {
     __shared__ bool is_last;
@@ -104,7 +104,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(THREADS, min_blocks)
     lm_head_logits(float* logits, const bf16* x, const bf16* norm, const bf16* weight, int num_rows, int num_outputs,
                    int num_tiles, float eps) {
     const Input in{x, num_rows, norm, eps};

@@ -110,7 +110,7 @@ def _lm_head(
 ) -> Projection:
     if tiling is None:
         # Some thousand tiles: each block does several, keeps its part of x, and leaves one candidate behind.
-        tiling = choose_tiling(hidden_size, rows_tier(max_rows), blocks_per_sm=4)
+        tiling = choose_tiling(hidden_size, rows_tier(max_rows), has_norm=True, blocks_per_sm=4)
     return Projection(
         device, "lm_head", size_k=hidden_size, num_outputs=vocab_size, tiling=tiling, max_rows=max_rows, has_norm=True,
         pdl=pdl, function=function,

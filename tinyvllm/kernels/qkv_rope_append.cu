@@ -60,7 +60,7 @@ struct QkvEpilogue {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(THREADS, min_blocks)
     qkv_rope_append(bf16* query, bf16* key_cache, bf16* value_cache, const bf16* x, const bf16* norm,
                     const bf16* weight, const bf16* bias, const float* cos_table, const float* sin_table,
                     const int* positions, const int* slot_mapping, int num_rows, int num_heads, int num_kv_heads,

@@ -40,7 +40,7 @@ class QkvRopeAppend:
     ) -> None:
         check_multiple("head_dim", head_dim, 2 * VECTOR)
         pairs = min(largest_power_of_two(head_dim // 2), 32)
-        tiling = tiling or choose_tiling(hidden_size, rows_tier(max_rows), max_tile_pairs=pairs)
+        tiling = tiling or choose_tiling(hidden_size, rows_tier(max_rows), has_norm=True, max_tile_pairs=pairs)
         check_multiple("half of head_dim", head_dim // 2, tiling.tile_rows // 2)
         self._num_heads, self._num_kv_heads, self._head_dim = num_heads, num_kv_heads, head_dim
         self._eps = np.float32(eps)

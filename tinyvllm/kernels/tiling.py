@@ -16,6 +16,7 @@ BATCH_ROWS = (1, 8, 16, 32)
 """Rows of x that a block can work on: one on the arithmetic units, the others on the tensor cores."""
 
 _GEMM_TILE_ROWS = 16
+_MOST_STEPS = 8  # 16-byte loads of one row that a lane has in flight
 _GROUP = 32  # elements of K in one step of a warp of the tensor core kernels
 
 
@@ -73,13 +74,19 @@ class Tiling:
 
 
 def choose_tiling(
-    size_k: int, batch_rows: int, *, max_tile_pairs: int = 32, blocks_per_sm: int | None = None
+    size_k: int,
+    batch_rows: int,
+    *,
+    has_norm: bool = False,
+    max_tile_pairs: int = 32,
+    blocks_per_sm: int | None = None,
 ) -> Tiling:
     """The default cut for rows of ``size_k``.
 
     Args:
         size_k: length of a row of x, a multiple of 8.
         batch_rows: one of ``BATCH_ROWS``.
+        has_norm: x is normalised, and so held in float32; it changes no result.
         max_tile_pairs: pairs of weight rows that the epilogue can take in a tile; a power of two, at least 4.
         blocks_per_sm: as in ``Tiling``.
 
@@ -94,11 +101,16 @@ def choose_tiling(
         # Two blocks an SM, so that one of the successor's fits beside ours: 128 registers a thread.
         min_blocks, loads = (2, 16 if batch_rows == 8 else 8) if batch_rows < 32 else (1, 8)
         return Tiling(batch_rows, min_blocks=min_blocks, loads=loads, blocks_per_sm=blocks_per_sm)
-    warps_per_row = max((8, 4, 2, 1), key=lambda warps: _busy_share(size_k, warps))
-    num_steps = ceil_div(size_k // VECTOR, warps_per_row * WARP_SIZE)
-    rows_per_warp = max(1, 1 << (8 // num_steps).bit_length() - 1) if num_steps <= 8 else 1
+    # The split that leaves the fewest lanes idle, of those whose rows are in flight at once; the widest of equals.
+    widths = [warps for warps in (8, 4, 2, 1) if _num_steps(size_k, warps) <= _MOST_STEPS] or [8]
+    warps_per_row = max(widths, key=lambda warps: size_k / (_num_steps(size_k, warps) * warps))
+    num_steps = _num_steps(size_k, warps_per_row)
+    rows_per_warp = 1 << (_MOST_STEPS // num_steps).bit_length() - 1 if num_steps <= _MOST_STEPS else 1
+    # 80 registers hold eight loads and x, unless x is long and in float32, or ends of rows must be guarded.
+    is_whole = size_k // VECTOR == num_steps * warps_per_row * WARP_SIZE
+    min_blocks = 3 if is_whole and (num_steps == 1 or not has_norm) else 2
     tiling = Tiling(
-        1, min_blocks=3, warps_per_row=warps_per_row, rows_per_warp=rows_per_warp, blocks_per_sm=blocks_per_sm
+        1, min_blocks=min_blocks, warps_per_row=warps_per_row, rows_per_warp=rows_per_warp, blocks_per_sm=blocks_per_sm
     )
     if tiling.tile_rows < 2:
         tiling = replace(tiling, rows_per_warp=2)
@@ -117,8 +129,6 @@ def largest_power_of_two(size: int) -> int:
     return size & -size
 
 
-def _busy_share(size_k: int, warps: int) -> float:
-    """The part of the lanes that have work, when so many warps share a row; the widest wins where it is equal."""
-    lanes = warps * WARP_SIZE
-    vectors = size_k // VECTOR
-    return vectors / (ceil_div(vectors, lanes) * lanes)
+def _num_steps(size_k: int, warps: int) -> int:
+    """Vectors of a row for each lane, when so many warps share it."""
+    return ceil_div(size_k // VECTOR, warps * WARP_SIZE)
