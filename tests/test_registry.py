@@ -268,3 +268,14 @@ def test_a_bad_local_plugin_is_an_error_at_once(site: Site, reference: str, sour
 
 def test_every_kind_has_a_hook() -> None:
     assert set(HOOKS) == set(Kind)
+
+
+def test_of_two_installations_of_one_distribution_the_first_on_the_path_counts(
+    site: Site, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.install("acme-sched", "acme", SCHEDULER, version="1")
+    newer = Site(tmp_path_factory.mktemp("newer"))
+    newer.install("acme-sched", "acme", SCHEDULER, version="2")
+    monkeypatch.syspath_prepend(str(newer.folder))
+    (info,) = [info for info in Registry().available() if info.name == "acme"]
+    assert (info.version, info.state) == ("2", State.READY)

@@ -191,3 +191,8 @@ def test_at_most_fifty_problems_are_printed() -> None:
     with pytest.raises(ConfigError, match=r"^70 problems") as caught:
         config_from_mapping({"model": "demo", **{f"zzz{i}": 1 for i in range(70)}})
     assert str(caught.value).endswith("... and 20 more")
+
+
+def test_a_list_where_a_choice_belongs_is_a_mistake_like_any_other() -> None:
+    with pytest.raises(ConfigError, match=r"run.task must be one of generate; got a list"):
+        config_from_mapping({"model": "demo", "run": {"task": ["serve"]}})

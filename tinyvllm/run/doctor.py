@@ -15,7 +15,9 @@ from pathlib import Path
 import numpy as np
 
 import tinyvllm
-from tinyvllm.engine.build import choose_device
+from tinyvllm.devices.cuda import CudaProbe, probe
+from tinyvllm.devices.emulator.build import find_compiler
+from tinyvllm.engine.devices import choose_device
 from tinyvllm.errors import DeviceError
 
 _CUDA_SUCCESS = 0
@@ -29,13 +31,18 @@ def findings() -> Iterator[tuple[str, str]]:
     yield "NumPy", np.__version__
     yield "BLAS", _blas()
     yield "CUDA driver", _cuda_driver()
-    yield "NVRTC", _installed("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu13", "nvidia-cuda-nvrtc-cu12")
+    cuda = probe()
+    yield "NVRTC", cuda.nvrtc_version or _installed("nvidia-cuda-nvrtc")
     yield "cuda-bindings", _installed("cuda-bindings")
-    yield "cupy", _installed("cupy-cuda13x", "cupy-cuda12x", "cupy")
-    for device in ("cpu", "emulator", "cuda"):
-        yield f"device {device}", _verdict(device)
-    chosen, reason = choose_device("auto")
-    yield "device auto", f"{chosen}: {reason}"
+    yield "cupy", cuda.cupy_version or _installed("cupy-cuda13x")
+    yield "cuBLASLt", cuda.cublaslt_version or "not found"
+    compiler, no_compiler = _compiler()
+    yield "C++ compiler", compiler or "none"
+    yield "device cpu", "can be used"
+    yield "device emulator", no_compiler or "can be used; it checks kernels and is slow"
+    yield "device cuda", f"cannot be used: {'; '.join(cuda.problems)}" if cuda.problems else _size(cuda)
+    chosen = choose_device("auto")
+    yield "device auto", f"{chosen.name} ({chosen.reason})"
 
 
 def _num_cores() -> int:
@@ -107,9 +114,14 @@ def _installed(*distributions: str) -> str:
     return "not installed"
 
 
-def _verdict(device: str) -> str:
+def _compiler() -> tuple[str | None, str | None]:
+    """The C++ compiler that the emulator uses; or why it cannot be used."""
     try:
-        choose_device(device)
+        return find_compiler().command, None
     except DeviceError as error:
-        return f"cannot be used: {error}"
-    return "can be used"
+        return None, f"cannot be used: {error}"
+
+
+def _size(cuda: CudaProbe) -> str:
+    free, total = (cuda.free_memory_bytes or 0) / 2**30, (cuda.memory_bytes or 0) / 2**30
+    return f"can be used: {cuda.device_name}, sm_{cuda.arch}, {cuda.num_sms} SMs, {free:.1f} of {total:.1f} GiB free"

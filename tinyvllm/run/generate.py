@@ -43,7 +43,8 @@ def generate(resolved: Resolved) -> int:
         if run.output is not None:
             journal = stack.enter_context(_open_journal(resolved.path(run.output), seal, resolved))
         llm = LLM.from_config(resolved)
-        summary = Summary(llm.engine, llm.report[0].removeprefix("device: "))
+        summary = Summary(llm.engine)
+        summary.note(llm.report[0])  # the device, and why
         results = _results(llm, resolved, seal, journal, stack)
         if run.prompts is None:
             num_errors = _write(results, summary, journal)

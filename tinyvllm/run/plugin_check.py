@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from tinyvllm.config import Resolved
+from tinyvllm.engine.devices import choose_device
 from tinyvllm.engine.model_files import resolve_model
 from tinyvllm.errors import PluginError, TinyvllmError
 from tinyvllm.interfaces import AttentionSpec, Kind, OpSpec, PluginContext
@@ -92,7 +93,7 @@ def _context(resolved: Resolved, model: DecoderConfig) -> PluginContext:
     config = resolved.config
     return PluginContext(
         options=None,
-        device=_device(resolved),
+        device=choose_device(resolved.config.device).name,
         model=model.shape,
         max_model_len=config.max_model_len or model.shape.max_position_embeddings,
         max_num_seqs=config.scheduler.max_num_seqs,
@@ -102,10 +103,6 @@ def _context(resolved: Resolved, model: DecoderConfig) -> PluginContext:
         batch_invariant=config.batch_invariant,
         seed=config.seed,
     )
-
-
-def _device(resolved: Resolved) -> str:
-    return "cpu" if resolved.config.device == "auto" else resolved.config.device
 
 
 def _reasons(

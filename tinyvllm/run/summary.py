@@ -8,6 +8,7 @@ from array import array
 from statistics import median
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from tinyvllm.engine.engine import Engine
@@ -19,12 +20,10 @@ class Summary:
 
     Args:
         engine: whose counts are read; what it did before does not count.
-        device: what it runs on, and why.
     """
 
-    def __init__(self, engine: Engine, device: str) -> None:
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._device = device
         self._before = engine.stats()
         self._began = time.perf_counter()
         self._ttft_s = array("d")
@@ -64,7 +63,6 @@ class Summary:
             ("KV blocks used", f"{stats.peak_blocks_used} of {stats.num_blocks}"),
             ("steps", f"{stats.num_steps - self._before.num_steps}"),
             ("seconds", f"{seconds:.2f}"),
-            ("device", self._device),
         ]
         preemptions = stats.num_preemptions - self._before.num_preemptions
         return [*rows, ("preemptions", f"{preemptions}")] if preemptions else rows
@@ -75,7 +73,7 @@ class Summary:
         table.add_column(style="bold")
         table.add_column(justify="right")
         for row in self.rows():
-            table.add_row(*row)
+            table.add_row(*map(escape, row))
         console = Console(file=sys.stderr if to_stderr else sys.stdout, highlight=False)
         console.print(table)
         for text in self._notes:
