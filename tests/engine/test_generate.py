@@ -11,6 +11,7 @@ import pytest
 
 from tests.engine.tiny import write_checkpoint
 from tinyvllm import LLM, SamplingParams
+from tinyvllm.devices.cuda import probe
 from tinyvllm.errors import ConfigError, DeviceError, RequestError
 
 STORY = "Once upon a time there was a"
@@ -219,7 +220,34 @@ def test_logits_that_are_not_numbers_end_their_own_request_only(tmp_path: Path) 
             assert good.outputs[0].token_ids == alone[0].outputs[0].token_ids
 
 
-@pytest.mark.parametrize("device", ["cuda", "emulator"])
-def test_a_device_that_is_not_there_is_one_clear_error(device: str) -> None:
-    with pytest.raises(DeviceError, match=f"device: {device} is not available"):
-        LLM("demo", device=device)
+def test_a_gpu_that_is_not_there_is_one_clear_error() -> None:
+    if probe().is_usable:
+        pytest.skip("there is a usable GPU here")
+    with pytest.raises(DeviceError, match="cuda"):
+        LLM("demo", device="cuda", dtype="bfloat16")
+
+
+def test_what_a_device_cannot_do_is_refused_before_anything_is_loaded_there() -> None:
+    with pytest.raises(ConfigError, match="block_size is 4; on device emulator it is 8, 16, 32 or 64"):
+        LLM("demo", device="emulator", cache={"block_size": 4})
+    with pytest.raises(ConfigError, match="dtype is float32; on device emulator weights are bfloat16"):
+        LLM("demo", device="emulator", dtype="float32")
+
+
+@pytest.mark.slow
+def test_the_emulator_answers_as_the_cpu_does() -> None:
+    """Prefill, mixed and decode steps through the CUDA sources, with a stop, a seed and log-probabilities."""
+    prompts = ["12+7=", "sort 31425=", "reverse 987="]
+    params = SamplingParams(temperature=0, max_tokens=8, prompt_logprobs=-1, logprobs=-1)
+    sections: Any = {"max_model_len": 128, "scheduler": {"max_num_seqs": 2, "max_num_batched_tokens": 16}}
+    there = LLM("demo", device="emulator", **sections).generate(prompts, params)
+    here = LLM("demo", device="cpu", **sections).generate(prompts, params)
+    for a, b in zip(there, here, strict=True):
+        assert a.outputs[0].text == b.outputs[0].text
+        for told, want in zip((a.prompt_logprobs or [])[1:], (b.prompt_logprobs or [])[1:], strict=True):
+            assert told is not None
+            assert want is not None
+            # Likely tokens only: bfloat16 activations keep 8 bits, and differences grow with the depth of the logit.
+            for token_id, each in want.items():
+                if each.logprob > -5:
+                    assert told[token_id].logprob == pytest.approx(each.logprob, abs=0.2)
