@@ -10,7 +10,7 @@ import pytest
 
 from tests.emulator.samples import KERNELS
 from tinyvllm.devices.emulator import EmulatorDevice, Sanitizer
-from tinyvllm.devices.emulator.device import EmulatorFunction
+from tinyvllm.devices.emulator.task import EmulatorFunction
 from tinyvllm.devices.interface import Argument
 from tinyvllm.errors import DeviceError, KernelError
 

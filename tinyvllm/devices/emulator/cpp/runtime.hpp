@@ -170,9 +170,14 @@ struct Worker {
     uint64_t events = 0;  // anything but spinning: without any for long, nobody is getting on
 };
 
-// scheduler.cpp
-Fibre* current_fibre();
+constexpr uint64_t stack_mark = 0x7469'6e79'766c'6c6dull;  // at the far end of each stack: intact, or it overflowed
+
+// block.cpp
 void start_block(Worker&, Block&, uint64_t linear_index);
+
+// scheduler.cpp
+void fibre_main();
+Fibre* current_fibre();
 void run_blocks(Worker&, std::vector<std::unique_ptr<Block>>&);
 void wait_here(Fibre&, Waiting, const void* pc);
 void release_barrier(Block&);

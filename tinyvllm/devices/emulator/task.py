@@ -1,0 +1,140 @@
+"""A launch as an entry of the stream: a kernel, its arguments checked against its signature, and how it went."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tinyvllm.devices.emulator.failures import describe, describe_split
+from tinyvllm.devices.emulator.library import KernelInfo, LaunchConfig, ParameterKind, RuntimeLibrary, SplitBarrier
+from tinyvllm.devices.emulator.memory import Allocation
+from tinyvllm.devices.interface import Argument, Buffer
+from tinyvllm.errors import KernelError
+
+
+@dataclass(frozen=True, slots=True)
+class EmulatorFunction:
+    """One kernel of a module, and what its signature says."""
+
+    name: str
+    info: KernelInfo
+    max_dynamic_shared_bytes: int
+    library: ctypes.CDLL
+    """Keeps the code loaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackedArguments:
+    """What ``cuLaunchKernel`` takes: an array of pointers to the values; and which buffers those are."""
+
+    pointers: ctypes.Array[ctypes.c_void_p]
+    values: tuple[object, ...]
+    buffers: tuple[Buffer, ...]
+    outputs: tuple[Buffer, ...]
+
+
+def pack_arguments(what: str, info: KernelInfo, arguments: Sequence[Argument]) -> PackedArguments:
+    """The arguments, checked against the kernel's signature.
+
+    Raises:
+        KernelError: too few or too many, a pointer for a value, or a value of another size.
+    """
+    if len(arguments) != len(info.parameters):
+        raise KernelError(f"{what}: {len(arguments)} arguments, the kernel has {len(info.parameters)} parameters")
+    values: list[object] = []
+    pointers = (ctypes.c_void_p * max(1, len(arguments)))()
+    for i, (argument, parameter) in enumerate(zip(arguments, info.parameters, strict=True)):
+        is_pointer = isinstance(argument, Buffer) or argument is None
+        size = 8 if is_pointer else np.asarray(argument).itemsize
+        if is_pointer == (parameter.kind is ParameterKind.VALUE) or size != parameter.size:
+            expected = f"a value of {parameter.size} bytes" if parameter.kind is ParameterKind.VALUE else "a buffer"
+            got = "a buffer" if is_pointer else f"{type(argument).__name__} of {size} bytes"
+            raise KernelError(f"{what}: argument {i} is {got}, the kernel's parameter is {expected}")
+        value: object
+        if is_pointer:
+            value = ctypes.c_uint64(argument.pointer if isinstance(argument, Buffer) else 0)
+        else:
+            value = (ctypes.c_char * size).from_buffer_copy(np.asarray(argument).tobytes())
+        values.append(value)
+        pointers[i] = ctypes.addressof(value)
+    pairs = [(a, p.kind) for a, p in zip(arguments, info.parameters, strict=True) if isinstance(a, Buffer)]
+    return PackedArguments(
+        pointers,
+        tuple(values),
+        tuple(buffer for buffer, _ in pairs),
+        tuple(buffer for buffer, kind in pairs if kind is ParameterKind.OUTPUT),
+    )
+
+
+class KernelTask:
+    """One launch in the stream."""
+
+    def __init__(
+        self,
+        runtime: RuntimeLibrary,
+        seeds: Iterator[int],
+        function: EmulatorFunction,
+        config: LaunchConfig,
+        arguments: PackedArguments,
+        starts_early: bool,
+    ) -> None:
+        self.name = function.name
+        self.outputs = arguments.outputs
+        self.starts_early = starts_early
+        self._runtime = runtime
+        self._seeds = seeds
+        self._function = function
+        self._config = config
+        self._arguments = arguments
+        self._launch: int | None = None
+
+    def again(self) -> KernelTask:
+        """The same launch, with the next seed."""
+        return KernelTask(self._runtime, self._seeds, self._function, self._config, self._arguments, self.starts_early)
+
+    def start_early(self) -> bool:
+        """Runs up to the wait on the predecessor."""
+        self._create()
+        lets_dependents_go = self._runtime.start_early(self._launch)
+        self._raise_failure()
+        return bool(lets_dependents_go)
+
+    def run(self) -> None:
+        """Runs to the end."""
+        if self._launch is None:
+            self._create()
+        self._runtime.run(self._launch)
+        try:
+            self._raise_failure()
+        finally:
+            self.drop()
+
+    def drop(self) -> None:
+        """Gives back what the launch holds."""
+        if self._launch is not None:
+            self._runtime.destroy(self._launch)
+            self._launch = None
+
+    def _create(self) -> None:
+        self._config.arguments = ctypes.addressof(self._arguments.pointers)
+        self._config.seed = next(self._seeds)
+        self._launch = self._runtime.create(ctypes.byref(self._config))
+
+    def _raise_failure(self) -> None:
+        first = ctypes.POINTER(SplitBarrier)()
+        for i in range(self._runtime.split_barriers(self._launch, ctypes.byref(first))):
+            message = describe_split(self.name, first[i])
+            if message is not None:
+                raise KernelError(message)
+        failure = self._runtime.failure(self._launch).contents
+        if failure.kind != 0:
+            raise KernelError(describe(self.name, failure))
+        for i, buffer in enumerate(self._arguments.buffers):
+            if isinstance(buffer.owner, Allocation) and not buffer.owner.is_intact():
+                raise KernelError(
+                    f"kernel {self.name}: wrote outside the bounds of buffer argument {i} {buffer.shape}; "
+                    "python -m tinyvllm.devices.emulator.check --bounds names the line"
+                )
