@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def test_nothing_is_streamed_that_a_stop_string_takes_back() -> None:
     while engine.has_unfinished_requests():
         texts += [output.outputs[0].text for output in engine.step()]
     assert texts[-1] == whole[: whole.index(whole[10:22])]
-    assert all(later.startswith(earlier) for earlier, later in zip(texts, texts[1:], strict=False))
+    assert all(later.startswith(earlier) for earlier, later in pairwise(texts))
 
 
 def test_stop_token_ids_end_a_completion_and_stay_out_of_the_text() -> None:
@@ -188,12 +189,12 @@ def test_token_ids_need_no_tokenizer_and_text_does(tmp_path: Path) -> None:
 def test_what_can_never_fit_is_refused_with_the_numbers(tmp_path: Path) -> None:
     folder = str(write_checkpoint(tmp_path))
     llm = LLM(folder, skip_tokenizer_init=True, cache={"block_size": 4, "num_blocks_override": 3}, max_model_len=64)
-    with pytest.raises(RequestError, match="9 prompt tokens and up to 8 more need 4 KV blocks of 4.*cache has 3"):
+    with pytest.raises(RequestError, match=r"9 prompt tokens and up to 8 more need 4 KV blocks of 4.*cache has 3"):
         llm.generate({"prompt_token_ids": list(range(9))}, SamplingParams(max_tokens=8))
     assert len(llm.generate({"prompt_token_ids": [1]}, SamplingParams(max_tokens=12))[0].outputs[0].token_ids) == 12
     with pytest.raises(RequestError, match="the prompt has 64 tokens and max_model_len is 64"):
         llm.generate({"prompt_token_ids": [1] * 64}, SamplingParams(max_tokens=1))
-    with pytest.raises(ConfigError, match="max_model_len is 300.*max_position_embeddings = 256"):
+    with pytest.raises(ConfigError, match=r"max_model_len is 300.*max_position_embeddings = 256"):
         LLM(folder, skip_tokenizer_init=True, max_model_len=300)
 
 

@@ -16,7 +16,7 @@ def read(**changes: Any) -> Any:
 
 
 def test_an_unknown_model_type_names_the_nearest_and_all() -> None:
-    with pytest.raises(LoadError, match="model_type 'lama' is not supported; did you mean 'llama'.*llama, mistral"):
+    with pytest.raises(LoadError, match=r"model_type 'lama' is not supported; did you mean 'llama'.*llama, mistral"):
         read(model_type="lama")
 
 
@@ -102,7 +102,7 @@ def test_qwen_windows_follow_layer_types_or_max_window_layers() -> None:
     types = ["sliding_attention", "full_attention", "full_attention", "sliding_attention"]
     assert read(**common, layer_types=types).sliding_windows == (7, None, None, 7)
     assert read(**{**common, "use_sliding_window": False}).sliding_windows == (None,) * 4
-    with pytest.raises(LoadError, match="layer_types = .* is not supported"):
+    with pytest.raises(LoadError, match=r"layer_types = .* is not supported"):
         read(**common, layer_types=["linear_attention"] * 4)
 
 

@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from tinyvllm_samplers.default import DefaultSampler, register_samplers
 
 from tinyvllm.batch import NO_LOGPROBS, Float32, SampleCall, Sampled, SamplingRows
 from tinyvllm.interfaces import API_VERSION, PluginContext, Sampler
@@ -16,6 +15,7 @@ from tinyvllm.reference.logprobs import logprob_columns
 from tinyvllm.request import SamplingParams, SamplingRules
 from tinyvllm.sequence import SequenceTokens
 from tinyvllm.shapes import ModelShape
+from tinyvllm_samplers.default import DefaultSampler, register_samplers
 
 INF = math.inf
 
