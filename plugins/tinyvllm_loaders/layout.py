@@ -114,7 +114,7 @@ def _nothing_found(folder: Path) -> str:
             "runs code from it; where you trust them, convert them with transformers: "
             "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
         )
-    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    others = sorted(path.name for path in folder.glob("*.safetensors") if path.is_file())
     if others:
         return f"{folder}: {expected}, found {some(others, 3)}; rename a single file, or fetch the index of the shards"
     return f"{folder}: {expected}, found no weights; for random ones use loader: {{name: dummy}}"
