@@ -18,7 +18,7 @@ def test_both_orders_of_a_sum_are_on_the_same_side() -> None:
 
 
 def test_no_held_out_item_is_asked_in_the_training_stream() -> None:
-    for document in itertools.islice(corpus.documents(0), 5000):
+    for document in itertools.islice(corpus.documents(0), 3000):
         text = "".join(piece.text for piece in document).replace(chat.ABILITIES, "")
         for left, right in re.findall(r"(\d+)\+(\d+)", text):
             assert not is_held_out(tasks.addition(int(left), int(right)).key)
@@ -31,7 +31,7 @@ def test_no_held_out_item_is_asked_in_the_training_stream() -> None:
 
 def test_no_held_out_story_is_told_in_the_training_stream() -> None:
     told = 0
-    for document in itertools.islice(corpus.documents(0), 5000):
+    for document in itertools.islice(corpus.documents(0), 3000):
         for piece in document:
             story = piece.text.removesuffix(chat.END).removesuffix(chat.TURN_END)
             if piece.learn and stories.is_story(story):

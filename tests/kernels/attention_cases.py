@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from tinyvllm.reference.paged_attention import paged_attention
 
 from .support import BF16, BF16_ROUNDOFF, F32_ROUNDOFF, Float64, bf16, f64, get, once, poisoned, put
 
+ADVANCE = Path(__file__).with_name("advance.cu")
 MAX_BATCH, MAX_CONTEXT = 8, 1024
 # Every head size, block size and ratio of heads once or more; (H, K, D, block_size).
 LAYOUTS = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,10 +13,9 @@ from tinyvllm.devices.interface import Device
 from tinyvllm.errors import ShapeError
 from tinyvllm.kernels.attention_decode import AttentionDecode, decode_bytes
 
-from .attention_cases import LAYOUTS, MAX_CONTEXT, bits, decode, make_case, make_decode, permuted, sizes_of
+from .attention_cases import ADVANCE, LAYOUTS, MAX_CONTEXT, bits, decode, make_case, make_decode, permuted, sizes_of
 from .support import assert_close, bf16, f64, get, poisoned, put
 
-ADVANCE = Path(__file__).with_name("advance.cu")
 # A length of 600 is ten tiles: more than a block has stages, shared by several blocks.
 ragged = st.lists(st.one_of(st.integers(1, 80), st.integers(1, 600)), min_size=1, max_size=5)
 windows = st.one_of(st.none(), st.integers(1, 300))
@@ -143,6 +141,14 @@ def test_only_sequences_with_one_token_are_computed_in_a_mixed_step(device: Devi
     singles = case.only([1, 3])
     assert_close(got[5:], singles.expected(), singles.error())
     assert np.isnan(f64(got[:5])).all()
+
+
+@pytest.mark.parametrize("batch_invariant", [False, True])
+def test_more_sequences_than_threads_are_planned(device: Device, batch_invariant: bool) -> None:
+    sizes = replace(sizes_of(LAYOUTS[1], None, batch_invariant), max_batch=200)
+    lens = [1 + b * 7 % 90 if b != 150 else 700 for b in range(200)]
+    case = make_case(sizes, lens, [1] * 200, seed=10)
+    assert_close(decode(device, case), case.expected(), case.error())
 
 
 def test_wrong_shapes_are_refused(device: Device) -> None:

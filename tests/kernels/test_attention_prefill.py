@@ -14,6 +14,7 @@ from tinyvllm.errors import ShapeError
 from tinyvllm.kernels.attention_prefill import prefill_flops
 
 from .attention_cases import (
+    ADVANCE,
     LAYOUTS,
     bits,
     decode,
@@ -179,6 +180,18 @@ def test_queries_of_a_dependent_launch_are_read_after_the_wait(device: Device) -
     kernel(out, middle, *rest, ends, is_plan_older=True)
     second = replace(case, query=get(device, middle))
     assert_close(get(device, out), second.expected(), second.error())
+
+
+def test_a_plan_that_the_predecessor_writes_is_read_after_the_wait(device: Device) -> None:
+    case = make_case(sizes_of(LAYOUTS[0]), [100, 65], [30, 20], seed=9)
+    kernel = make_prefill(device, sizes=case.sizes)
+    query, key, value, tables, lens = case.put(device)
+    ends, out = put(device, case.cu_seqlens_q), poisoned(device, case.query.shape)
+    advance = device.compile(ADVANCE).function("advance")
+    device.memory.upload(lens, case.context_lens - np.int32(1))
+    device.launch(advance, (1, 1, 1), (32, 1, 1), (lens, np.int32(2)))
+    kernel(out, query, key, value, tables, lens, ends)
+    assert_close(get(device, out), case.expected(), case.error())
 
 
 def test_wrong_shapes_are_refused(device: Device) -> None:

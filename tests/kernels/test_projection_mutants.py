@@ -164,7 +164,7 @@ SLIPS = [
     ("rotate.cuh", "low * cosine - high * sine", "low * cosine + high * sine"),
     ("rotate.cuh", "slot / block_size,", "(slot + 1) / block_size,"),  # off by one block, at the end of each
     ("rotate.cuh", "if (slot < 0) return nullptr;", ""),
-    ("linear_residual.cu", "early.low += to_float", "early.low = to_float"),
+    ("linear_residual.cu", "low += to_float(early.low) + to_float(early.low_bias)", "low += to_float(early.low)"),
     ("gate_up_silu.cu", "silu(gate) * up", "silu(up) * gate"),
     ("activation.cuh", "x / (1.0f + expf(-x))", "expf(x) / (1.0f + expf(x))"),
     ("embedding.cu", "id >= 0 && id < vocab_size", "id < vocab_size"),

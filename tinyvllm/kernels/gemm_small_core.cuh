@@ -34,8 +34,8 @@ using Chunk = uint4[chunk_steps];
 
 /// Which 16-byte vector of a row lane t of the quad takes in a step, or -1 if there is none left.
 TINYVLLM_DEVICE int vector_at(int step) {
-    const int in_split = step * num_warps + warp_id();
-    const int vector = (int(blockIdx.y) * split_groups + in_split) * 4 + lane_id() % 4;
+    const int in_split = step * num_warps + block_warp();
+    const int vector = (int(blockIdx.y) * split_groups + in_split) * 4 + block_lane() % 4;
     return is_whole || (in_split < split_groups && vector < num_vectors) ? vector : -1;
 }
 
@@ -53,7 +53,7 @@ struct LaneRows {
     const bf16 *low, *high;
 
     TINYVLLM_DEVICE LaneRows(const bf16* weight, TileRows rows, int num_outputs) {
-        int low_row = rows.low + lane_id() / 4, high_row = rows.high + lane_id() / 4;
+        int low_row = rows.low + block_lane() / 4, high_row = rows.high + block_lane() / 4;
         if (GUARD_ROWS) {  // rows beyond the last repeat it
             low_row = min(low_row, num_outputs - 1);
             high_row = min(high_row, num_outputs - 1);
@@ -87,16 +87,16 @@ TINYVLLM_DEVICE void start_norm(uint4* staged, const bf16* norm) {
 
 /// Turns x into x times the norm's weight in this thread's slots; the sums of squares of its rows of x.
 TINYVLLM_DEVICE void stage_x(uint4* staged, float (&squares)[num_batch_tiles], const Input& in, int first_row) {
-    cp_async_wait<0>();
 #pragma unroll
     for (int batch_tile = num_batch_tiles - 1; batch_tile >= 0; --batch_tile) {  // tile 0 last: its slots hold the norm
-        const int row = first_row + batch_tile * 8 + lane_id() / 4;
+        const int row = first_row + batch_tile * 8 + block_lane() / 4;
         squares[batch_tile] = 0.0f;
 #pragma unroll 1
         for (int chunk = 0; chunk < num_chunks; ++chunk) {
             Chunk vectors;
 #pragma unroll
             for (int i = 0; i < chunk_steps; ++i) vectors[i] = load_x(in, row, chunk * chunk_steps + i);
+            cp_async_wait<0>();  // the norm, asked for long ago: x is on its way meanwhile
 #pragma unroll
             for (int i = 0; i < chunk_steps; ++i) {
                 const int step = chunk * chunk_steps + i;
@@ -134,7 +134,7 @@ TINYVLLM_DEVICE void add4(float4& sum, const float4& x) {
 /// The order of the additions is that of the splits, whoever is last.
 TINYVLLM_DEVICE bool add_splits(const Input& in, int tile, int num_tiles, float4& sum) {
     __shared__ bool is_last;
-    const int lane = lane_id(), warp = warp_id(), job = int(blockIdx.z) * num_tiles + tile;
+    const int lane = block_lane(), warp = block_warp(), job = int(blockIdx.z) * num_tiles + tile;
     float4* sums = reinterpret_cast<float4*>(in.workspace) + size_t(job) * SPLIT * num_batch_tiles * warp_size;
     if (warp < num_batch_tiles) sums[(blockIdx.y * num_batch_tiles + warp) * warp_size + lane] = sum;
     __syncthreads();  // the block's sums are written before its thread 0 publishes them
@@ -147,14 +147,15 @@ TINYVLLM_DEVICE bool add_splits(const Input& in, int tile, int num_tiles, float4
 }
 #endif
 
-/// All tiles of this block, `rows_of(tile)` giving their rows: blockIdx.x, and those gridDim.x further on.
+/// All tiles of this block, `rows_of(tile)` giving their rows: blockIdx.x, and those gridDim.x further on. No block is
+/// without a tile.
 template <class RowsOf, class Epilogue>
 TINYVLLM_DEVICE void project(const Input& in, const bf16* weight, int num_outputs, int num_tiles, RowsOf rows_of,
                              Epilogue& epilogue) {
     __shared__ float4 partial[2][num_warps][num_batch_tiles][warp_size];
     __shared__ float partial_squares[num_warps][BATCH_ROWS];
     uint4* staged = dynamic_shared<uint4>();
-    const int warp = warp_id(), lane = lane_id(), pair = lane / 4;
+    const int warp = block_warp(), lane = block_lane(), pair = lane / 4;
     const int first_tile = blockIdx.x, first_row = int(blockIdx.z) * BATCH_ROWS;
     const bool finishes = warp < num_batch_tiles;
     const int row_of_x = first_row + warp * 8 + lane % 4 * 2;  // of this lane's results, and the next one

@@ -24,6 +24,7 @@ constexpr int chunk_steps = num_steps < most_steps ? num_steps : most_steps;
 constexpr int num_chunks = ceil_div(num_steps, chunk_steps);
 constexpr bool is_whole = num_vectors == num_chunks * chunk_steps * lanes_per_row;
 constexpr int num_chains = ROWS_PER_WARP < 4 ? 2 : 1;
+static_assert(num_groups == 1 || num_groups % 2 == 0, "a group's rows are in one run of the tile");
 static_assert(tile_rows % 2 == 0 && tile_pairs <= warp_size, "one warp finishes a tile");
 
 using Row = uint4[chunk_steps];
@@ -32,7 +33,7 @@ using Row = uint4[chunk_steps];
 /// Each exchange halves the number of values instead of the number of lanes: 14 shuffles for 8 values, not 40.
 template <int rows>
 TINYVLLM_DEVICE float sum_rows(float (&values)[rows]) {
-    const int lane = lane_id();
+    const int lane = block_lane();
 #pragma unroll
     for (int half = rows / 2; half >= 1; half /= 2) {
         const int offset = 32 * half / rows;
@@ -61,15 +62,25 @@ TINYVLLM_DEVICE void load_chunk(Row& to, const bf16* row, int chunk, int column)
     }
 }
 
+TINYVLLM_DEVICE const bf16* row_at(const bf16* weight, TileRows rows, int num_outputs, int local) {
+    int row = local < tile_pairs ? rows.low + local : rows.high + local - tile_pairs;
+    if (GUARD_ROWS) row = min(row, num_outputs - 1);  // beyond the last, it repeats the last
+    return weight + size_t(row) * SIZE_K;
+}
+
 /// One chunk of all rows of a tile that this warp works on.
 TINYVLLM_DEVICE void load_weights(Row (&to)[ROWS_PER_WARP], const bf16* weight, TileRows rows, int num_outputs,
                                   int chunk, int group, int column) {
+    // The rows of a group follow each other in memory (where it has the whole tile, in two runs): one or two addresses
+    // and constant offsets do, if no row must be guarded.
+    constexpr int run = num_groups == 1 ? tile_pairs : ROWS_PER_WARP;
+    const int first = group * ROWS_PER_WARP;
+    const bf16* const runs[2] = {row_at(weight, rows, num_outputs, first),
+                                 row_at(weight, rows, num_outputs, num_groups == 1 ? tile_pairs : first)};
 #pragma unroll
     for (int i = 0; i < ROWS_PER_WARP; ++i) {
-        const int local = group * ROWS_PER_WARP + i;
-        int row = local < tile_pairs ? rows.low + local : rows.high + local - tile_pairs;
-        if (GUARD_ROWS) row = min(row, num_outputs - 1);  // it repeats the last row
-        load_chunk<load16_once>(to[i], weight + size_t(row) * SIZE_K, chunk, column);
+        const bf16* row = GUARD_ROWS ? row_at(weight, rows, num_outputs, first + i) : runs[i / run] + i % run * SIZE_K;
+        load_chunk<load16_once>(to[i], row, chunk, column);
     }
 }
 
@@ -101,11 +112,8 @@ struct Eight {
 };
 #endif
 
-/// One chunk of x; its squares are added to `squares`.
-TINYVLLM_DEVICE void read_x(Eight (&x)[chunk_steps], float& squares, const bf16* from, const Row& norm, int chunk,
-                            int column) {
-    Row vectors;
-    load_chunk<load16>(vectors, from, chunk, column);
+/// Makes a chunk of x ready for the products; its squares are added to `squares`.
+TINYVLLM_DEVICE void set_x(Eight (&x)[chunk_steps], float& squares, const Row& vectors, const Row& norm) {
 #pragma unroll
     for (int step = 0; step < chunk_steps; ++step) x[step].set(vectors[step], norm[step], squares);
 }
@@ -134,13 +142,15 @@ TINYVLLM_DEVICE float add_up(const float (&values)[count]) {
     return sum;
 }
 
-/// All tiles of this block, `tile_of(tile)` giving their rows: blockIdx.x, and those gridDim.x further on.
+/// All tiles of this block, `rows_of(tile)` giving their rows: blockIdx.x, and those gridDim.x further on. No block is
+/// without a tile.
 template <class RowsOf, class Epilogue>
 TINYVLLM_DEVICE void project(const Input& in, const bf16* weight, int num_outputs, int num_tiles, RowsOf rows_of,
                              Epilogue& epilogue) {
     __shared__ alignas(16) float partial[2][tile_rows][WARPS_PER_ROW];
     __shared__ alignas(16) float partial_squares[WARPS_PER_ROW];
-    const int group = warp_id() / WARPS_PER_ROW, slice = warp_id() % WARPS_PER_ROW, lane = lane_id();
+    const int lane = block_lane(), warp = block_warp();
+    const int group = num_groups == 1 ? 0 : warp / WARPS_PER_ROW, slice = num_groups == 1 ? warp : warp % WARPS_PER_ROW;
     const int column = slice * warp_size + lane;
     const bool finishes = threadIdx.x < tile_pairs;
     const int first_tile = blockIdx.x;
@@ -151,22 +161,34 @@ TINYVLLM_DEVICE void project(const Input& in, const bf16* weight, int num_output
     pdl_launch_dependents();
     pdl_wait();  // x, and what the epilogue reads, are the predecessor's
 
+    // Everything that the first tile needs is asked for before anything is used, be it a weight that is still on its way.
+    Row vectors;
+    load_chunk<load16>(vectors, in.x, 0, column);
+    const auto place_of = [=](TileRows rows) {
+        return Place{rows.low + int(threadIdx.x), rows.high + int(threadIdx.x), 0, 0};
+    };
     typename Epilogue::Token token{};
-    if (finishes) token = epilogue.token(0);
+    typename Epilogue::Early early{};
+    if (finishes) {
+        token = epilogue.token(0);
+        early = epilogue.early(token, place_of(rows_of(first_tile)));
+    }
     Eight x[chunk_steps];
     float squares = 0.0f, rstd = 1.0f;
-    int buffer = 0;
-    for (int tile = first_tile; tile < num_tiles; tile += gridDim.x) {
-        const TileRows rows = rows_of(tile);
-        const Place place{rows.low + int(threadIdx.x), rows.high + int(threadIdx.x), 0, 0};
-        typename Epilogue::Early early{};
+    if (num_chunks == 1) set_x(x, squares, vectors, norm);
+    int buffer = 0, tile = first_tile;
+    do {
+        const Place place = place_of(rows_of(tile));
+        if (finishes && tile != first_tile) early = epilogue.early(token, place);
         float sums[ROWS_PER_WARP][num_chains] = {};
 #pragma unroll 1
         for (int chunk = 0; chunk < num_chunks; ++chunk) {
-            float chunk_squares = 0.0f;
-            if (num_chunks > 1 || tile == first_tile) read_x(x, chunk_squares, in.x, norm, chunk, column);
-            if (tile == first_tile) squares += chunk_squares;
-            if (chunk == 0 && finishes) early = epilogue.early(token, place);
+            if (num_chunks > 1) {
+                float chunk_squares = 0.0f;
+                if (chunk > 0 || tile != first_tile) load_chunk<load16>(vectors, in.x, chunk, column);
+                set_x(x, chunk_squares, vectors, norm);
+                if (tile == first_tile) squares += chunk_squares;
+            }
 #pragma unroll
             for (int step = 0; step < chunk_steps; ++step) add_products(sums, w, x[step], step);
             // The next weights start to arrive while these sums are reduced.
@@ -198,7 +220,8 @@ TINYVLLM_DEVICE void project(const Input& in, const bf16* weight, int num_output
                            add_up(partial[buffer][tile_pairs + threadIdx.x]) * rstd);
         }
         buffer ^= 1;
-    }
+        tile += gridDim.x;
+    } while (tile < num_tiles);
 }
 
 }  // namespace projection

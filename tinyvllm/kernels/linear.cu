@@ -15,8 +15,8 @@ struct LinearEpilogue {
     int num_outputs;
 
     struct Token {};
-    struct Early {
-        float low_bias = 0.0f, high_bias = 0.0f;
+    struct Early {  // as loaded: a conversion here would wait for the load
+        bf16 low_bias{0}, high_bias{0};
     };
 
     TINYVLLM_DEVICE Token token(int) const { return {}; }
@@ -24,15 +24,15 @@ struct LinearEpilogue {
     TINYVLLM_DEVICE Early early(Token, Place place) const {
         Early early;
         if (bias == nullptr) return early;
-        if (place.low_row < num_outputs) early.low_bias = to_float(bias[place.low_row]);
-        if (place.high_row < num_outputs) early.high_bias = to_float(bias[place.high_row]);
+        if (place.low_row < num_outputs) early.low_bias = bias[place.low_row];
+        if (place.high_row < num_outputs) early.high_bias = bias[place.high_row];
         return early;
     }
 
     TINYVLLM_DEVICE void store(Token, Early early, Place place, float low, float high) const {
         bf16* row = out + size_t(place.row_of_x) * num_outputs;
-        if (place.low_row < num_outputs) row[place.low_row] = from_float<bf16>(low + early.low_bias);
-        if (place.high_row < num_outputs) row[place.high_row] = from_float<bf16>(high + early.high_bias);
+        if (place.low_row < num_outputs) row[place.low_row] = from_float<bf16>(low + to_float(early.low_bias));
+        if (place.high_row < num_outputs) row[place.high_row] = from_float<bf16>(high + to_float(early.high_bias));
     }
 };
 

@@ -16,8 +16,8 @@ struct ResidualEpilogue {
     int num_outputs;
 
     struct Token {};
-    struct Early {
-        float low = 0.0f, high = 0.0f;
+    struct Early {  // as loaded: a conversion here would wait for the load
+        bf16 low{0}, high{0}, low_bias{0}, high_bias{0};
     };
 
     TINYVLLM_DEVICE Token token(int) const { return {}; }
@@ -25,18 +25,20 @@ struct ResidualEpilogue {
     TINYVLLM_DEVICE Early early(Token, Place place) const {
         const bf16* row = residual + size_t(place.row_of_x) * num_outputs;
         Early early;
-        if (place.low_row < num_outputs) early.low = to_float(row[place.low_row]);
-        if (place.high_row < num_outputs) early.high = to_float(row[place.high_row]);
+        if (place.low_row < num_outputs) early.low = row[place.low_row];
+        if (place.high_row < num_outputs) early.high = row[place.high_row];
         if (bias == nullptr) return early;
-        if (place.low_row < num_outputs) early.low += to_float(bias[place.low_row]);
-        if (place.high_row < num_outputs) early.high += to_float(bias[place.high_row]);
+        if (place.low_row < num_outputs) early.low_bias = bias[place.low_row];
+        if (place.high_row < num_outputs) early.high_bias = bias[place.high_row];
         return early;
     }
 
     TINYVLLM_DEVICE void store(Token, Early early, Place place, float low, float high) const {
         bf16* row = residual + size_t(place.row_of_x) * num_outputs;
-        if (place.low_row < num_outputs) row[place.low_row] = from_float<bf16>(early.low + low);
-        if (place.high_row < num_outputs) row[place.high_row] = from_float<bf16>(early.high + high);
+        low += to_float(early.low) + to_float(early.low_bias);
+        high += to_float(early.high) + to_float(early.high_bias);
+        if (place.low_row < num_outputs) row[place.low_row] = from_float<bf16>(low);
+        if (place.high_row < num_outputs) row[place.high_row] = from_float<bf16>(high);
     }
 };
 

@@ -63,7 +63,7 @@ struct LogitsEpilogue : NothingEarly {
 
 /// Writes this block's best of each row of x to column blockIdx.x of the scratch arrays.
 TINYVLLM_DEVICE void store_block_best(float* best_values, int* best_indices, ArgmaxEpilogue& epilogue, int num_rows) {
-    const int lane = lane_id(), warp = warp_id();
+    const int lane = block_lane(), warp = block_warp();
     if (BATCH_ROWS == 1 ? warp > 0 : warp >= BATCH_ROWS / 8) return;
 #pragma unroll
     for (int which = 0; which < rows_per_lane; ++which) {
@@ -92,15 +92,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, min_blocks)
     __syncthreads();  // the verdict is there before it is read, and what the other blocks published is seen
     if (!is_last) return;
     const int first_row = int(blockIdx.z) * BATCH_ROWS, end_row = min(first_row + BATCH_ROWS, num_rows);
-    for (int row = first_row + warp_id(); row < end_row; row += THREADS / warp_size) {
+    for (int row = first_row + block_warp(); row < end_row; row += THREADS / warp_size) {
         Best best;
-        for (int block = lane_id(); block < int(gridDim.x); block += warp_size) {
+        for (int block = block_lane(); block < int(gridDim.x); block += warp_size) {
             const size_t from = size_t(row) * gridDim.x + block;
             best.take(Best{best_values[from], best_indices[from]});
         }
 #pragma unroll
         for (int offset = 1; offset < warp_size; offset *= 2) best.take_from_lane(offset);
-        if (lane_id() == 0) token_ids[row] = best.index;
+        if (block_lane() == 0) token_ids[row] = best.index;
     }
 }
 

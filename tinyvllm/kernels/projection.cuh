@@ -14,13 +14,14 @@
 #pragma once
 #include "vectors.cuh"
 
-/// Blocks of an SM that the registers must allow, as far as the compiler can without spills: for sm_100 and later it
-/// takes more registers for the same weights in flight, before sm_90 for sixteen of them beside the tensor cores.
-#if BATCH_ROWS == 1
-constexpr int min_blocks = __CUDA_ARCH__ >= 1000 && MIN_BLOCKS > 1 ? MIN_BLOCKS - 1 : MIN_BLOCKS;
-#else
-constexpr int min_blocks = __CUDA_ARCH__ < 900 && LOADS >= 16 ? 1 : MIN_BLOCKS;
-#endif
+/// Blocks of an SM that the registers must allow. MIN_BLOCKS is counted for sm_90: elsewhere the compiler takes more
+/// registers for the same loads in flight, and would spill.
+constexpr int min_blocks = __CUDA_ARCH__ / 100 == 9 || MIN_BLOCKS == 1 ? MIN_BLOCKS : MIN_BLOCKS - 1;
+
+/// This thread's lane and warp. Blocks are one-dimensional here: fewer instructions before the first load than the
+/// prelude's general ones.
+TINYVLLM_DEVICE int block_lane() { return int(threadIdx.x % 32u); }
+TINYVLLM_DEVICE int block_warp() { return int(threadIdx.x / 32u); }
 
 /// What goes in: x [num_rows, K]; the norm's weight [K] and eps where HAS_NORM; scratch memory where SPLIT > 1.
 struct Input {

@@ -27,8 +27,9 @@ struct QkvEpilogue {
     struct Token {
         int position, slot;
     };
-    struct Early {
-        float cosine = 1.0f, sine = 0.0f, low_bias = 0.0f, high_bias = 0.0f;
+    struct Early {  // as loaded: a conversion here would wait for the load
+        float cosine = 1.0f, sine = 0.0f;
+        bf16 low_bias{0}, high_bias{0};
     };
 
     TINYVLLM_DEVICE Token token(int row_of_x) const { return {positions[row_of_x], slot_mapping[row_of_x]}; }
@@ -36,8 +37,8 @@ struct QkvEpilogue {
     TINYVLLM_DEVICE Early early(Token token, Place place) const {
         Early early;
         if (bias != nullptr) {
-            early.low_bias = to_float(bias[place.low_row]);
-            early.high_bias = to_float(bias[place.high_row]);
+            early.low_bias = bias[place.low_row];
+            early.high_bias = bias[place.high_row];
         }
         const int head = place.low_row / HEAD_DIM;
         if (head >= num_heads + num_kv_heads) return early;  // a value: turned by nothing
@@ -48,8 +49,8 @@ struct QkvEpilogue {
     }
 
     TINYVLLM_DEVICE void store(Token token, Early early, Place place, float low, float high) const {
-        low += early.low_bias;
-        high += early.high_bias;
+        low += to_float(early.low_bias);
+        high += to_float(early.high_bias);
         rotate(low, high, early.cosine, early.sine);
         const int head = place.low_row / HEAD_DIM, i = place.low_row % HEAD_DIM;
         bf16* to = head_address(query, key_cache, value_cache, place.row_of_x, head, token.slot, num_heads,

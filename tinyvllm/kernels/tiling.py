@@ -98,8 +98,10 @@ def choose_tiling(
     if batch_rows not in BATCH_ROWS:
         raise ShapeError(f"batch_rows is {batch_rows}, expected one of {', '.join(map(str, BATCH_ROWS))}")
     if batch_rows > 1:
-        # Two blocks an SM, so that one of the successor's fits beside ours: 128 registers a thread.
-        min_blocks, loads = (2, 16 if batch_rows == 8 else 8) if batch_rows < 32 else (1, 8)
+        # 64 KiB of weights on their way to an SM, and registers left for a block of the successor: two blocks of
+        # eight loads where there are many tiles, one of sixteen where x goes straight to registers.
+        is_deep = batch_rows == 8 and not has_norm
+        min_blocks, loads = (1, 16) if is_deep else (1 if batch_rows == 32 else 2, 8)
         return Tiling(batch_rows, min_blocks=min_blocks, loads=loads, blocks_per_sm=blocks_per_sm)
     # The split that leaves the fewest lanes idle, of those whose rows are in flight at once; the widest of equals.
     widths = [warps for warps in (8, 4, 2, 1) if _num_steps(size_k, warps) <= _MOST_STEPS] or [8]

@@ -1,0 +1,36 @@
+"""Attention launches for a sanitizer, which runs them in a process of its own; see ``test_attention_mutants``."""
+
+from __future__ import annotations
+
+from tests.kernels.attention_cases import LAYOUTS, make_case, sizes_of
+from tests.kernels.sanitized import device_of
+from tests.kernels.support import poisoned, put
+from tinyvllm.devices.interface import Device
+from tinyvllm.kernels.attention_decode import AttentionDecode
+from tinyvllm.kernels.attention_prefill import AttentionPrefill
+
+
+def run_decode(device: Device, folder: str | None = None) -> None:
+    """Whole items, items shared by blocks, a window, groups of four and of five, several warps."""
+    device = device_of(device, folder)
+    for layout, window in ((LAYOUTS[0], None), (LAYOUTS[6], 90)):
+        case = make_case(sizes_of(layout, window), [1024, 5, 130], [1, 1, 1], seed=0)
+        out = poisoned(device, case.query.shape)
+        AttentionDecode(device, sizes=case.sizes)(out, *case.put(device))
+
+
+def run_splits(device: Device, folder: str | None = None) -> None:
+    """Batch-invariant: one warp a block, fixed cuts."""
+    device = device_of(device, folder)
+    case = make_case(sizes_of(LAYOUTS[0], None, batch_invariant=True), [1024, 5, 600], [1, 1, 1], seed=0)
+    out = poisoned(device, case.query.shape)
+    AttentionDecode(device, sizes=case.sizes)(out, *case.put(device))
+
+
+def run_prefill(device: Device, folder: str | None = None) -> None:
+    """A chunk after a context, a whole prompt, a single token; a last block of rows that is not full."""
+    device = device_of(device, folder)
+    for batch_invariant in (False, True):
+        case = make_case(sizes_of(LAYOUTS[0], None, batch_invariant), [1024, 21, 7], [3, 21, 1], seed=0)
+        out = poisoned(device, case.query.shape)
+        AttentionPrefill(device, sizes=case.sizes)(out, *case.put(device), put(device, case.cu_seqlens_q))

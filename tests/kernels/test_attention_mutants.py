@@ -1,0 +1,207 @@
+"""Each barrier and wait of the attention kernels removed in turn, and typical slips: a test must notice.
+
+A mutant is judged by the tests themselves, called with a few fixed arguments. What values cannot show is shown by a
+sanitizer in a process of its own.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tinyvllm.kernels
+from tinyvllm.devices.emulator import EmulatorDevice, Sanitizer
+from tinyvllm.devices.emulator.check import Verdict, check
+from tinyvllm.devices.emulator.mutants import mutants_of
+from tinyvllm.devices.interface import Device
+from tinyvllm.errors import KernelError
+
+from . import attention_samples, sanitized, test_attention_decode, test_attention_prefill
+from .attention_cases import ADVANCE, LAYOUTS
+
+KERNELS = Path(tinyvllm.kernels.__file__).parent
+NUM_SEEDS = 3
+
+TILE, DECODE, PREFILL = "attention_tile.cuh", "attention_decode.cu", "attention_prefill.cu"
+
+
+def inner(test: Any) -> Callable[..., None]:
+    """A hypothesis test as the plain function that it is."""
+    return test.hypothesis.inner_test  # type: ignore[no-any-return]
+
+
+def decode_scenario(device: Device) -> None:
+    tests = test_attention_decode
+    for batch_invariant in (False, True):
+        tests.test_every_layout_is_right_through_the_split_path(device, LAYOUTS[0], batch_invariant)
+        tests.test_only_sequences_with_one_token_are_computed_in_a_mixed_step(device, batch_invariant)
+        tests.test_a_plan_that_the_predecessor_writes_is_read_after_the_wait(device, batch_invariant)
+    tests.test_more_sequences_than_threads_are_planned(device, False)
+    for layout in (LAYOUTS[1], LAYOUTS[6]):
+        inner(tests.test_decode_is_its_definition)(device, layout, [600, 3, 64, 65, 300], 77, 1)
+    tests.test_queries_of_a_dependent_launch_are_read_after_the_wait(device)
+    tests.test_a_replayed_graph_follows_the_context_lengths(device)
+    tests.test_a_sequence_without_context_gives_zeros(device, False)
+    tests.test_flat_and_very_peaked_softmaxes_hold(device, 30.0, False)
+    inner(tests.test_batch_invariant_company_changes_nothing)(device, LAYOUTS[0], [600, 3, 64, 300], None, 2)
+
+
+def prefill_scenario(device: Device) -> None:
+    tests = test_attention_prefill
+    for layout in (LAYOUTS[0], LAYOUTS[1], LAYOUTS[6]):
+        inner(tests.test_prefill_is_its_definition)(device, layout, [(100, 5), (0, 0), (3, 77), (70, 1)], 60, 1)
+    tests.test_edges_of_blocks_of_rows_are_right(device, 33)
+    inner(tests.test_batch_invariant_decode_gives_the_bits_of_prefill)(device, LAYOUTS[0], [(300, 3), (2, 40)], None, 3)
+    inner(tests.test_chunks_and_company_change_nothing)(device, LAYOUTS[0], [(100, 60), (2, 40)], None, 7, 3)
+    tests.test_both_kernels_together_compute_a_mixed_step(device)
+    tests.test_queries_of_a_dependent_launch_are_read_after_the_wait(device)
+    tests.test_a_plan_that_the_predecessor_writes_is_read_after_the_wait(device)
+    tests.test_more_sequences_than_threads_are_found(device)
+
+
+def both_scenarios(device: Device) -> None:
+    decode_scenario(device)
+    prefill_scenario(device)
+
+
+SCENARIOS: dict[str, Callable[[Device], None]] = {
+    TILE: both_scenarios, DECODE: decode_scenario, PREFILL: prefill_scenario
+}  # fmt: skip
+
+SLIPS = [
+    (TILE, "fmaf(s, scale, -base)", "s - base"),  # no scale
+    (TILE, "position / block_size + lane;", "position / block_size + lane + 1;"),  # off by one block
+    (TILE, "num_keys > block_size ? row / block_size : 0", "0"),
+    (TILE, "+ p % block_size;", "+ row % block_size;"),
+    (TILE, "(size_t(block) * cache.num_kv_heads + head)", "(size_t(block) + head)"),
+    (TILE, "cache.value + slot * head_dim + column, is_visible", "cache.value + slot * head_dim + column, true"),
+    (TILE, "visible.begin <= p && p < visible.end", "p < visible.end"),
+    (TILE, "key < span.low", "key <= span.low"),
+    (TILE, "key >= span.high", "key > span.high"),
+    (TILE, "new_max == -INFINITY ? 0.0f : new_max;  // a row", "new_max;  // a row"),
+    (TILE, "fmaf(rows.sum[r][half], shrink, tile_sum)", "rows.sum[r][half] + tile_sum"),
+    (TILE, "rows.out[r][n][2 * half + 1] *= shrink;", ""),
+    (TILE, "lane % 8 + lane / 16 * 8][k * 16 + lane / 8 % 2 * 8]", "lane % 16][k * 16 + lane / 16 * 8]"),
+    (TILE, "ldmatrix_x4_trans", "ldmatrix_x4"),
+    (TILE, "fmaf(part, factors.y, before * factors.x)", "fmaf(part, factors.y, before)"),
+    (TILE, "fmaf(part_sum, factors.y, sum * factors.x)", "fmaf(part_sum, factors.y, sum)"),
+    (TILE, "sum > 0.0f ? 1.0f / sum : 0.0f", "1.0f / sum"),
+    (DECODE, "larger * (quotient + 1)", "larger * quotient"),
+    (DECODE, "if (int(blockIdx.x) >= used) quotient = larger = 0;", ""),
+    (DECODE, "piece.begin == piece.item_begin && piece.end == piece.item_end", "piece.end == piece.item_end"),
+    (DECODE, "2 * (first_owner + i) + (i == 0 ? 1 : 0)", "2 * (first_owner + i)"),
+    (DECODE, "shares.owner(piece.item_end - 1) - first_owner + 1", "shares.owner(piece.item_end - 1) - first_owner"),
+    (DECODE, "max(0, length - sliding_window)", "max(0, length - sliding_window + 1)"),
+    (DECODE, "cu_seqlens_q[b + 1] - cu_seqlens_q[b] == 1", "true"),
+    (DECODE, "return max(1, ", "return max(0, "),
+    (DECODE, "int before = scanned - num_chunks;", "int before = 0;"),
+    (DECODE, "<= chunk)\n", "< chunk)\n"),
+    (DECODE, "has_fixed_splits ? begin + 1 : min(end, piece.item_end)", "min(end, piece.item_end)"),
+    (DECODE, "const float sum = warp_sum<4>(rows.sum[0][0]);", "const float sum = rows.sum[0][0];"),
+    (DECODE, "if (piece.tile >= piece.tile_end) return;\n", "if (piece.tile >= piece.tile_end) piece = {};\n"),
+    (PREFILL, "range.position(row) + 1 - position", "range.position(row) - position"),
+    (PREFILL, "range.position(row) + 1 - position", "range.position(row) + 2 - position"),
+    (PREFILL, "position(row) - sliding_window + 1", "position(row) - sliding_window"),
+    (PREFILL, "first_position + row / group_size", "first_position + row"),
+    (PREFILL, "first_head + row % group_size", "first_head + row / 8 % group_size"),
+    (PREFILL, "group_size / block_rows) + b;", "group_size / block_rows);"),
+    (PREFILL, "return num_begun - 1;", "return num_begun - (num_begun > 1 ? 2 : 1);"),
+    (PREFILL, "first < num_sequences; first += threads", "first < min(num_sequences, threads); first += threads"),
+    (PREFILL, "position + tile_keys > all.end", "false"),
+    (PREFILL, "position < all.begin ||", ""),
+    (PREFILL, "position + tile_keys <= any.begin", "position + tile_keys <= all.begin"),
+    (PREFILL, "(tile + 1) % split_tiles == 0 ||", ""),
+    (PREFILL, "        rows.clear();\n    }\n};", "    }\n};"),
+    (PREFILL, "num_rows <= 0 || num_queries < min_queries", "num_rows <= 0"),
+    (PREFILL, "warp_sum<4>(rows.sum[r][half])};", "rows.sum[r][half]};"),
+]  # fmt: skip
+
+
+def copy_kernels(folder: Path) -> Path:
+    for path in (*(KERNELS / name for name in SCENARIOS), ADVANCE):
+        shutil.copy(path, folder)
+    return folder
+
+
+def plant(folder: Path, name: str, old: str, new: str) -> None:
+    text = (copy_kernels(folder) / name).read_text()
+    assert text.count(old) == 1, f"{old!r} is {text.count(old)} times in {name}"
+    (folder / name).write_text(text.replace(old, new))
+
+
+def is_broken(folder: Path, name: str) -> bool:
+    """Whether the kernels in ``folder`` fail the scenario of the file ``name`` in any of a few orders of threads."""
+    for seed in range(NUM_SEEDS):
+        device = sanitized.device_of(EmulatorDevice(cache_dir=folder / "cache", seed=seed * 1000), folder)
+        try:
+            SCENARIOS[name](device)
+        except (AssertionError, KernelError):
+            return True
+    return False
+
+
+def sanitize(sample: str, sanitizer: Sanitizer, folder: Path | None) -> Verdict:
+    where = {} if folder is None else {"folder": str(folder)}
+    return check(f"{attention_samples.__file__}:run_{sample}", sanitizer, where)
+
+
+def missing_waits() -> list[tuple[str, int]]:
+    return [(name, mutant.line) for name in SCENARIOS for mutant in mutants_of(KERNELS / name)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "line"), missing_waits())
+def test_a_missing_barrier_or_wait_changes_results(tmp_path: Path, name: str, line: int) -> None:
+    (mutant,) = (mutant for mutant in mutants_of(KERNELS / name) if mutant.line == line)
+    mutant.write(copy_kernels(tmp_path), name)
+    assert is_broken(tmp_path, name), mutant.statement
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sanitizer", [Sanitizer.RACE, Sanitizer.BOUNDS])
+@pytest.mark.parametrize("sample", ["decode", "splits", "prefill"])
+def test_the_kernels_as_they_are_are_clean(sample: str, sanitizer: Sanitizer) -> None:
+    verdict = sanitize(sample, sanitizer, None)
+    assert verdict.is_clean, verdict.findings
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sample", "name", "old", "new"),
+    [
+        ("decode", TILE, "return is_needed ? block_table[index] : 0;", "return block_table[index];"),
+        ("decode", DECODE, "row < group_size ? *reinterpret_cast<const uint32_t*>(from + 8) : 0",
+         "*reinterpret_cast<const uint32_t*>(from + 8)"),
+        ("decode", DECODE, "if (row >= group_size) return;", ""),
+        ("prefill", PREFILL, "(is_row ? address(rows.first + row) + column : 0), is_row",
+         "address(rows.first + row) + column, true"),
+        ("prefill", PREFILL, "if (row >= rows.count) continue;", ""),
+        ("prefill", PREFILL, "if (tile < end_tile) {", "if (true) {"),
+    ],
+)  # fmt: skip
+def test_an_unguarded_load_or_store_is_out_of_bounds(
+    tmp_path: Path, sample: str, name: str, old: str, new: str
+) -> None:
+    plant(tmp_path, name, old, new)
+    verdict = sanitize(sample, Sanitizer.BOUNDS, tmp_path)
+    assert any("overflow" in finding.kind or "SEGV" in finding.kind for finding in verdict.findings), verdict.log[
+        -2000:
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "old", "new"), SLIPS)
+def test_a_slip_changes_results(tmp_path: Path, name: str, old: str, new: str) -> None:
+    plant(tmp_path, name, old, new)
+    assert is_broken(tmp_path, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_the_kernels_as_they_are_pass_every_scenario(tmp_path: Path, name: str) -> None:
+    copy_kernels(tmp_path)
+    assert not is_broken(tmp_path, name)
