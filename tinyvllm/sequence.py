@@ -1,6 +1,7 @@
 """One sequence's tokens: the prompt, then what was generated. Knows nothing of blocks or scheduling.
 
-Only the model runner appends (it plays the device's token buffer on the CPU); everyone else reads.
+While a sequence runs, its tokens lie in a row of the engine's token store, where those of a whole step are written at
+once; otherwise they are its own.
 """
 
 from __future__ import annotations
@@ -22,14 +23,13 @@ class SequenceTokens:
         params: how the sequence is sampled.
         rules: what the tokenizer and checkpoint add to ``params``.
         num_prompt_tokens: how many of the tokens are the prompt.
-        num_tokens: tokens written so far, those that the host has not yet read back included.
     """
 
     params: SamplingParams
     rules: SamplingRules
     num_prompt_tokens: int
-    num_tokens: int
     _buffer: Int32 = field(repr=False)
+    _count: Int32 = field(repr=False)  # [1]
 
     @classmethod
     def from_prompt(
@@ -38,7 +38,12 @@ class SequenceTokens:
         """A sequence that holds ``prompt`` and has generated nothing."""
         buffer = np.empty(len(prompt) + 16, np.int32)
         buffer[: len(prompt)] = prompt
-        return cls(params, rules or SamplingRules(), len(prompt), len(prompt), buffer)
+        return cls(params, rules or SamplingRules(), len(prompt), buffer, np.array([len(prompt)], np.int32))
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens written so far."""
+        return int(self._count[0])
 
     @property
     def all(self) -> Int32:
@@ -57,7 +62,23 @@ class SequenceTokens:
 
     def append(self, token_id: int) -> None:
         """Add one generated token."""
-        if self.num_tokens == len(self._buffer):
+        count = self.num_tokens
+        if count == len(self._buffer):
             self._buffer = np.concatenate([self._buffer, np.empty(len(self._buffer), np.int32)])
-        self._buffer[self.num_tokens] = token_id
-        self.num_tokens += 1
+        self._buffer[count] = token_id
+        self._count[0] += 1
+
+    def move_to(self, buffer: Int32, count: Int32) -> None:
+        """Go on in memory of somebody else, who writes there from now on.
+
+        Args:
+            buffer: room for the tokens, those to come included.
+            count: ``[1]``, how many of them are written.
+        """
+        buffer[: self.num_tokens] = self.all
+        count[0] = self._count[0]
+        self._buffer, self._count = buffer, count
+
+    def move_out(self) -> None:
+        """Go on in memory of its own: what ``move_to`` was given is somebody else's again."""
+        self._buffer, self._count = self.all.copy(), self._count.copy()

@@ -17,7 +17,8 @@ def pack(view: SchedulerView, running: Int32, waiting: Int32) -> Schedule:
     chunks. Where blocks run out the newest rows are preempted, and then nothing new is started.
     """
     num_tokens = _left(view, running)
-    if len(running) and (len(running) > view.budget or int(num_tokens.max()) > 1):  # not only decodes
+    are_decodes = len(running) <= view.budget and not (num_tokens > 1).any()
+    if not are_decodes:
         running = running[np.argsort(num_tokens > 1, kind="stable")]
         num_tokens = _under_budget(view, running, view.budget)
         running = running[: len(num_tokens)]
@@ -26,10 +27,12 @@ def pack(view: SchedulerView, running: Int32, waiting: Int32) -> Schedule:
     if num_needed > view.num_free_blocks:
         return _preempting(view, running, num_tokens, needed)
     if len(waiting) == 0 or view.num_free_slots == 0:
-        return Schedule(running, num_tokens)
+        return Schedule(running, num_tokens, stands=are_decodes and len(running) > 0)
     started = _startable(view, waiting, view.budget - int(num_tokens.sum()), view.num_free_blocks - num_needed)
     if len(running) + len(started.rows) == 0:
         return _make_room(view, waiting)
+    if len(started.rows) == 0:  # blocks are short, and decodes only take more of them
+        return Schedule(running, num_tokens, stands=are_decodes)
     return Schedule(np.concatenate([running, started.rows]), np.concatenate([num_tokens, started.num_tokens]))
 
 

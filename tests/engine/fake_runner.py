@@ -10,10 +10,10 @@ from tinyvllm.batch import Sampled
 from tinyvllm.engine.admission import Admission
 from tinyvllm.engine.blocks import BlockManager
 from tinyvllm.engine.engine import Engine
-from tinyvllm.engine.runner import Step, StepResult
+from tinyvllm.engine.runner import Done, Pending, Step, StepResult
 from tinyvllm.engine.table import SequenceTable
 from tinyvllm.interfaces import PluginContext, Scheduler
-from tinyvllm.request import SamplingParams
+from tinyvllm.request import SamplingParams, SamplingRules
 from tinyvllm.shapes import ModelShape
 from tinyvllm_schedulers.continuous import ContinuousScheduler
 from tinyvllm_schedulers.static import StaticScheduler
@@ -48,7 +48,10 @@ class FakeRunner:
         self._stored = np.full(num_blocks * block_size, -1, np.int64)
         self._block_size = block_size
 
-    def execute(self, step: Step) -> StepResult:
+    def can_run_ahead(self, params: SamplingParams, rules: SamplingRules) -> bool:
+        return True
+
+    def launch(self, step: Step) -> Pending:
         batch = step.batch
         assert len(np.unique(batch.slot_mapping)) == batch.num_tokens, "two tokens go to one slot"
         self._stored[batch.slot_mapping] = batch.token_ids
@@ -59,8 +62,7 @@ class FakeRunner:
             seen = self._stored[slots + positions % self._block_size].tolist()
             assert seen == tokens.all.tolist(), "the cache does not hold the sequence's tokens"
             chosen.append(next_token(seen))
-            tokens.append(chosen[-1])
-        return StepResult(Sampled(np.array(chosen, np.int32)) if chosen else None, ())
+        return Done(StepResult(Sampled(np.array(chosen, np.int32)) if chosen else None, ()))
 
 
 def fake_engine(

@@ -11,11 +11,11 @@ from tinyvllm.batch import Sampled
 from tinyvllm.engine.admission import Admission
 from tinyvllm.engine.blocks import BlockManager
 from tinyvllm.engine.engine import Engine
-from tinyvllm.engine.runner import Step, StepResult
+from tinyvllm.engine.runner import Done, Pending, Step, StepResult
 from tinyvllm.engine.table import SequenceTable
 from tinyvllm.interfaces import Kind, PluginContext
 from tinyvllm.registry import Registry
-from tinyvllm.request import SamplingParams
+from tinyvllm.request import SamplingParams, SamplingRules
 from tinyvllm.shapes import ModelShape
 
 _BLOCK_SIZE = 16
@@ -42,13 +42,12 @@ class OverheadResult:
 class _NoModel:
     """Says the same token for everybody, at once."""
 
-    def execute(self, step: Step) -> StepResult:
-        if step.sampling is None:
-            return StepResult(None, ())
-        token_ids = np.full(len(step.tokens), 5, np.int32)
-        for tokens in step.tokens:
-            tokens.append(5)
-        return StepResult(Sampled(token_ids), ())
+    def can_run_ahead(self, params: SamplingParams, rules: SamplingRules) -> bool:
+        return True
+
+    def launch(self, step: Step) -> Pending:
+        sampled = None if step.sampling is None else Sampled(np.full(len(step.sampled), 5, np.int32))
+        return Done(StepResult(sampled, ()))
 
 
 def measure_overhead(scheduler: str, num_running: int, context_len: int, num_steps: int) -> OverheadResult:

@@ -59,6 +59,7 @@ class Completion:
         index: 0 to ``n - 1``.
         tokens: what the sampler reads; it may run ahead of what was read back.
         row: in the engine's table.
+        stop_ids: tokens that end it.
         finish_reason, stop_reason: as in :class:`~tinyvllm.outputs.CompletionOutput`.
     """
 
@@ -67,12 +68,12 @@ class Completion:
         "_logprobs",
         "_most_output",
         "_num_output",
-        "_stop_ids",
         "_text",
         "finish_reason",
         "index",
         "request",
         "row",
+        "stop_ids",
         "stop_reason",
         "tokens",
     )
@@ -88,7 +89,7 @@ class Completion:
         self._num_output = 0
         self._most_output = most_output
         eos = () if params.ignore_eos else tokens.rules.eos_token_ids
-        self._stop_ids = frozenset((*eos, *(params.stop_token_ids or ())))
+        self.stop_ids = frozenset((*eos, *(params.stop_token_ids or ())))
         has_text = request.tokenizer is not None and params.detokenize
         self._text = CompletionText(request.request, request.tokenizer) if has_text and request.tokenizer else None
         self._logprobs: list[TokenLogprobs] | None = None if params.logprobs is None else []
@@ -104,14 +105,34 @@ class Completion:
         """Whether log-probabilities were asked for."""
         return self._logprobs is not None
 
-    def add_token(self, token_id: int, now: float) -> None:
-        """Take the next token, and end if it is the last."""
+    @property
+    def needs_each_token(self) -> bool:
+        """Whether each token must be taken when it is there, be it the last or not: for news, or because it may stop."""
+        return (
+            self._num_output == 0
+            or self.request.stream
+            or self.wants_logprobs
+            or (self._text is not None and bool(self.tokens.params.stop))
+        )
+
+    def catch_up(self, num_tokens: int) -> None:
+        """Take the tokens that nobody had to look at, until there are ``num_tokens`` with the prompt."""
+        num_output = num_tokens - self.tokens.num_prompt_tokens
+        if self._text is not None:
+            for token_id in self.tokens.output[self._num_output : num_output].tolist():
+                self._text.add(token_id, can_stop=False)
+        self._num_output = max(self._num_output, num_output)
+
+    def add_token(self, num_tokens: int, now: float) -> None:
+        """Take the tokens until there are ``num_tokens`` with the prompt, and end if the last one says so."""
+        self.catch_up(num_tokens - 1)
         if self._num_output == 0 and self.request.first_token_time is None:
             self.request.first_token_time = now
+        token_id = int(self.tokens.output[self._num_output])
         self._num_output += 1
         params = self.tokens.params
         can_stop = self._num_output >= params.min_tokens
-        if token_id in self._stop_ids and can_stop:
+        if token_id in self.stop_ids and can_stop:
             is_eos = not params.ignore_eos and token_id in self.tokens.rules.eos_token_ids
             if self._text is not None and params.include_stop_str_in_output:
                 self._text.add(token_id, can_stop=False)

@@ -13,13 +13,17 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyvllm.batch import Int32, Sampled
 from tinyvllm.engine.admission import Admission
 from tinyvllm.engine.completion import Completion, RequestState
 from tinyvllm.engine.launch import InFlight, StepLauncher
 from tinyvllm.engine.runner import Runner
 from tinyvllm.engine.stats import Counts, EngineStats
-from tinyvllm.engine.table import SequenceTable
-from tinyvllm.engine.validate import validated
+from tinyvllm.engine.table import NUM_STOP_IDS, SequenceTable
+from tinyvllm.engine.validate import CheckedSchedule, validated
 from tinyvllm.engine.window import SchedulerWindow
 from tinyvllm.errors import PluginError, RequestError
 from tinyvllm.interfaces import Scheduler
@@ -58,6 +62,9 @@ class Engine:
         self._counts = Counts()
         self._requests: dict[str, RequestState] = {}
         self._completions: dict[int, Completion] = {}  # by row
+        self._runner = runner
+        self._kept_in_step: set[int] = set()  # rows for which a step is read back before the next one begins
+        self._standing: tuple[CheckedSchedule, int] | None = None  # and the table's changes when it was decided
         self._launcher = StepLauncher(table, runner, self._completions, self._counts)
         self._in_flight: deque[InFlight] = deque()
 
@@ -100,6 +107,10 @@ class Engine:
             self._table.deadline[row] = deadline
             completion.row = row
             self._completions[row] = completion
+            stop_ids = list(completion.stop_ids)[:NUM_STOP_IDS]
+            self._table.stop_ids[row, : len(stop_ids)] = stop_ids
+            if not self._runner.can_run_ahead(completion.tokens.params, completion.tokens.rules):
+                self._kept_in_step.add(row)
         if len(state.completions) > 1:
             self._launcher.forking.add(request_id)
         if request.params.prompt_logprobs is not None:
@@ -113,6 +124,8 @@ class Engine:
             return None
         for completion in state.completions:
             if not completion.is_finished:
+                row = completion.row
+                completion.catch_up(int(self._table.num_tokens[row] - self._table.num_in_flight[row]))
                 completion.abort()
                 self._end(completion)
         return state.output()
@@ -129,13 +142,17 @@ class Engine:
         Raises:
             PluginError: the scheduler broke a rule, or decides nothing though requests wait.
         """
-        began, model_s = time.perf_counter(), self._counts.model_s
-        is_launched = self._launch()
+        counts = self._counts
+        began, outside_s = time.perf_counter(), counts.launch_s + counts.wait_s
         told: dict[str, RequestState] = {}
-        if self._in_flight and (len(self._in_flight) > self._lag or not is_launched):
+        lag = 0 if self._kept_in_step else self._lag
+        while len(self._in_flight) > lag:
+            self._read_back(self._in_flight.popleft(), told)
+        is_launched = self._launch()
+        if self._in_flight and (len(self._in_flight) > lag or not is_launched):
             self._read_back(self._in_flight.popleft(), told)
         outputs = [state.output() for state in told.values()]
-        self._counts.schedule_s += time.perf_counter() - began - (self._counts.model_s - model_s)
+        counts.schedule_s += time.perf_counter() - began - (counts.launch_s + counts.wait_s - outside_s)
         return outputs
 
     def stats(self) -> EngineStats:
@@ -151,7 +168,8 @@ class Engine:
             num_generation_tokens=counts.generation_tokens,
             num_steps=counts.steps,
             num_preemptions=counts.preemptions,
-            model_s=counts.model_s,
+            launch_s=counts.launch_s,
+            wait_s=counts.wait_s,
             schedule_s=counts.schedule_s,
         )
 
@@ -170,13 +188,17 @@ class Engine:
     def _launch(self) -> bool:
         """Decide and carry out one step; whether there was one."""
         table = self._table
-        if not (len(table.waiting) or len(table.running)):
-            return False
-        schedule = validated(self._scheduler.schedule(self._window), table, self._scheduler_name)
+        schedule = self._still_standing()
+        if schedule is None:
+            if not (len(table.waiting) or len(table.running)):
+                return False
+            schedule = validated(self._scheduler.schedule(self._window), table, self._scheduler_name)
         for row in schedule.preempt.tolist():
             self._counts.preemptions += int(table.num_computed[row] > 0)
+            self._completions[row].tokens.move_out()
             table.preempt(row)
         if len(schedule.rows):
+            self._standing = (schedule, table.changes) if schedule.stands else None
             self._in_flight.append(self._launcher.launch(schedule))
             return True
         if not (self._in_flight or len(schedule.preempt)):
@@ -186,27 +208,38 @@ class Engine:
             )
         return False
 
+    def _still_standing(self) -> CheckedSchedule | None:
+        """The last decision one step later, if it stands."""
+        if self._standing is None:
+            return None
+        schedule, changes = self._standing
+        return schedule.after_it(self._table) if changes == self._table.changes else None
+
     def _read_back(self, step: InFlight, told: dict[str, RequestState]) -> None:
         """Take a step's tokens; completions that end give up slot and blocks. News go into ``told``."""
-        for state, columns in zip(step.wishes, step.result.prompt_logprobs, strict=True):
+        began = time.perf_counter()
+        result = step.pending.wait()
+        self._counts.wait_s += time.perf_counter() - began
+        for state, columns in zip(step.wishes, result.prompt_logprobs, strict=True):
             state.add_prompt_logprobs(columns)
-        sampled = step.result.sampled
+        sampled = result.sampled
         if sampled is None:
             return
         self._table.num_in_flight[step.rows] -= 1
         now = time.monotonic()
-        is_corrupt = None if sampled.is_corrupt is None else sampled.is_corrupt.tolist()
-        num_ended = 0
-        for i, (completion, token_id) in enumerate(zip(step.completions, sampled.token_ids.tolist(), strict=True)):
+        num_dropped = 0
+        for i in self._to_look_at(step, sampled).tolist():
+            completion = step.completions[i]
             if completion.finish_reason is not None:  # it ended while this step was in flight
                 self._table.release_row(completion.row)
-                num_ended += 1
+                num_dropped += 1
                 continue
-            if is_corrupt is not None and is_corrupt[i]:
+            if sampled.is_corrupt is not None and sampled.is_corrupt[i]:
+                completion.catch_up(int(step.known[i]) - 1)
                 completion.abort("the logits are not numbers, or the rules of the request forbid every token")
-                num_ended += 1
+                num_dropped += 1
             else:
-                completion.add_token(token_id, now)
+                completion.add_token(int(step.known[i]), now)
                 if sampled.logprobs is not None and completion.wants_logprobs:
                     completion.add_logprobs(sampled.logprobs, i)
             state = completion.request
@@ -214,15 +247,50 @@ class Engine:
                 self._end(completion)
                 if state.is_finished:
                     told[state.request_id] = state
+            else:
+                self._watch(completion)
             if state.stream:
                 told[state.request_id] = state
-        self._counts.generation_tokens += len(step.completions) - num_ended
+        self._counts.generation_tokens += len(step.completions) - num_dropped
+
+    def _to_look_at(self, step: InFlight, sampled: Sampled) -> NDArray[np.intp]:
+        """Writes a step's tokens to the store; which of them may end something or are news to somebody."""
+        table, rows, token_ids = self._table, step.rows, sampled.token_ids
+        has_no_slot = table.slot.take(rows) < 0  # it ended, or was preempted, while this step was in flight
+        if not step.is_stored:
+            if has_no_slot.any():
+                self._store_some(step, token_ids, has_no_slot)
+            else:
+                table.store(rows, token_ids)
+        looked_at = table.is_watched.take(rows)
+        looked_at |= has_no_slot
+        looked_at |= (table.stop_ids.take(rows, axis=0) == token_ids[:, None]).any(axis=1)
+        if step.are_last is not None:
+            looked_at |= step.are_last
+        if sampled.is_corrupt is not None:
+            looked_at |= sampled.is_corrupt.astype(bool)
+        return np.flatnonzero(looked_at)
+
+    def _store_some(self, step: InFlight, token_ids: Int32, has_no_slot: NDArray[np.bool_]) -> None:
+        self._table.store(step.rows[~has_no_slot], token_ids[~has_no_slot])
+        for i in np.flatnonzero(has_no_slot).tolist():
+            if not step.completions[i].is_finished:  # preempted: its tokens are its own now
+                step.completions[i].tokens.append(int(token_ids[i]))
+                self._table.last_token[step.rows[i]] = token_ids[i]
+
+    def _watch(self, completion: Completion) -> None:
+        """Have each token of a completion looked at, or those alone that are its last or among its stop tokens."""
+        has_many_stops = len(completion.stop_ids) > NUM_STOP_IDS
+        self._table.is_watched[completion.row] = completion.needs_each_token or has_many_stops
 
     def _end(self, completion: Completion) -> None:
         """Give up what an ended completion holds; the request too once it was the last."""
         state = completion.request
+        if self._table.slot[completion.row] >= 0:
+            completion.tokens.move_out()
         self._table.finish(completion.row)
         del self._completions[completion.row]
+        self._kept_in_step.discard(completion.row)
         self._launcher.telling_prompts.discard(completion.row)
         if completion.index == 0 and state.request_id in self._launcher.forking:
             # It ended before its siblings could begin from its prompt: they begin on their own.

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tinyvllm.batch import Int32
-from tinyvllm.engine.build_batch import build_batch
+from tinyvllm.engine.build_batch import BatchBuilder
 from tinyvllm.engine.completion import Completion, RequestState
-from tinyvllm.engine.runner import PromptLogprobs, Runner, Step, StepResult
+from tinyvllm.engine.runner import Pending, PromptLogprobs, Runner, Started, Step
 from tinyvllm.engine.sampling_columns import SamplingColumns
 from tinyvllm.engine.stats import Counts
 from tinyvllm.engine.table import SequenceTable, State
@@ -29,13 +30,19 @@ class InFlight:
         rows: ``[S]``, rows that get a new token.
         completions: of those.
         wishes: whose prompt log-probabilities come with it, in order of the result's.
-        result: what the model and the sampler gave.
+        pending: what the model and the sampler give.
+        known: ``[S]``, tokens of each sequence once this step is read back.
+        are_last: ``[S]``, whether a sequence can take no more tokens then; None: none is at its end.
+        is_stored: whether its tokens are in the store already.
     """
 
     rows: Int32
     completions: Sequence[Completion]
     wishes: Sequence[RequestState]
-    result: StepResult
+    pending: Pending
+    known: Int32
+    are_last: NDArray[np.bool_] | None
+    is_stored: bool
 
 
 class StepLauncher:
@@ -56,56 +63,73 @@ class StepLauncher:
         self._completions = completions
         self._counts = counts
         self._sampling = SamplingColumns(table.max_num_seqs)
+        self._batches = BatchBuilder(table, self._tokens_of)
         self._last: tuple[Int32, list[Completion], list[SequenceTokens]] = (_NO_ROWS, [], [])
+        self._last_step: tuple[CheckedSchedule | None, Int32] = (None, _NO_ROWS)  # and its slots
         self.forking: set[str] = set()  # requests whose further completions wait for the prompt of the first
         self.telling_prompts: set[int] = set()  # rows that owe log-probabilities of their prompt
 
     def launch(self, schedule: CheckedSchedule) -> InFlight:
         """Carry out a step that computes something; its rows to be preempted already are."""
+        started: list[Started] = []
         if not schedule.are_running:
-            self._start(schedule.rows)
+            started = self._start(schedule.rows)
             schedule = schedule.in_order(self._table.slot.take(schedule.rows).argsort())
-        self._extend(schedule)
-        batch = build_batch(self._table, self._tokens_of, schedule)
-        sampled = np.flatnonzero(batch.context_lens == schedule.known)
-        rows = schedule.rows.take(sampled)
+        last, slots = self._last_step
+        goes_on = last is not None and last.stands and schedule.rows is last.rows
+        if not goes_on:
+            slots = self._table.slot.take(schedule.rows)
+        batch, updates = self._batches.build(schedule, slots, self._extend(schedule), goes_on=goes_on)
+        self._last_step = (schedule, slots)
+        if schedule.stands:
+            sampled, rows, sampled_slots = self._batches.all_of(len(slots)), schedule.rows, slots
+        else:
+            sampled = np.flatnonzero(batch.context_lens == schedule.known)
+            rows, sampled_slots = schedule.rows.take(sampled), slots.take(sampled)
         completions, tokens = self._looked_up(rows)
-        sampling = None
-        if len(rows):
-            sampling = self._sampling.gather(self._table.slot.take(rows), schedule.known.take(sampled))
+        sampling = self._sampling.gather(sampled_slots, schedule.known.take(sampled)) if len(rows) else None
         wishes = self._wishes(schedule, batch.cu_seqlens_q) if self.telling_prompts else []
-        step = Step(batch, sampled, sampling, tokens, [wish for _, wish in wishes])
+        step = Step(
+            batch, sampled, sampled_slots, sampling, tokens, started, updates, [wish for _, wish in wishes]
+        )
         began = time.perf_counter()
-        result = self._runner.execute(step)
-        self._counts.model_s += time.perf_counter() - began
+        pending = self._runner.launch(step)
+        self._counts.launch_s += time.perf_counter() - began
         self._counts.steps += 1
-        self._advance(schedule.rows, batch.context_lens, rows, result)
+        self._table.num_computed[schedule.rows] = batch.context_lens
+        in_flight = self._advance(rows, completions, [state for state, _ in wishes], pending)
         if self.forking:
             for completion in completions:
                 self._fork(completion)
-        return InFlight(rows, completions, [state for state, _ in wishes], result)
+        return in_flight
 
-    def _start(self, rows: Int32) -> None:
+    def _start(self, rows: Int32) -> list[Started]:
         table = self._table
+        started = []
         for row in rows[table.state[rows] == State.WAITING].tolist():
             table.start(row)
             self._last = (_NO_ROWS, [], [])  # the row may have changed hands
-            completion = self._completions[row]
-            params, seed = completion.tokens.params, completion.request.seed
-            self._sampling.set(int(table.slot[row]), params, seed, completion.index)
+            completion, slot = self._completions[row], int(table.slot[row])
+            tokens = completion.tokens
+            tokens.move_to(table.token_store[slot], table.num_stored[slot : slot + 1])
+            self._sampling.set(slot, tokens.params, completion.request.seed, completion.index)
             completion.request.scheduled()
+            started.append(Started(slot, tokens))
+        return started
 
-    def _extend(self, schedule: CheckedSchedule) -> None:
-        lacking = schedule.needed.nonzero()[0]
+    def _extend(self, schedule: CheckedSchedule) -> NDArray[np.intp]:
+        """Hands out the blocks that rows lack; which of the rows those are."""
+        lacking: NDArray[np.intp] = schedule.needed.nonzero()[0]
         if len(lacking):
             self._table.extend(schedule.rows.take(lacking), schedule.needed.take(lacking))
             blocks = self._table.blocks
             self._counts.peak_blocks = max(self._counts.peak_blocks, blocks.num_blocks - blocks.num_free)
+        return lacking
 
     def _looked_up(self, rows: Int32) -> tuple[list[Completion], list[SequenceTokens]]:
         """The completions of some rows and their tokens; mostly those of the step before."""
         last_rows, completions, tokens = self._last
-        if not np.array_equal(rows, last_rows):
+        if rows is not last_rows and not np.array_equal(rows, last_rows):
             completions = [self._completions[row] for row in rows.tolist()]
             tokens = [completion.tokens for completion in completions]
             self._last = (rows, completions, tokens)
@@ -124,18 +148,27 @@ class StepLauncher:
                 wishes.append((state, wish))
         return wishes
 
-    def _advance(self, rows: Int32, ends: Int32, sampled_rows: Int32, result: StepResult) -> None:
-        """The columns after a launch: what is computed, and what will be known once it is read back."""
+    def _advance(
+        self, rows: Int32, completions: Sequence[Completion], wishes: Sequence[RequestState], pending: Pending
+    ) -> InFlight:
+        """The columns of the rows that were sampled, after a launch: what will be known once it is read back."""
         table = self._table
-        table.num_computed[rows] = ends
-        if result.sampled is None:
-            return
-        known = table.num_tokens.take(sampled_rows) + 1
-        table.num_tokens[sampled_rows] = known
-        table.num_in_flight[sampled_rows] += 1
-        table.last_token[sampled_rows] = result.sampled.token_ids
-        if (known >= table.most_tokens.take(sampled_rows)).any():
+        if len(rows) == 0:
+            return InFlight(rows, completions, wishes, pending, rows, None, is_stored=True)
+        known = table.num_tokens.take(rows) + 1
+        table.num_tokens[rows] = known
+        table.num_in_flight[rows] += 1
+        are_last: NDArray[np.bool_] | None = known >= table.most_tokens.take(rows)
+        if np.count_nonzero(are_last):
             table.running_changed()
+        else:
+            are_last = None
+        sampled = pending.wait().sampled if pending.is_done else None
+        if sampled is None:
+            table.last_token[rows] = self._batches.in_flight(len(rows))
+        else:
+            table.store(rows, sampled.token_ids)
+        return InFlight(rows, completions, wishes, pending, known, are_last, is_stored=sampled is not None)
 
     def _fork(self, first: Completion) -> None:
         """Let the siblings of a completion begin, now that the prompt they share is computed."""

@@ -13,6 +13,7 @@ from tinyvllm.batch import Batch, Float32, Int32, LayerCache, LogprobColumns, Sa
 from tinyvllm.interfaces import Sampler
 from tinyvllm.models.decoder import Decoder
 from tinyvllm.reference.logprobs import logprob_columns
+from tinyvllm.request import SamplingParams, SamplingRules
 from tinyvllm.sequence import SequenceTokens
 from tinyvllm.shapes import ModelShape
 
@@ -36,21 +37,50 @@ class PromptLogprobs:
 
 
 @dataclass(frozen=True, slots=True)
+class TableUpdates:
+    """What is new in the block tables of a step: ``block_tables[rows[i], columns[i]] = blocks[i]``, ``[n]`` int32 each."""
+
+    rows: Int32
+    columns: Int32
+    blocks: Int32
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A sequence that has just been given a slot.
+
+    Attributes:
+        slot: which.
+        tokens: its tokens, parameters and rules; after a preemption, what it had generated too.
+    """
+
+    slot: int
+    tokens: SequenceTokens
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """Everything that one step needs.
 
     Attributes:
-        batch: the arrays.
+        batch: the arrays. A token id of ``-1 - i`` is not known to the host yet: it is what the step before chose for
+            the ``i``-th of the sequences that it sampled.
         sampled: ``[S]``, which of the ``B`` sequences get a new token.
+        slots: ``[S]``, theirs.
         sampling: the parameters of those, or None if there is none.
-        tokens: token stores of those.
+        tokens: tokens of those.
+        started: sequences that were given a slot since the step before.
+        table_updates: what is new in ``batch.block_tables`` since the step before, if the rest is the same.
         prompt_logprobs: wishes.
     """
 
     batch: Batch
     sampled: NDArray[np.intp]
+    slots: Int32
     sampling: SamplingRows | None
     tokens: Sequence[SequenceTokens]
+    started: Sequence[Started] = ()
+    table_updates: TableUpdates | None = None
     prompt_logprobs: Sequence[PromptLogprobs] = ()
 
 
@@ -62,12 +92,41 @@ class StepResult:
     prompt_logprobs: Sequence[LogprobColumns]
 
 
-class Runner(Protocol):
-    """Whatever executes steps, one after the other."""
+class Pending(Protocol):
+    """A step that was launched."""
 
-    def execute(self, step: Step) -> StepResult:
-        """Compute a step; new tokens are appended to their stores, as a device's token buffer would take them."""
+    @property
+    def is_done(self) -> bool:
+        """Whether ``wait`` returns at once, now that the step was launched."""
         ...
+
+    def wait(self) -> StepResult:
+        """What the step gave."""
+        ...
+
+
+class Runner(Protocol):
+    """Whatever carries out steps, one after the other."""
+
+    def can_run_ahead(self, params: SamplingParams, rules: SamplingRules) -> bool:
+        """Whether a step may be launched before the tokens of the last one are known, with such a sequence in it."""
+        ...
+
+    def launch(self, step: Step) -> Pending:
+        """Begin a step; it may still be under way when this returns."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A step that is over."""
+
+    result: StepResult
+    is_done: bool = True
+
+    def wait(self) -> StepResult:
+        """What the step gave."""
+        return self.result
 
 
 class ModelRunner:
@@ -84,19 +143,21 @@ class ModelRunner:
         self._caches = caches
         self._sampler = sampler
 
-    def execute(self, step: Step) -> StepResult:
+    def can_run_ahead(self, params: SamplingParams, rules: SamplingRules) -> bool:
+        """Always: a step is over when it was launched."""
+        return True
+
+    def launch(self, step: Step) -> Pending:
         """Model, logits, sampler."""
         batch = step.batch
         hidden = self._decoder.forward(batch, self._caches)
         wishes = [self._prompt_logprobs(hidden, wish) for wish in step.prompt_logprobs]
         if step.sampling is None:
-            return StepResult(None, wishes)
+            return Done(StepResult(None, wishes))
         is_all = len(step.sampled) == batch.num_tokens
         rows = hidden if is_all else hidden[batch.last_token_index[step.sampled]]
         sampled = self._sampler.sample(SampleCall(self._decoder.logits(rows), step.sampling, step.tokens))
-        for tokens, token_id in zip(step.tokens, sampled.token_ids.tolist(), strict=True):
-            tokens.append(token_id)
-        return StepResult(sampled, wishes)
+        return Done(StepResult(sampled, wishes))
 
     def _prompt_logprobs(self, hidden: Float32, wish: PromptLogprobs) -> LogprobColumns:
         parts = []

@@ -16,8 +16,9 @@ class EngineStats:
         num_generation_tokens: read back and kept.
         num_steps: carried out.
         num_preemptions: sequences that lost their blocks and were computed again.
-        model_s: seconds inside the model and the sampler.
-        schedule_s: seconds of the loop outside them: scheduling, batching, bookkeeping, text and outputs.
+        launch_s: seconds inside the runner, beginning steps: on the CPU the model and the sampler.
+        wait_s: seconds of waiting for steps to end.
+        schedule_s: seconds of the loop outside both: scheduling, batching, bookkeeping, text and outputs.
     """
 
     num_running: int
@@ -29,7 +30,8 @@ class EngineStats:
     num_generation_tokens: int
     num_steps: int
     num_preemptions: int
-    model_s: float
+    launch_s: float
+    wait_s: float
     schedule_s: float
 
 
@@ -42,5 +44,6 @@ class Counts:
     steps: int = 0
     preemptions: int = 0
     peak_blocks: int = 0
-    model_s: float = 0.0
+    launch_s: float = 0.0
+    wait_s: float = 0.0
     schedule_s: float = 0.0

@@ -44,8 +44,13 @@ _COLUMNS = {
     "deadline": (np.float64, np.inf),
     "slot": (np.int32, _NO_SLOT),
     "most_tokens": (np.int32, 0),  # prompt and output may not be longer than this
-    "last_token": (np.int32, 0),  # the newest token: the input of the next decode step
+    # The newest token, the input of the next decode step; of one in flight, -1 - its place among the step's sampled.
+    "last_token": (np.int32, 0),
+    "is_watched": (np.bool_, True),  # each of its tokens is looked at as it is read back, not only the last
 }
+NUM_STOP_IDS = 4
+"""Stop tokens of a sequence that are compared as columns; a sequence with more is watched."""
+_NO_TOKEN = -1
 
 
 class SequenceTable:
@@ -71,6 +76,7 @@ class SequenceTable:
     slot: Int32
     most_tokens: Int32
     last_token: Int32
+    is_watched: NDArray[np.bool_]
 
     def __init__(
         self, blocks: BlockManager, *, block_size: int, max_num_seqs: int, max_blocks: int, budget: int
@@ -80,6 +86,11 @@ class SequenceTable:
         self.max_num_seqs = max_num_seqs
         self.budget = budget
         self.tables = np.zeros((max_num_seqs, max_blocks), np.int32)  # by slot
+        self.token_store = np.empty((max_num_seqs, max_blocks * block_size), np.int32)  # by slot
+        self.num_stored = np.zeros(max_num_seqs, np.int32)  # by slot; tokens of the store
+        self.stop_ids = np.zeros((0, NUM_STOP_IDS), np.int32)  # by row; _NO_TOKEN where there are fewer
+        self.changes = 0
+        """Grows whenever rows begin, end, wait or reach their most tokens: what was decided before may not hold now."""
         self.request_ids: list[str] = []
         self._held_blocks: dict[int, Int32] = {}  # shared blocks of rows that have no slot yet
         self._free_rows: list[int] = []
@@ -149,6 +160,7 @@ class SequenceTable:
         self.arrival[row] = self._next_arrival
         self._next_arrival += 1
         self.request_ids[row] = request_id
+        self.stop_ids[row] = _NO_TOKEN
         if not is_held:
             self.wait(row)
         return row
@@ -156,6 +168,7 @@ class SequenceTable:
     def wait(self, row: int) -> None:
         """Let a row be scheduled; it stands where its arrival puts it."""
         self.state[row] = State.WAITING
+        self.changes += 1
         if self._tail == len(self._waiting):
             queued = self.waiting
             self._waiting = np.concatenate([queued, np.zeros(max(64, len(queued)), np.int32)])
@@ -174,7 +187,7 @@ class SequenceTable:
             self.tables[slot, : len(held)] = held
         self.slot[row] = slot
         self.state[row] = State.RUNNING
-        self._running = None
+        self.running_changed()
 
     def extend(self, rows: Int32, num_blocks: Int32) -> None:
         """Hand ``num_blocks[i] >= 1`` more blocks to running row ``rows[i]``; the caller saw to enough free ones."""
@@ -210,6 +223,7 @@ class SequenceTable:
         if self.state[row] == State.WAITING:
             self._leave_queue(row)
         self._drop(row)
+        self.changes += 1
         self.state[row] = State.FINISHED
         self.release_row(row)
 
@@ -220,8 +234,18 @@ class SequenceTable:
             self._free_rows.append(row)
 
     def running_changed(self) -> None:
-        """Say that a row may have reached its most tokens."""
+        """Say that a row has come or gone, or may have reached its most tokens."""
         self._running = None
+        self.changes += 1
+
+    def store(self, rows: Int32, token_ids: Int32) -> None:
+        """Write one new token of each of these running rows."""
+        slots = self.slot.take(rows)
+        counts = self.num_stored.take(slots)
+        self.token_store[slots, counts] = token_ids
+        counts += 1
+        self.num_stored[slots] = counts
+        self.last_token[rows] = token_ids
 
     def block_table(self, row: int) -> Int32:
         """Block ids that a row holds; a view."""
@@ -252,7 +276,7 @@ class SequenceTable:
         if self.slot[row] != _NO_SLOT:
             heapq.heappush(self._free_slots, int(self.slot[row]))
             self.slot[row] = _NO_SLOT
-            self._running = None
+            self.running_changed()
         self.num_blocks[row] = 0
 
     def _leave_queue(self, row: int) -> None:
@@ -272,5 +296,6 @@ class SequenceTable:
             setattr(self, name, column)
             self.read_only[name] = column.view()
             self.read_only[name].flags.writeable = False
+        self.stop_ids = np.concatenate([self.stop_ids, np.full((new - old, NUM_STOP_IDS), _NO_TOKEN, np.int32)])
         self.request_ids += [""] * (new - old)
         self._free_rows.extend(range(new - 1, old - 1, -1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ class CheckedSchedule:
         known: ``[B]``, tokens known, those in flight included.
         needed: ``[B]``, blocks that each row lacks.
         are_running: whether every row holds a slot already, and then they are in order of slots.
+        stands: whether the same may be done in the next step; see :class:`~tinyvllm.interfaces.Schedule`.
     """
 
     rows: Int32
@@ -37,12 +38,21 @@ class CheckedSchedule:
     known: Int32
     needed: Int32
     are_running: bool
+    stands: bool = False
+
+    def after_it(self, table: SequenceTable) -> CheckedSchedule | None:
+        """The same decision one step later, every row one token longer; None if blocks run out."""
+        starts = self.starts + 1
+        needed = (starts >= table.num_blocks.take(self.rows) * table.block_size).astype(np.int32)
+        if np.count_nonzero(needed) > table.num_free_blocks:
+            return None
+        return CheckedSchedule(self.rows, self.num_tokens, _NONE, starts, self.known + 1, needed, True, stands=True)
 
     def in_order(self, order: NDArray[np.intp]) -> CheckedSchedule:
         """The same with the rows in another order."""
         columns = (self.rows, self.num_tokens, self.starts, self.known, self.needed)
         rows, num_tokens, starts, known, needed = (column.take(order) for column in columns)
-        return CheckedSchedule(rows, num_tokens, self.preempt, starts, known, needed, True)
+        return CheckedSchedule(rows, num_tokens, self.preempt, starts, known, needed, True, self.stands)
 
 
 def validated(decision: Schedule | Mapping[str, int], table: SequenceTable, scheduler: str) -> CheckedSchedule:
@@ -69,7 +79,12 @@ def validated(decision: Schedule | Mapping[str, int], table: SequenceTable, sche
         _check_preempted(rows, preempt, table, scheduler)
     if len(rows) == 0:
         return CheckedSchedule(rows, num_tokens, preempt, _NONE, _NONE, _NONE, True)
-    return _checked(rows, num_tokens, preempt, table, scheduler)
+    checked = _checked(rows, num_tokens, preempt, table, scheduler)
+    if not decision.stands:
+        return checked
+    if len(preempt) or not checked.are_running or (checked.starts + 1 < checked.known).any():
+        raise _broken(scheduler, "says that a decision stands in which not every row runs and has one token left")
+    return replace(checked, stands=True)
 
 
 def _checked(rows: Int32, num_tokens: Int32, preempt: Int32, table: SequenceTable, scheduler: str) -> CheckedSchedule:
