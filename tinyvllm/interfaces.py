@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from pydantic import BaseModel, ConfigDict
 
 from tinyvllm.batch import Batch, Int32, LayerCache, SampleCall, Sampled
 from tinyvllm.shapes import Array, ModelShape
+
+if TYPE_CHECKING:
+    from tinyvllm.kernels.device_values import Workspace
 
 API_VERSION = 1
 
@@ -361,7 +364,21 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class OpSpec:
-    """What an implementation of an op must be able to do for this engine."""
+    """What an implementation of an op must be able to do for this engine.
+
+    Attributes:
+        device: ``"cpu"``, ``"emulator"`` or ``"cuda"``.
+        model: the sizes of the model.
+        dtype: of activations.
+        weight_scheme: how linear layers are stored; see :class:`~tinyvllm.layers.Linear`.
+        block_size: tokens in a KV block.
+        batch_invariant: a row's bits depend on its own sequence only.
+        attention, sampler: names of the plugins in use.
+        world_size: processes that share the model.
+        kv_layout: of the cache.
+        has_qk_norm: each head of queries and keys is normalised before the rotation.
+        sliding_windows: the windows that layers have, each once; None is a layer that sees everything.
+    """
 
     device: str
     model: ModelShape
@@ -373,6 +390,8 @@ class OpSpec:
     sampler: str
     world_size: int = 1
     kv_layout: str = "HND"
+    has_qk_norm: bool = False
+    sliding_windows: tuple[int | None, ...] = (None,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,10 +401,18 @@ class BindContext:
     Attributes:
         spec: what it must serve.
         op: resolves the name of an op to the callable chosen for it; for fused ops made of others.
+        workspace: the device, the limits of a step and memory between kernels; None on the CPU.
     """
 
     spec: OpSpec
     op: Callable[[str], Callable[..., Any]]
+    workspace: Workspace | None = None
+
+    @property
+    def on_device(self) -> Workspace:
+        """The workspace, where there is a device."""
+        assert self.workspace is not None, f"ops of {self.spec.device} have no workspace"
+        return self.workspace
 
 
 @runtime_checkable
@@ -401,7 +428,7 @@ class Kernel(Protocol):
         ...
 
     def bind(self, op: str, context: BindContext) -> Callable[..., Any]:
-        """A callable with the signature of the op's reference."""
+        """A callable with the signature of the op's reference; on a device with that of ``DeviceOps``."""
         ...
 
 

@@ -26,7 +26,8 @@ class Linear:
     Attributes:
         weight: ``[in, out]`` as seen by the caller; it may be a transposed view of an ``[out, in]`` buffer.
         bias: ``[out]``, or None.
-        scheme: how the weight is stored; ``"dense"`` is the plain array.
+        scheme: how the weight is stored; ``"dense"`` is the plain array, ``"rows"`` the plain array ``[out, in]`` of a
+            checkpoint, as kernels of a device stream it.
         shard: the slice that is held here.
     """
 
@@ -38,12 +39,12 @@ class Linear:
     @property
     def in_features(self) -> int:
         """Length of a row that goes in."""
-        return int(self.weight.shape[0])
+        return int(self.weight.shape[1 if self.scheme == "rows" else 0])
 
     @property
     def out_features(self) -> int:
         """Length of a row that comes out."""
-        return int(self.weight.shape[1])
+        return int(self.weight.shape[0 if self.scheme == "rows" else 1])
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,8 @@ class ReferenceKernels:
         """Nothing to keep: the ops take all they need."""
 
     def ops(self) -> Sequence[str]:
-        """All ops that are not fused."""
-        return [name for name, op in OPS.items() if not op.is_fused]
+        """All ops of the CPU that are not fused."""
+        return [name for name, op in OPS.items() if op.is_on_cpu and not op.is_fused]
 
     def supports(self, op: str, spec: OpSpec) -> list[str]:
         """Reasons why not: another device, or weights that are not plain arrays."""

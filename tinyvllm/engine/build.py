@@ -29,6 +29,7 @@ from tinyvllm.interfaces import (
     PluginContext,
     Sampler,
 )
+from tinyvllm.kernels.device_values import Workspace
 from tinyvllm.kernels.table import OpTable
 from tinyvllm.models import read_config
 from tinyvllm.models.decoder import Decoder, DecoderConfig
@@ -41,7 +42,8 @@ if TYPE_CHECKING:
     from tinyvllm.text.tokenizer import Tokenizer
 
 _SAFETENSORS_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
-_DEFAULT_KERNELS = ("reference",)
+_DEFAULT_KERNELS = {"cpu": ("reference",), "emulator": ("nvrtc",), "cuda": ("nvrtc",)}
+"""Kernel plugins that serve what nobody replaced, tried in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,9 +212,22 @@ class _Builder:
         self._report_cache(decoder_config, num_blocks, 4)
         context = replace(context, num_blocks=num_blocks)
         attention = self._attention(decoder_config, context)
-        ops = self._ops(decoder_config, context)
+        spec = OpSpec(
+            device=self._device,
+            model=shape,
+            dtype="float32",
+            weight_scheme="dense",
+            block_size=context.block_size,
+            batch_invariant=context.batch_invariant,
+            attention=self._config.attention.name,
+            sampler=self._config.sampler.name,
+            has_qk_norm=decoder_config.has_qk_norm,
+            sliding_windows=tuple(dict.fromkeys(decoder_config.sliding_windows)),
+        )
+        ops = self._ops(spec, context)
         decoder = Decoder(weights, ops.op, attention)
-        self._report += [f"op {r.op}: {r.implementation} ({r.reason})" for r in ops.report()]
+        ops.check_used()
+        self._report_ops(ops)
         sampler = self._create(Kind.SAMPLER, self._config.sampler, context)
         return ModelRunner(decoder, allocate_caches(shape, num_blocks, cache.block_size), sampler), num_blocks
 
@@ -228,7 +243,7 @@ class _Builder:
             utilization=config.cache.gpu_memory_utilization,
             dtype=dtype,
             attention=config.attention.name,
-            replaced_ops=tuple(config.kernels),
+            sampler=config.sampler.name,
             enforce_eager=config.enforce_eager,
         )
         device = self._opened = open_device(self._device, batch_invariant=config.batch_invariant)
@@ -237,8 +252,17 @@ class _Builder:
             sampler: Sampler = self._create(Kind.SAMPLER, config.sampler, with_blocks)
             return sampler
 
-        runner, num_blocks = build_device_runner(device, decoder_config, checkpoint, context, settings, make_sampler)
+        tables: list[OpTable] = []
+
+        def make_table(spec: OpSpec, workspace: Workspace) -> OpTable:
+            tables.append(self._ops(spec, context, workspace))
+            return tables[0]
+
+        runner, num_blocks = build_device_runner(
+            device, decoder_config, checkpoint, context, settings, make_sampler, make_table
+        )
         self._report_cache(decoder_config, num_blocks, 2)
+        self._report_ops(tables[0])
         return runner, num_blocks
 
     def _attention(self, decoder_config: DecoderConfig, context: PluginContext) -> Any:
@@ -261,17 +285,7 @@ class _Builder:
                 raise PluginError(f"attention {name!r} cannot serve this model here: {'; '.join(reasons)}")
         return attention
 
-    def _ops(self, decoder_config: DecoderConfig, context: PluginContext) -> OpTable:
-        spec = OpSpec(
-            device=self._device,
-            model=decoder_config.shape,
-            dtype="float32",
-            weight_scheme="dense",
-            block_size=context.block_size,
-            batch_invariant=context.batch_invariant,
-            attention=self._config.attention.name,
-            sampler=self._config.sampler.name,
-        )
+    def _ops(self, spec: OpSpec, context: PluginContext, workspace: Workspace | None = None) -> OpTable:
         replacements = {}
         for op, chosen in self._config.kernels.items():
             name = chosen if isinstance(chosen, str) else chosen.name
@@ -281,9 +295,12 @@ class _Builder:
             name: self._registry.create(
                 Kind.KERNEL, name, replace(context, options=self._registry.get(Kind.KERNEL, name).options())
             )
-            for name in _DEFAULT_KERNELS
+            for name in _DEFAULT_KERNELS[self._device]
         }
-        return OpTable(spec, defaults, replacements)
+        return OpTable(spec, defaults, replacements, workspace)
+
+    def _report_ops(self, ops: OpTable) -> None:
+        self._report += [f"op {r.op}: {r.implementation} ({r.reason})" for r in ops.report()]
 
     def _create(self, kind: Kind, section: Section, context: PluginContext) -> Any:
         options = self._plugin_options(kind, kind.value, section.name)

@@ -10,13 +10,16 @@ from tinyvllm.devices.interface import Device
 from tinyvllm.engine.device_runner import DeviceRunner, allocate_device_caches
 from tinyvllm.engine.memory import block_bytes
 from tinyvllm.errors import CapacityError, ConfigError, DeviceError, PluginError
-from tinyvllm.interfaces import Checkpoint, PluginContext, Sampler
+from tinyvllm.interfaces import Checkpoint, OpSpec, PluginContext, Sampler
+from tinyvllm.kernels.device_values import DeviceLimits, Workspace
+from tinyvllm.kernels.table import OpTable
 from tinyvllm.models.decoder import DecoderConfig
-from tinyvllm.models.device_decoder import DeviceDecoder, DeviceLimits
-from tinyvllm.models.device_weights import load_device_weights, unsupported_on_device
+from tinyvllm.models.device_decoder import DeviceDecoder
+from tinyvllm.models.device_weights import WEIGHT_SCHEME, load_device_weights, unsupported_on_device
 
 _BFLOAT16_BYTES = 2
 _MIN_BLOCK_SIZE = 8
+_ATTENTION = "paged"
 # Logits of so many rows are held at once: 64 rows of 128k take 33 MB.
 _LOGITS_ROWS = 64
 
@@ -69,8 +72,7 @@ class DeviceSettings:
         num_blocks_override: None: as many blocks as fit.
         utilization: share of the device's memory for weights, buffers and cache together.
         dtype: of weights and cache; bfloat16 only.
-        attention: name of the plugin chosen.
-        replaced_ops: ops that the configuration replaces.
+        attention, sampler: names of the plugins chosen.
         enforce_eager: no graphs.
     """
 
@@ -78,7 +80,7 @@ class DeviceSettings:
     utilization: float
     dtype: str
     attention: str
-    replaced_ops: tuple[str, ...]
+    sampler: str
     enforce_eager: bool
 
 
@@ -89,8 +91,9 @@ def build_device_runner(
     context: PluginContext,
     settings: DeviceSettings,
     make_sampler: Callable[[PluginContext], Sampler],
+    make_table: Callable[[OpSpec, Workspace], OpTable],
 ) -> tuple[DeviceRunner, int]:
-    """Weights, buffers and cache on the device; the runner and the number of KV blocks.
+    """Weights, ops, buffers and cache on the device; the runner and the number of KV blocks.
 
     Raises:
         ConfigError, PluginError, DeviceError: something asked for does not exist on this device.
@@ -106,7 +109,10 @@ def build_device_runner(
         batch_invariant=context.batch_invariant,
     )
     weights = load_device_weights(config, checkpoint, device, context.max_model_len)
-    decoder = DeviceDecoder(device, config, weights, limits)
+    workspace = Workspace(device, limits)
+    table = make_table(_op_spec(config, context, settings), workspace)
+    decoder = DeviceDecoder(config.shape, weights, table.op, workspace)
+    table.check_used()
     num_blocks = settings.num_blocks_override or _num_blocks(device, config, context, settings.utilization)
     caches = allocate_device_caches(device, config.shape, num_blocks, context.block_size)
     runner = DeviceRunner(device, decoder, make_sampler(context), caches, limits, enforce_eager=settings.enforce_eager)
@@ -122,16 +128,29 @@ def _check(config: DecoderConfig, context: PluginContext, settings: DeviceSettin
         )
     if settings.dtype != "bfloat16":
         raise ConfigError(f"dtype is {settings.dtype}; on device {name} weights are bfloat16: set dtype: bfloat16")
-    if settings.attention != "paged":
-        raise PluginError(f"attention {settings.attention!r} runs on the CPU; on device {name} only 'paged' exists")
-    if settings.replaced_ops:
+    if settings.attention != _ATTENTION:
         raise PluginError(
-            f"kernels.{settings.replaced_ops[0]}: ops cannot be replaced on device {name} in this version; "
-            "use device: cpu"
+            f"attention {settings.attention!r}: plugins of the Attention socket compute with NumPy, on device: cpu; on "
+            f"{name} attention is the ops attention_decode and attention_prefill, which kernels: can replace"
         )
     reasons = unsupported_on_device(config)
     if reasons:
         raise DeviceError(f"device {name} cannot run this model: {'; '.join(reasons)}")
+
+
+def _op_spec(config: DecoderConfig, context: PluginContext, settings: DeviceSettings) -> OpSpec:
+    return OpSpec(
+        device=context.device,
+        model=config.shape,
+        dtype=settings.dtype,
+        weight_scheme=WEIGHT_SCHEME,
+        block_size=context.block_size,
+        batch_invariant=context.batch_invariant,
+        attention=settings.attention,
+        sampler=settings.sampler,
+        has_qk_norm=config.has_qk_norm,
+        sliding_windows=tuple(dict.fromkeys(config.sliding_windows)),
+    )
 
 
 def _num_blocks(device: Device, config: DecoderConfig, context: PluginContext, utilization: float) -> int:

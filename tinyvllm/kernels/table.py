@@ -9,6 +9,7 @@ from typing import Any
 
 from tinyvllm.errors import ConfigError, PluginError
 from tinyvllm.interfaces import BindContext, Kernel, OpSpec
+from tinyvllm.kernels.device_values import Workspace
 from tinyvllm.kernels.ops import OPS
 
 
@@ -29,6 +30,7 @@ class OpTable:
         defaults: kernels tried in order for ops that nobody replaced, by plugin name.
         replacements: op name to (plugin name, kernel), from the configuration. Replacing a part un-fuses what
             contains it.
+        workspace: of the device; None on the CPU.
 
     Raises:
         ConfigError: a replacement names an op that does not exist.
@@ -36,18 +38,25 @@ class OpTable:
     """
 
     def __init__(
-        self, spec: OpSpec, defaults: Mapping[str, Kernel], replacements: Mapping[str, tuple[str, Kernel]]
+        self,
+        spec: OpSpec,
+        defaults: Mapping[str, Kernel],
+        replacements: Mapping[str, tuple[str, Kernel]],
+        workspace: Workspace | None = None,
     ) -> None:
         self._spec = spec
+        self._context = BindContext(spec=spec, op=self.op, workspace=workspace)
         self._defaults = defaults
         self._replacements = replacements
         self._bound: dict[str, Callable[..., Any]] = {}
         self._resolutions: dict[str, Resolution] = {}
         for name in replacements:
-            if name not in OPS:
-                near = get_close_matches(name, OPS, n=1)
+            if name not in OPS or not OPS[name].is_on(spec.device):
+                known = [op.name for op in OPS.values() if op.is_on(spec.device)]
+                what = "no such op" if name not in OPS else f"a model calls no such op on {spec.device}"
+                near = get_close_matches(name, known, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise ConfigError(f"kernels.{name}: no such op{hint} The ops are: {', '.join(OPS)}")
+                raise ConfigError(f"kernels.{name}: {what}{hint} The ops are: {', '.join(known)}")
 
     def op(self, name: str) -> Callable[..., Any]:
         """The callable that serves ``name``."""
@@ -59,15 +68,29 @@ class OpTable:
         """Who serves each op asked for so far, and why."""
         return list(self._resolutions.values())
 
+    def check_used(self) -> None:
+        """Return if every replacement serves something, once the model has asked for its ops.
+
+        Raises:
+            ConfigError: one does not, because what contains it is replaced as a whole.
+        """
+        for name in self._replacements:
+            if name not in self._resolutions:
+                whole = [other for other in self._replacements if name in self._all_parts(other)]
+                raise ConfigError(
+                    f"kernels.{name}: nothing calls it, because {', '.join(whole) or 'what contains it'} is replaced "
+                    "as a whole; leave one of them out"
+                )
+
     def _resolve(self, name: str) -> Callable[..., Any]:
-        context = BindContext(spec=self._spec, op=self.op)
+        context = self._context
         if name in self._replacements:
             plugin, kernel = self._replacements[name]
             reasons = self._refusals(kernel, name)
             if reasons:
                 raise PluginError(f"kernels.{name}: {plugin!r} cannot serve it: {'; '.join(reasons)}")
             return self._take(name, plugin, "named in the configuration", kernel.bind(name, context))
-        replaced = [part for part in self._all_parts(name) if part in self._replacements]
+        replaced = [part for part in dict.fromkeys(self._all_parts(name)) if part in self._replacements]
         refusals = [f"{part} is replaced" for part in replaced]
         if not replaced:
             for plugin, kernel in self._defaults.items():
@@ -75,10 +98,10 @@ class OpTable:
                 if not reasons:
                     return self._take(name, plugin, "the first that serves it", kernel.bind(name, context))
                 refusals += [f"{plugin}: {reason}" for reason in reasons]
-        compose = OPS[name].compose
-        if compose is None:
+        composed = OPS[name].composed(context)
+        if composed is None:
             raise PluginError(f"no kernel serves the op {name!r}: {'; '.join(refusals)}")
-        return self._take(name, " + ".join(OPS[name].parts), "; ".join(refusals), compose(self.op))
+        return self._take(name, " + ".join(OPS[name].parts_on(self._spec.device)), "; ".join(refusals), composed)
 
     def _refusals(self, kernel: Kernel, name: str) -> list[str]:
         if name not in kernel.ops():
@@ -86,7 +109,8 @@ class OpTable:
         return kernel.supports(name, self._spec)
 
     def _all_parts(self, name: str) -> list[str]:
-        return [inner for part in OPS[name].parts for inner in (part, *self._all_parts(part))]
+        parts = OPS[name].parts_on(self._spec.device)
+        return [inner for part in parts for inner in (part, *self._all_parts(part))]
 
     def _take(self, name: str, implementation: str, reason: str, bound: Callable[..., Any]) -> Callable[..., Any]:
         self._resolutions[name] = Resolution(name, implementation, reason)

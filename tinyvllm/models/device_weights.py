@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import ml_dtypes
 import numpy as np
@@ -10,37 +10,12 @@ import numpy as np
 from tinyvllm.devices.interface import Buffer, Device
 from tinyvllm.interfaces import Checkpoint
 from tinyvllm.kernels.launch import BFLOAT16
-from tinyvllm.models.decoder import DecoderConfig
+from tinyvllm.layers import AttentionProjection, Linear, Norm, RotaryTable
+from tinyvllm.models.decoder import DecoderConfig, DecoderLayer, DecoderWeights
 from tinyvllm.models.rotary import rotary_table
 
-
-@dataclass(frozen=True, slots=True)
-class DeviceLayer:
-    """One layer: norms ``[E]``, matrices ``[out, in]``, biases ``[out]`` or None."""
-
-    input_norm: Buffer
-    qkv: Buffer
-    qkv_bias: Buffer | None
-    query_norm: Buffer | None
-    key_norm: Buffer | None
-    output: Buffer
-    output_bias: Buffer | None
-    post_attention_norm: Buffer
-    gate_up: Buffer
-    down: Buffer
-    sliding_window: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceWeights:
-    """All of it; ``head`` is ``embedding`` where they are tied."""
-
-    embedding: Buffer
-    layers: tuple[DeviceLayer, ...]
-    final_norm: Buffer
-    head: Buffer
-    cos: Buffer
-    sin: Buffer
+WEIGHT_SCHEME = "rows"
+"""How linear layers lie on a device; see :class:`~tinyvllm.layers.Linear`."""
 
 
 def unsupported_on_device(config: DecoderConfig) -> list[str]:
@@ -60,8 +35,8 @@ def unsupported_on_device(config: DecoderConfig) -> list[str]:
 
 def load_device_weights(
     config: DecoderConfig, checkpoint: Checkpoint, device: Device, max_model_len: int
-) -> DeviceWeights:
-    """The decoder's weights on a device, rounded to bfloat16.
+) -> DecoderWeights:
+    """The decoder's weights on a device, rounded to bfloat16; the head is the embedding table where they are tied.
 
     Args:
         config: of the decoder; ``unsupported_on_device`` has nothing against it.
@@ -71,29 +46,41 @@ def load_device_weights(
     """
     reader = _Reader(checkpoint, device)
     cos, sin = rotary_table(config.rotary, config.shape.head_dim, max_model_len)
+    rotary = RotaryTable(reader.upload(cos), reader.upload(sin))
     embedding = reader.join("model.embed_tokens.weight")
-    layers = tuple(_load_layer(config, reader, i) for i in range(config.shape.num_layers))
+    layers = tuple(_load_layer(config, reader, rotary, i) for i in range(config.shape.num_layers))
     head = embedding if config.has_tied_embeddings else reader.join("lm_head.weight")
-    return DeviceWeights(
-        embedding, layers, reader.join("model.norm.weight"), head, reader.upload(cos), reader.upload(sin)
-    )
+    final_norm = Norm(reader.join("model.norm.weight"), config.rms_norm_eps)
+    return DecoderWeights(embedding, layers, final_norm, Linear(head, scheme=WEIGHT_SCHEME))
 
 
-def _load_layer(config: DecoderConfig, reader: _Reader, i: int) -> DeviceLayer:
+def _load_layer(config: DecoderConfig, reader: _Reader, rotary: RotaryTable, i: int) -> DecoderLayer:
     prefix = f"model.layers.{i}"
-    attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
-    has_norms = config.has_qk_norm
-    return DeviceLayer(
-        input_norm=reader.join(f"{prefix}.input_layernorm.weight"),
-        qkv=reader.join(*(f"{attention}.{each}_proj.weight" for each in "qkv")),
-        qkv_bias=reader.join(*(f"{attention}.{each}_proj.bias" for each in "qkv")) if config.has_qkv_bias else None,
-        query_norm=reader.join(f"{attention}.q_norm.weight") if has_norms else None,
-        key_norm=reader.join(f"{attention}.k_norm.weight") if has_norms else None,
-        output=reader.join(f"{attention}.o_proj.weight"),
-        output_bias=reader.join(f"{attention}.o_proj.bias") if config.has_output_bias else None,
-        post_attention_norm=reader.join(f"{prefix}.post_attention_layernorm.weight"),
-        gate_up=reader.join(f"{mlp}.gate_proj.weight", f"{mlp}.up_proj.weight"),
-        down=reader.join(f"{mlp}.down_proj.weight"),
+    attention, mlp, shape = f"{prefix}.self_attn", f"{prefix}.mlp", config.shape
+
+    def linear(names: Sequence[str], *, has_bias: bool = False) -> Linear:
+        weight = reader.join(*(f"{name}_proj.weight" for name in names))
+        bias = reader.join(*(f"{name}_proj.bias" for name in names)) if has_bias else None
+        return Linear(weight, bias, scheme=WEIGHT_SCHEME)
+
+    def norm(name: str) -> Norm:
+        return Norm(reader.join(f"{name}.weight"), config.rms_norm_eps)
+
+    return DecoderLayer(
+        input_norm=norm(f"{prefix}.input_layernorm"),
+        projection=AttentionProjection(
+            qkv=linear([f"{attention}.{each}" for each in "qkv"], has_bias=config.has_qkv_bias),
+            rotary=rotary,
+            num_heads=shape.num_heads,
+            num_kv_heads=shape.num_kv_heads,
+            head_dim=shape.head_dim,
+            q_norm=norm(f"{attention}.q_norm") if config.has_qk_norm else None,
+            k_norm=norm(f"{attention}.k_norm") if config.has_qk_norm else None,
+        ),
+        output=linear([f"{attention}.o"], has_bias=config.has_output_bias),
+        post_attention_norm=norm(f"{prefix}.post_attention_layernorm"),
+        gate_up=linear([f"{mlp}.gate", f"{mlp}.up"]),
+        down=linear([f"{mlp}.down"]),
         sliding_window=config.sliding_windows[i],
     )
 

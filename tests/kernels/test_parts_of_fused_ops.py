@@ -1,0 +1,92 @@
+"""add, logits and greedy_ids, which serve what a replaced part leaves over of a fused op, against their definitions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tinyvllm.devices.interface import Device
+from tinyvllm.devices.nvrtc import ARCHITECTURES, compile_cubin
+from tinyvllm.errors import DeviceError, ShapeError
+from tinyvllm.kernels.add import Add
+from tinyvllm.kernels.greedy_ids import GreedyIds
+from tinyvllm.kernels.launch import source
+from tinyvllm.kernels.logits import LogitsRows
+from tinyvllm.kernels.tiling import choose_tiling
+from tinyvllm.reference.add import add
+from tinyvllm.reference.argmax import argmax
+
+from .support import assert_close, bf16, dot_error, f64, get, once, poisoned, put, rows_of_many_scales
+
+make_add = once(Add)
+make_greedy_ids = once(GreedyIds)
+make_logits = once(LogitsRows)
+few = settings(max_examples=20, deadline=None)
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+@few
+@given(size=st.sampled_from((8, 40, 192, 2112)), num_rows=st.integers(1, 9), seed=SEEDS)
+def test_add_is_its_definition(device: Device, size: int, num_rows: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    residual, x = (rows_of_many_scales(rng, (num_rows, size)) for _ in range(2))
+    out = put(device, residual)
+    make_add(device, hidden_size=size)(out, put(device, x))
+    expected = add(f64(residual), f64(x))  # type: ignore[arg-type]  # the definition in float64
+    assert_close(get(device, out), expected, 2.0**-24 * np.abs(expected))
+
+
+@few
+@given(
+    size=st.sampled_from((16, 192, 520)),
+    vocab_size=st.integers(1, 70),
+    num_rows=st.integers(1, 17),
+    max_rows=st.sampled_from((1, 8, 32)),
+    seed=SEEDS,
+)
+def test_logits_are_sums_of_products_that_are_not_rounded(
+    device: Device, size: int, vocab_size: int, num_rows: int, max_rows: int, seed: int
+) -> None:
+    num_rows = min(num_rows, max_rows)
+    rng = np.random.default_rng(seed)
+    x, weight = rows_of_many_scales(rng, (num_rows, size)), rows_of_many_scales(rng, (vocab_size, size))
+    logits = poisoned(device, (num_rows, vocab_size), np.float32)
+    make_logits(device, hidden_size=size, vocab_size=vocab_size, max_rows=max_rows)(
+        logits, put(device, x), put(device, weight)
+    )
+    magnitude = np.abs(f64(x)) @ np.abs(f64(weight)).T
+    off = np.abs(f64(get(device, logits)) - f64(x) @ f64(weight).T)
+    assert (off <= dot_error(magnitude, size)).all()
+
+
+@few
+@given(vocab_size=st.sampled_from((1, 61, 5000)), num_rows=st.integers(1, 6), seed=SEEDS)
+def test_greedy_ids_are_the_lowest_largest_or_minus_one(
+    device: Device, vocab_size: int, num_rows: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    logits = rng.integers(-20, 20, (num_rows, vocab_size)).astype(np.float32)  # many equals
+    spoiled = rng.choice([np.nan, np.inf, -np.inf, 0.0], num_rows)
+    logits[np.arange(num_rows), rng.integers(0, vocab_size, num_rows)] = spoiled
+    token_ids = poisoned(device, (num_rows,), np.int32)
+    make_greedy_ids(device, vocab_size=vocab_size, max_rows=6)(token_ids, put(device, logits))
+    assert get(device, token_ids).tolist() == argmax(logits).tolist()
+
+
+def test_another_shape_is_refused(device: Device) -> None:
+    with pytest.raises(ShapeError, match=r"add x has shape \[2, 48\]"):
+        make_add(device, hidden_size=40)(poisoned(device, (2, 40)), put(device, bf16(np.zeros((2, 48)))))
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_they_compile_for_every_architecture_without_spills(arch: str) -> None:
+    logits_defines = choose_tiling(2048, 8).defines(2048, 128256)
+    for name, defines in (("add.cu", {"THREADS": 128}), ("mark_corrupt.cu", {"THREADS": 128}),
+                          ("logits.cu", logits_defines)):  # fmt: skip
+        try:
+            usage = compile_cubin(source(name), arch, defines).usage
+        except DeviceError as error:
+            pytest.skip(str(error))
+        assert all(kernel.spill_bytes == 0 for kernel in usage), usage
