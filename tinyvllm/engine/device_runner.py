@@ -162,7 +162,7 @@ class _Inputs:
         self._host = np.zeros(self._at.total, np.int32)
         self._buffer = device.memory.alloc((self._at.total,), INT32)
         self._tables = device.memory.alloc((b, max_blocks), INT32)
-        self._host_tables = np.zeros((b, max_blocks), np.int32)
+        self._host_tables = np.full((b, max_blocks), -1, np.int32)  # no table is so: the first is uploaded
         self._rows = device.memory.alloc((max(limits.max_logits_rows, b),), INT32)
 
     def upload(self, batch: Batch, num_tokens: int, num_sequences: int) -> DeviceBatch:
