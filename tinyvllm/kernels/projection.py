@@ -66,7 +66,7 @@ class Projection:
                 f"card has {most} left; use fewer rows"
             )
         module = device.compile(source(f"{name}.cu"), {**tiling.defines(size_k, num_outputs), **(defines or {})})
-        self._function = module.function(function or name, max_dynamic_shared_bytes=max(self._shared_bytes, 48 * 1024))
+        self._function = module.function(function or name, max_dynamic_shared_bytes=self._shared_bytes)
         self.num_row_tiles = ceil_div(max_rows, tiling.batch_rows)
         self.workspace: Buffer | None = None
         self.counters: Buffer | None = None

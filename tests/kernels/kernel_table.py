@@ -1,0 +1,83 @@
+"""The table of registers and shared memory in ``docs/reference/kernels.md``.
+
+``python -m tests.kernels.kernel_table`` writes it again; it needs NVRTC, no GPU, and half a minute.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from tinyvllm.devices.nvrtc import ARCHITECTURES, KernelUsage, compile_cubin
+
+from .variants import KERNELS, Kernel, table_kernels
+
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "kernels.md"
+COMMAND = "python -m tests.kernels.kernel_table"
+BEGIN, END = "<!-- begin: registers and shared memory -->\n", "<!-- end: registers and shared memory -->\n"
+_MADE_WITH = re.compile(r"^NVRTC (\d+\.\d+)\.$", re.MULTILINE)
+
+
+def usage_of(kernel: Kernel) -> list[KernelUsage]:
+    """What the compiler says of one kernel, for each of ``ARCHITECTURES``."""
+    return [
+        next(usage for usage in compile_cubin(KERNELS / kernel.source, arch, dict(kernel.defines)).usage
+             if usage.name == kernel.name)
+        for arch in ARCHITECTURES
+    ]  # fmt: skip
+
+
+def row_of(kernel: Kernel) -> str:
+    """The kernel's line of the table."""
+    used = usage_of(kernel)
+    static = sorted({usage.static_shared_bytes for usage in used})
+    cells = (
+        f"`{kernel.name}`",
+        kernel.label,
+        " to ".join(str(size) for size in (static if len(static) == 1 else (static[0], static[-1]))),
+        str(kernel.dynamic_bytes),
+        *(str(usage.registers) for usage in used),
+    )
+    return _line(cells)
+
+
+def table() -> str:
+    """Everything between the marks."""
+    head = ("kernel", "for", "static", "dynamic", *(f"sm_{arch}" for arch in ARCHITECTURES))
+    lines = [_line(head), _line(("---",) * len(head)), *(row_of(kernel) for kernel in table_kernels())]
+    return f"NVRTC {nvrtc_version()}.\n\n" + "\n".join(lines) + "\n"
+
+
+def nvrtc_version() -> str:
+    """Of the compiler that is installed.
+
+    Raises:
+        DeviceError: none is.
+    """
+    from tinyvllm.devices.cuda.nvrtc_version import nvrtc_version as version
+
+    return ".".join(map(str, version()))
+
+
+def written() -> tuple[str, list[str]]:
+    """The version that the page was made with, and its rows."""
+    text = PAGE.read_text(encoding="utf-8")
+    part = text[text.index(BEGIN) + len(BEGIN) : text.index(END)]
+    version = _MADE_WITH.search(part)
+    assert version, f"no version of NVRTC in {PAGE}"
+    return version[1], [line for line in part.splitlines() if line.startswith("| `")]
+
+
+def main() -> None:
+    """Writes the page."""
+    text = PAGE.read_text(encoding="utf-8")
+    before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
+    PAGE.write_text(f"{before}{table()}{after}", encoding="utf-8")
+
+
+def _line(cells: tuple[str, ...]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""What the launchers compile, for which sizes: each source with its macros, and the kernels that are taken from it.
+
+The macros are not listed here: the launchers are made on a device that writes down what they ask for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import tinyvllm.kernels
+from tinyvllm.devices.interface import Buffer, Device, DeviceProperties
+from tinyvllm.errors import ShapeError
+from tinyvllm.kernels.argmax import Argmax
+from tinyvllm.kernels.attention_decode import AttentionDecode
+from tinyvllm.kernels.attention_prefill import AttentionPrefill
+from tinyvllm.kernels.attention_sizes import AttentionSizes
+from tinyvllm.kernels.embedding import Embedding
+from tinyvllm.kernels.gate_up_silu import GateUpSilu
+from tinyvllm.kernels.linear import LinearRows
+from tinyvllm.kernels.linear_residual import LinearResidual
+from tinyvllm.kernels.lm_head import LmHeadArgmax, LmHeadLogits
+from tinyvllm.kernels.logprobs import Logprobs
+from tinyvllm.kernels.penalties import Penalties
+from tinyvllm.kernels.qkv_rope_append import QkvRopeAppend
+from tinyvllm.kernels.rms_norm import RmsNorm
+from tinyvllm.kernels.rope_append import RopeAppend
+from tinyvllm.kernels.sample import Sample
+from tinyvllm.kernels.sample_rules import RuleState
+from tinyvllm.kernels.silu_mul import SiluMul
+from tinyvllm.kernels.tiling import BATCH_ROWS, choose_tiling
+
+from .decode_chain import LLAMA_1B, ChainShape
+
+KERNELS = Path(tinyvllm.kernels.__file__).parent
+EPS = 1e-5
+BLOCK_SIZE, MAX_BATCH, MAX_CONTEXT = 16, 256, 4096
+SAMPLED_ROWS = 64
+
+QWEN_HALF_B = ChainShape(24, 896, 14, 2, 64, 4864, 151936)
+LLAMA_8B = ChainShape(32, 4096, 32, 8, 128, 14336, 128256)
+DEMO = ChainShape(3, 192, 4, 2, 64, 512, 4096)
+SHAPES = (LLAMA_1B, LLAMA_8B, QWEN_HALF_B, DEMO)
+
+Make = Callable[[Device], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One kernel of a source, as a launcher asks for it.
+
+    Attributes:
+        label: what it is for: rows, sizes.
+        source: file name. defines: its macros, sorted.
+        name: of the kernel. dynamic_bytes: dynamic shared memory that it is allowed.
+    """
+
+    label: str
+    source: str
+    defines: tuple[tuple[str, str | int], ...]
+    name: str
+    dynamic_bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.label}"
+
+
+class Recorder:
+    """A device that compiles nothing and remembers what it was asked to."""
+
+    properties = DeviceProperties("recorder", 90, 132, 1024, 2048, 32, 227 * 1024, 228 * 1024, 2**37)
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self.kernels: list[Kernel] = []
+        self.memory = self
+
+    def compile(self, source: Path, defines: Mapping[str, str | int] | None = None) -> _RecordedModule:
+        return _RecordedModule(self, source.name, tuple(sorted((defines or {}).items())))
+
+    def alloc(self, shape: tuple[int, ...], dtype: Any) -> Buffer:
+        return Buffer(0, shape, dtype, None)
+
+    def fill(self, buffer: Buffer, byte: int) -> None:
+        """Nothing to fill."""
+
+    def upload(self, buffer: Buffer, array: Any) -> None:
+        """Nothing to fill."""
+
+
+@dataclass(frozen=True, slots=True)
+class _RecordedModule:
+    recorder: Recorder
+    source: str
+    defines: tuple[tuple[str, str | int], ...]
+
+    def function(self, name: str, *, max_dynamic_shared_bytes: int = 0) -> str:
+        recorder = self.recorder
+        recorder.kernels.append(Kernel(recorder.label, self.source, self.defines, name, max_dynamic_shared_bytes))
+        return name
+
+
+def kernels_of(made: Iterator[tuple[str, Make]]) -> list[Kernel]:
+    """What these launchers ask for, each once; a launcher that refuses because its x fits no card is left out."""
+    found: dict[Kernel, None] = {}
+    for label, make in made:
+        recorder = Recorder(label)
+        try:
+            make(cast(Device, recorder))
+        except ShapeError as error:
+            if "of shared memory" not in str(error):
+                raise
+        found |= dict.fromkeys(recorder.kernels)
+    return list(found)
+
+
+def projections(shape: ChainShape, rows: int, *, batch_invariant: bool = False) -> Iterator[tuple[str, Make]]:
+    """The launchers of one shape for up to so many rows. Batch-invariant: one cut whatever the rows."""
+    e, f, h, k, d = (
+        shape.hidden_size, shape.intermediate_size, shape.num_heads, shape.num_kv_heads, shape.head_dim,
+    )  # fmt: skip
+    label = "1 row" if rows == 1 else f"{rows} rows"
+    width = (h + 2 * k) * d
+
+    def cut(size_k: int) -> dict[str, Any]:
+        return {"max_rows": rows, "tiling": choose_tiling(size_k, 8) if batch_invariant else None}
+
+    yield f"{label} of {e}, {width} out", partial(LinearRows, in_features=e, out_features=width, **cut(e))
+    for size_k in (h * d, f):
+        made = partial(LinearResidual, in_features=size_k, out_features=e, **cut(size_k))
+        yield f"{label} of {size_k}, {e} out", made
+    heads: dict[str, Any] = {"num_heads": h, "num_kv_heads": k, "head_dim": d}
+    yield f"{label} of {e}, head size {d}", partial(QkvRopeAppend, hidden_size=e, eps=EPS, **heads, **cut(e))
+    yield f"{label} of {e}, 2 x {f} out", partial(GateUpSilu, hidden_size=e, intermediate_size=f, eps=EPS, **cut(e))
+    for head in (LmHeadLogits, LmHeadArgmax):
+        sizes: dict[str, Any] = {"hidden_size": e, "vocab_size": shape.vocab_size, "eps": EPS}
+        yield f"{label} of {e}, {shape.vocab_size} out", partial(head, **sizes, **cut(e))
+
+
+def simple(shape: ChainShape) -> Iterator[tuple[str, Make]]:
+    """The launchers that take any number of rows."""
+    e, f, h, k, d = (
+        shape.hidden_size, shape.intermediate_size, shape.num_heads, shape.num_kv_heads, shape.head_dim,
+    )  # fmt: skip
+    yield f"rows of {e}", partial(Embedding, hidden_size=e)
+    yield f"rows of {e}", partial(RmsNorm, hidden_size=e, eps=EPS)
+    yield f"rows of {f}", partial(SiluMul, intermediate_size=f)
+    yield f"head size {d}", partial(RopeAppend, num_heads=h, num_kv_heads=k, head_dim=d)
+
+
+def attention(
+    num_heads: int, num_kv_heads: int, head_dim: int, block_size: int = BLOCK_SIZE
+) -> Iterator[tuple[str, Make]]:
+    """Both attention kernels for these sizes, batch-invariant and not."""
+    for batch_invariant in (False, True):
+        sizes = AttentionSizes(
+            num_heads, num_kv_heads, head_dim, block_size, MAX_BATCH, MAX_CONTEXT, batch_invariant=batch_invariant
+        )
+        label = f"head size {head_dim}, {sizes.group_size} heads a KV head, blocks of {block_size}"
+        label += ", batch-invariant" if batch_invariant else ""
+        yield label, partial(AttentionDecode, sizes=sizes)
+        yield label, partial(AttentionPrefill, sizes=sizes)
+
+
+def sampling(vocab_size: int) -> Iterator[tuple[str, Make]]:
+    """Everything from logits to a token."""
+
+    def penalties(device: Device) -> object:
+        return Penalties(device, RuleState(device, num_rows=SAMPLED_ROWS, vocab_size=vocab_size))
+
+    label = "any vocabulary"
+    yield label, partial(Argmax, vocab_size=vocab_size, max_rows=SAMPLED_ROWS)
+    yield label, partial(Sample, vocab_size=vocab_size, max_rows=SAMPLED_ROWS)
+    yield label, partial(Logprobs, vocab_size=vocab_size)
+    yield label, penalties
+
+
+def table_kernels() -> list[Kernel]:
+    """The kernels of Llama 3.2 1B, which the documentation lists: every one that may run in a step."""
+
+    def made() -> Iterator[tuple[str, Make]]:
+        s = LLAMA_1B
+        yield from simple(s)
+        for rows in BATCH_ROWS:
+            yield from projections(s, rows)
+        yield from attention(s.num_heads, s.num_kv_heads, s.head_dim)
+        yield from sampling(s.vocab_size)
+
+    return kernels_of(made())
+
+
+def other_kernels() -> list[Kernel]:
+    """What other models and settings ask for beside :func:`table_kernels`, each set of macros once."""
+
+    def made() -> Iterator[tuple[str, Make]]:
+        for shape in SHAPES:
+            yield from simple(shape)
+            for rows in BATCH_ROWS:
+                yield from projections(shape, rows)
+            yield from projections(shape, 256, batch_invariant=True)
+        for head_dim in (16, 32, 64, 80, 96, 128):
+            yield "", partial(RopeAppend, num_heads=4, num_kv_heads=2, head_dim=head_dim)
+            yield from attention(8, 2, head_dim)
+        for group_size in range(1, 9):
+            for block_size in (8, 16, 32, 64):
+                yield from attention(2 * group_size, 2, 64, block_size)
+
+    seen = {(kernel.source, kernel.defines, kernel.name) for kernel in table_kernels()}
+    found = {(kernel.source, kernel.defines, kernel.name): kernel for kernel in kernels_of(made())}
+    return [kernel for key, kernel in found.items() if key not in seen]
