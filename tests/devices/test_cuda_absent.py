@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, requires
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 
+from tinyvllm.cli.main import main
 from tinyvllm.devices.cuda import CudaDevice, probe
 from tinyvllm.devices.cuda.cublaslt import load_library
 from tinyvllm.devices.cuda.driver import Driver, check_driver_version, find_card, load_bindings, start
@@ -16,14 +20,56 @@ from tinyvllm.devices.cuda.memory import load_cupy
 from tinyvllm.devices.cuda.nvrtc_version import nvrtc_version
 from tinyvllm.errors import DeviceError
 
+CUDA = re.compile(r"cuda|cupy|nvidia|torch|triton")
 
-def test_importing_the_package_imports_nothing_of_cuda() -> None:
-    program = (
-        "import sys, tinyvllm.devices.cuda\n"
-        "print([name for name in sys.modules if name.split('.')[0] in ('cuda', 'cupy', 'nvidia')])"
-    )
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "import tinyvllm, tinyvllm.cli.main, tinyvllm.devices.cuda",
+        "from tinyvllm import LLM, SamplingParams\n"
+        "LLM('demo', device='cpu').generate(['12+7='], SamplingParams(max_tokens=1))",
+    ],
+    ids=["imports", "a run on the CPU"],
+)
+def test_nothing_of_cuda_is_imported_before_it_is_asked_for(what: str) -> None:
+    program = f"import sys\n{what}\nprint(*{{name.split('.')[0] for name in sys.modules}})"
     printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    assert printed.strip() == "[]"
+    assert "tinyvllm" in printed
+    assert not [name for name in printed.split() if CUDA.match(name)]
+
+
+def brought_by(distribution: str, extra: str = "") -> set[str]:
+    """The names of all that an install of the distribution brings, directly or not."""
+    found: set[str] = set()
+    pending = [(distribution, extra)]
+    while pending:
+        name, wanted = pending.pop()
+        try:
+            requirements = [Requirement(line) for line in requires(name) or ()]
+        except PackageNotFoundError:  # for another platform
+            continue
+        for one in requirements:
+            if one.marker is None or one.marker.evaluate({"extra": wanted}):
+                pending += [(one.name, each) for each in (*one.extras, "")] if one.name not in found else []
+                found.add(one.name)
+    return found
+
+
+def test_the_plain_install_brings_nothing_of_cuda_and_the_extra_does() -> None:
+    plain = brought_by("tinyvllm")
+    assert {"numpy", "pydantic-core"} <= {name.replace("_", "-") for name in plain}
+    assert not [name for name in plain if CUDA.match(name)]
+    assert {"cuda-bindings", "nvidia-cuda-nvrtc"} <= brought_by("tinyvllm", "cuda")
+
+
+def test_the_command_line_says_in_one_line_that_there_is_no_driver(capsys: pytest.CaptureFixture[str]) -> None:
+    if probe().is_usable:
+        pytest.skip("there is a card here")
+    assert main(["generate", "12+7=", "--device", "cuda"]) == 4
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert re.fullmatch(r"error: device cuda: .*(install|use device: cpu).*\n", printed.err)
 
 
 @pytest.mark.parametrize(
