@@ -1,69 +1,105 @@
-"""Others that do the same work, to be measured in the same run: transformers' ``generate``."""
+"""Others that do the same work in turn with us, on the same weights, in the same process."""
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
+from tinyvllm.bench.source import WeightSource
 from tinyvllm.bench.workload import Job
 from tinyvllm.errors import ConfigError
 
 
-class TransformersPeer:
-    """Hugging Face ``generate`` in float32 on the CPU: greedy, key-value cache, prompts of one length.
+@dataclass(frozen=True, slots=True)
+class PeerTiming:
+    """How one run of a peer went.
 
-    Args:
-        folder: the checkpoint.
-        is_dummy: random weights from the configuration alone.
-
-    Raises:
-        ConfigError: torch or transformers is not installed.
+    Attributes:
+        step_s: of a decode step of the whole batch.
+        total_s: of everything, prompts included.
     """
 
-    name = "transformers"
+    step_s: float
+    total_s: float
 
-    def __init__(self, folder: Path, *, is_dummy: bool) -> None:
+
+class Peer(Protocol):
+    """Generates as many tokens as each job asks for, greedily."""
+
+    @property
+    def name(self) -> str:
+        """As given to ``--peer``."""
+        ...
+
+    def run(self, jobs: Sequence[Job]) -> PeerTiming:
+        """Do all jobs in one batch. The first run of a shape may take long: it compiles."""
+        ...
+
+
+def _transformers(source: WeightSource, torch_device: str) -> Peer:
+    from tinyvllm.bench.peer_transformers import TransformersPeer
+
+    return TransformersPeer(source, torch_device=torch_device)
+
+
+def _torch_loop(source: WeightSource, torch_device: str) -> Peer:
+    from tinyvllm.bench.peer_torch_loop import TorchLoopPeer
+
+    return TorchLoopPeer(source, torch_device=torch_device)
+
+
+PEERS: Mapping[str, Callable[[WeightSource, str], Peer]] = {
+    "transformers": _transformers,
+    "torch-loop": _torch_loop,
+}
+
+
+class PeerSeries:
+    """One peer over the repetitions of a benchmark. What fails in it is remembered, and it is not asked again.
+
+    Args:
+        name: one of ``PEERS``.
+        source: the weights.
+        torch_device: ``cpu`` or ``cuda``.
+    Raises:
+        ConfigError: torch or transformers is not installed, or the peer does not know such models.
+    """
+
+    def __init__(self, name: str, source: WeightSource, *, torch_device: str) -> None:
+        self.name = name
+        self.error: str | None = None
+        self._timings: list[PeerTiming] = []
+        self._peer: Peer | None = None
         try:
-            import torch
-            import transformers
-        except ImportError as error:
-            raise ConfigError(
-                f"--peer transformers needs torch and transformers: {error}; pip install torch transformers"
-            ) from error
-        self._torch = torch
-        torch.set_num_threads(os.cpu_count() or 1)
-        logging: Any = transformers.utils.logging
-        logging.set_verbosity_error()
-        models: Any = transformers.AutoModelForCausalLM
-        if is_dummy:
-            config = transformers.AutoConfig.from_pretrained(folder)
-            torch.manual_seed(0)
-            self._model = models.from_config(config, dtype=torch.float32)
-        else:
-            self._model = models.from_pretrained(folder, dtype=torch.float32)
-        self._model.eval()
-        # Nothing ends early: both sides generate the same number of tokens.
-        self._model.generation_config.eos_token_id = None
-        self._model.generation_config.pad_token_id = 0
+            self._peer = PEERS[name](source, torch_device)
+        except ConfigError:
+            raise
+        except Exception as error:  # a peer is not ours: whatever it raises must not end our own measurement
+            self._failed(error)
 
-    def run(self, jobs: Sequence[Job]) -> tuple[float, float]:
-        """Seconds for the first token alone, and for all tokens."""
-        return self._generate(jobs, 1), self._generate(jobs, jobs[0].num_output)
+    def run(self, jobs: Sequence[Job], *, is_warm_up: bool = False) -> None:
+        """Once; a warm-up does not count."""
+        if self._peer is None:
+            return
+        try:
+            timing = self._peer.run(jobs)
+        except Exception as error:
+            self._failed(error)
+            return
+        if not is_warm_up:
+            self._timings.append(timing)
 
-    def _generate(self, jobs: Sequence[Job], num_output: int) -> float:
-        torch = self._torch
-        ids = torch.tensor([job.prompt for job in jobs])
-        began = time.perf_counter()
-        with torch.inference_mode():
-            out = self._model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                do_sample=False,
-                max_new_tokens=num_output,
-                min_new_tokens=num_output,
-            )
-        assert out.shape[1] == ids.shape[1] + num_output
-        return time.perf_counter() - began
+    def take(self) -> Sequence[PeerTiming]:
+        """The runs since the last call; empty if it failed."""
+        timings, self._timings = self._timings, []
+        return [] if self.error else timings
+
+    def _failed(self, error: Exception) -> None:
+        self.error = f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]
+        self._peer = None
+
+
+def torch_device_of(device: object | None) -> str:
+    """Where torch shall compute beside an engine on ``device``; the emulator is a CPU too."""
+    return "cuda" if hasattr(device, "time_us") else "cpu"

@@ -11,6 +11,10 @@ from itertools import pairwise
 from tinyvllm.llm import LLM
 from tinyvllm.request import SamplingParams
 
+OFFLINE_NUM_SEQS = 256
+OFFLINE_SHORTEST, OFFLINE_LONGEST = 100, 1024
+"""Tokens of a prompt, and of an output, in the offline workload."""
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -27,7 +31,8 @@ class Timing:
     Attributes:
         total_s: from the first request to the last token.
         prefill_s: until every sequence had its first token.
-        decode_s: seconds of each step after that.
+        decode_s: seconds of each later step that gave every sequence a token; empty if there was none.
+        context_len: positions that a sequence looked at in those steps, its own included, on average.
         num_output: tokens generated in all.
         host_s: spent in scheduling, batching and bookkeeping.
         num_steps: of the engine.
@@ -36,6 +41,7 @@ class Timing:
     total_s: float
     prefill_s: float
     decode_s: Sequence[float]
+    context_len: float
     num_output: int
     host_s: float
     num_steps: int
@@ -47,16 +53,18 @@ def uniform_jobs(vocab_size: int, batch_size: int, input_len: int, output_len: i
     return [Job([rng.randrange(vocab_size) for _ in range(input_len)], output_len) for _ in range(batch_size)]
 
 
-def offline_jobs(vocab_size: int, num_seqs: int = 256, longest: int = 1024, shortest: int = 100) -> list[Job]:
+def offline_jobs(vocab_size: int) -> list[Job]:
     """nano-vllm's offline workload: lengths and ids drawn in its order from ``random.seed(0)``.
 
-    Ids are below 10,000 there; a smaller vocabulary takes them modulo its size.
+    For each sequence its length, then its ids; afterwards all numbers of tokens to generate. Ids go up to 10,000
+    there; a smaller vocabulary takes them modulo its size.
     """
     rng = random.Random(0)  # noqa: S311
     prompts = [
-        [rng.randint(0, 10_000) % vocab_size for _ in range(rng.randint(shortest, longest))] for _ in range(num_seqs)
+        [rng.randint(0, 10_000) % vocab_size for _ in range(rng.randint(OFFLINE_SHORTEST, OFFLINE_LONGEST))]
+        for _ in range(OFFLINE_NUM_SEQS)
     ]
-    return [Job(prompt, rng.randint(shortest, longest)) for prompt in prompts]
+    return [Job(prompt, rng.randint(OFFLINE_SHORTEST, OFFLINE_LONGEST)) for prompt in prompts]
 
 
 def run(llm: LLM, jobs: Sequence[Job], *, temperature: float = 0.0, name: str = "bench") -> Timing:
@@ -74,13 +82,25 @@ def run(llm: LLM, jobs: Sequence[Job], *, temperature: float = 0.0, name: str = 
         engine.step()
         steps.append((time.perf_counter(), engine.stats().num_generation_tokens - before.num_generation_tokens))
     after = engine.stats()
-    first = next(i for i, (_, tokens) in enumerate(steps) if tokens >= len(jobs))
-    times = [at for at, _ in steps[first:]]
+    prompt_tokens = after.num_prompt_tokens - before.num_prompt_tokens
+    first = _first_full(steps, len(jobs))
+    full = [(a, b) for a, b in pairwise(steps[first:]) if b[1] - a[1] == len(jobs)]
     return Timing(
         total_s=steps[-1][0] - began,
         prefill_s=steps[first][0] - began,
-        decode_s=[b - a for a, b in pairwise(times)],
+        decode_s=[b[0] - a[0] for a, b in full],
+        context_len=sum(prompt_tokens + a[1] for a, _ in full) / (len(jobs) * max(1, len(full))),
         num_output=steps[-1][1],
         host_s=after.schedule_s - before.schedule_s,
         num_steps=after.num_steps - before.num_steps,
     )
+
+
+def _first_full(steps: Sequence[tuple[float, int]], num_jobs: int) -> int:
+    """The first step that gave every sequence a token; if none did, the first by which there are as many tokens."""
+    before = 0
+    for i, (_, tokens) in enumerate(steps):
+        if tokens - before == num_jobs:
+            return i
+        before = tokens
+    return next(i for i, (_, tokens) in enumerate(steps) if tokens >= num_jobs)

@@ -1,4 +1,4 @@
-"""Measure speed: latency, throughput, overhead, invariance, load."""
+"""Measure speed: latency, throughput, prefill, overhead, invariance, load."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tinyvllm.cli.options import add_config_arguments, add_engine_arguments, add_traceback_argument, resolve
 from tinyvllm.cli.table import aligned
 from tinyvllm.config import Resolved
 from tinyvllm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tinyvllm.bench.peers import PeerSeries
+    from tinyvllm.llm import LLM
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,12 +27,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     latency.add_argument("--batch-size", type=int, nargs="+", default=[1], help="sequences; several: one run each")
     _add_lengths(latency, input_len=32, output_len=128)
     latency.add_argument("--repeats", type=int, default=5, help="runs after the warm-up; medians are printed")
-    latency.add_argument("--peer", choices=["transformers"], help="who does the same work in turn with us")
+    _add_peer(latency)
     throughput = _add(verbs, "throughput", _throughput, "many requests at once")
     throughput.add_argument("--workload", choices=["random", "offline256"], default="random", help="what is asked")
     throughput.add_argument("--num-prompts", type=int, default=64, help="requests of the random workload")
     _add_lengths(throughput, input_len=64, output_len=64)
     throughput.add_argument("--temperature", type=float, default=0.6, help="of the sampling")
+    throughput.add_argument("--repeats", type=int, default=1, help="runs after the warm-up; medians are printed")
+    _add_peer(throughput)
+    prefill = _add(verbs, "prefill", _prefill, "one prompt by itself, until its first token")
+    prefill.add_argument("--input-len", type=int, nargs="+", default=[128], help="prompt tokens; several: one run each")
+    prefill.add_argument("--repeats", type=int, default=5, help="runs after the warm-up; medians are printed")
     invariance = _add(verbs, "invariance", _invariance, "the price of batch_invariant: decode steps with and without")
     invariance.add_argument("--batch-size", type=int, nargs="+", default=[1, 16], help="sequences")
     _add_lengths(invariance, input_len=32, output_len=64)
@@ -45,12 +54,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the benchmark and print its table."""
+    """Run the benchmark and print its table; 1 if it checks something that does not hold."""
     results = arguments.benchmark(arguments)
     print(_shown(results))
+    for result in results:
+        for peer in result.get("peers", ()):
+            if peer["error"] is not None:
+                print(f"peer {peer['peer']} failed: {peer['error']}")
     if arguments.output_json is not None:
         arguments.output_json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    return 0
+    return int(any(result.get("broken") for result in results))
 
 
 def _add(verbs: Any, name: str, benchmark: Callable[..., Any], text: str) -> argparse.ArgumentParser:
@@ -63,6 +76,16 @@ def _add(verbs: Any, name: str, benchmark: Callable[..., Any], text: str) -> arg
     return parser
 
 
+def _add_peer(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--peer",
+        choices=["transformers", "torch-loop"],
+        nargs="+",
+        default=[],
+        help="who does the same work in turn with us, on the same weights",
+    )
+
+
 def _add_lengths(parser: argparse.ArgumentParser, *, input_len: int, output_len: int) -> None:
     parser.add_argument("--input-len", type=int, default=input_len, help="prompt tokens of each sequence")
     parser.add_argument("--output-len", type=int, default=output_len, help="tokens that each generates, at least 2")
@@ -70,15 +93,22 @@ def _add_lengths(parser: argparse.ArgumentParser, *, input_len: int, output_len:
 
 def _latency(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     from tinyvllm.bench.latency import measure_latency
-    from tinyvllm.bench.peers import TransformersPeer
     from tinyvllm.bench.roofline import measure
     from tinyvllm.llm import LLM
 
     _check_lengths(arguments)
+    # What the shape needs, unless the command line says otherwise.
+    _prefer(arguments, "scheduler.max_num_seqs", max(arguments.batch_size))
+    if arguments.max_model_len is None:
+        _prefer(arguments, "max_model_len", arguments.input_len + arguments.output_len)
     config = _resolved(arguments)
+    if config.config.scheduler.max_num_seqs < max(arguments.batch_size):
+        raise ConfigError(
+            f"--batch-size {max(arguments.batch_size)} is more than scheduler.max_num_seqs, "
+            f"which is {config.config.scheduler.max_num_seqs}; raise that"
+        )
     llm = LLM.from_config(config)
-    is_dummy = config.config.loader.name == "dummy"
-    peer = TransformersPeer(llm.folder, is_dummy=is_dummy) if arguments.peer == "transformers" else None
+    peers = _open_peers(arguments, config, llm)
     machine = measure(llm.device)
     return [
         asdict(
@@ -89,7 +119,7 @@ def _latency(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                 input_len=arguments.input_len,
                 output_len=arguments.output_len,
                 repeats=arguments.repeats,
-                peer=peer,
+                peers=peers,
             )
         )
         for batch_size in arguments.batch_size
@@ -99,18 +129,52 @@ def _latency(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 def _throughput(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     from tinyvllm.bench.roofline import measure
     from tinyvllm.bench.throughput import measure_throughput
-    from tinyvllm.bench.workload import offline_jobs, uniform_jobs
+    from tinyvllm.bench.workload import OFFLINE_LONGEST, OFFLINE_NUM_SEQS, offline_jobs, uniform_jobs
     from tinyvllm.llm import LLM
 
     _check_lengths(arguments)
-    llm = LLM.from_config(_resolved(arguments))
+    if arguments.workload == "offline256":
+        _prefer(arguments, "scheduler.max_num_seqs", OFFLINE_NUM_SEQS)
+        if arguments.max_model_len is None:
+            _prefer(arguments, "max_model_len", 2 * OFFLINE_LONGEST)
+    config = _resolved(arguments)
+    llm = LLM.from_config(config)
     if arguments.workload == "offline256":
         jobs = offline_jobs(llm.shape.vocab_size)
     else:
         jobs = uniform_jobs(
             llm.shape.vocab_size, arguments.num_prompts, arguments.input_len, arguments.output_len, seed=0
         )
-    return [asdict(measure_throughput(llm, measure(llm.device), jobs, temperature=arguments.temperature))]
+    peers = _open_peers(arguments, config, llm)
+    return [
+        asdict(
+            measure_throughput(
+                llm,
+                measure(llm.device),
+                jobs,
+                temperature=arguments.temperature,
+                repeats=arguments.repeats,
+                peers=peers,
+            )
+        )
+    ]
+
+
+def _prefill(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    from tinyvllm.bench.prefill import measure_prefill
+    from tinyvllm.bench.roofline import measure
+    from tinyvllm.llm import LLM
+
+    longest = max(arguments.input_len)
+    if min(arguments.input_len) < 1 or arguments.repeats < 1:
+        raise ConfigError("--input-len and --repeats must be at least 1")
+    # The whole prompt in one step.
+    _prefer(arguments, "scheduler.max_num_batched_tokens", longest)
+    if arguments.max_model_len is None:
+        _prefer(arguments, "max_model_len", longest + 1)
+    llm = LLM.from_config(_resolved(arguments))
+    machine = measure(llm.device)
+    return [asdict(measure_prefill(llm, machine, each, repeats=arguments.repeats)) for each in arguments.input_len]
 
 
 def _invariance(arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -146,6 +210,21 @@ def _overhead(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     ]
 
 
+def _prefer(arguments: argparse.Namespace, key: str, value: int) -> None:
+    """A value before all of ``--set``, so that theirs wins."""
+    arguments.set.insert(0, f"{key}={value}")
+
+
+def _open_peers(arguments: argparse.Namespace, config: Resolved, llm: LLM) -> list[PeerSeries]:
+    from tinyvllm.bench.peers import PeerSeries, torch_device_of
+    from tinyvllm.bench.source import weight_source
+
+    if not arguments.peer:
+        return []
+    source = weight_source(config, llm)
+    return [PeerSeries(name, source, torch_device=torch_device_of(llm.device)) for name in arguments.peer]
+
+
 def _resolved(arguments: argparse.Namespace, **more: Any) -> Resolved:
     extra = {"skip_tokenizer_init": True, **more}
     if arguments.load_format is not None:
@@ -161,9 +240,21 @@ def _check_lengths(arguments: argparse.Namespace) -> None:
 
 
 def _shown(results: Sequence[dict[str, Any]]) -> str:
-    """A table with a row a result."""
-    names = [name for name in results[0] if any(result[name] is not None for result in results)]
-    return aligned(names, [[_cell(result[name]) for name in names] for result in results])
+    """A table with a row a result, or a column a result if that is narrower."""
+    rows = [_flat(result) for result in results]
+    names = [name for name in rows[0] if any(row.get(name) is not None for row in rows)]
+    cells = [[_cell(row.get(name)) for name in names] for row in rows]
+    if len(names) <= len(rows):
+        return aligned(names, cells)
+    first, *others = zip(names, *cells, strict=True)
+    return aligned(first, others)
+
+
+def _flat(result: dict[str, Any]) -> dict[str, Any]:
+    columns = {name: value for name, value in result.items() if name != "peers"}
+    for peer in result.get("peers", ()):
+        columns |= {f"{peer['peer']}:{name}": peer[name] for name in ("ms_per_token", "tokens_per_s", "speedup")}
+    return columns
 
 
 def _cell(value: Any) -> str:
