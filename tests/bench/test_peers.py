@@ -125,9 +125,9 @@ def test_transformers_times_prompts_of_different_lengths(tmp_path: Path) -> None
     _, source = engine(write_checkpoint(tmp_path))
     series = PeerSeries("transformers", source, torch_device="cpu")
     series.run(RAGGED)
-    (timing,) = series.take()
     assert series.error is None
-    assert 0 < timing.step_s < timing.total_s
+    (timing,) = series.take()
+    assert timing.step_s < timing.total_s  # a difference of two runs: on a busy machine it may be anything below
 
 
 def test_bfloat16_goes_to_torch_bit_by_bit() -> None:
