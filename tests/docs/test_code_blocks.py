@@ -54,7 +54,7 @@ def environment() -> dict[str, str]:
 
 
 def test_every_block_says_what_it_is() -> None:
-    known = {"python", "bash", "yaml", "json", "toml", *_SILENT}
+    known = {"python", "bash", "yaml", "json", "toml", "cuda", *_SILENT}
     assert {block.language for block in blocks()} <= known
 
 
@@ -94,7 +94,8 @@ def test_yaml_blocks_are_configurations_that_load(block: Block, tmp_path: Path) 
 
 def plugin_on(page: Path, name: str) -> str:
     """The Python block of the page that registers the plugin ``name``."""
-    (code,) = [block.code for block in of("python") if block.page == page and f'Plugin("{name}"' in block.code]
+    registers = re.compile(rf'(Plugin|cuda_kernel)\("{name}"')
+    (code,) = [block.code for block in of("python") if block.page == page and registers.search(block.code)]
     return code
 
 

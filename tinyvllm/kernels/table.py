@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 from tinyvllm.errors import ConfigError, PluginError
 from tinyvllm.interfaces import BindContext, Kernel, OpSpec
 from tinyvllm.kernels.device_values import Workspace
 from tinyvllm.kernels.ops import OPS
+from tinyvllm.nearest import did_you_mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +54,8 @@ class OpTable:
             if name not in OPS or not OPS[name].is_on(spec.device):
                 known = [op.name for op in OPS.values() if op.is_on(spec.device)]
                 what = "no such op" if name not in OPS else f"a model calls no such op on {spec.device}"
-                near = get_close_matches(name, known, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise ConfigError(f"kernels.{name}: {what}{hint} The ops are: {', '.join(known)}")
+                hint = did_you_mean(name, known) or ";"
+                raise ConfigError(f"kernels.{name}: {what}{hint} the ops are {', '.join(known)}")
 
     def op(self, name: str) -> Callable[..., Any]:
         """The callable that serves ``name``."""

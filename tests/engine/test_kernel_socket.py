@@ -1,0 +1,241 @@
+"""One op of a device replaced by a file of the user's: what contains it is un-fused, and the tokens stay right."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engine.tiny import write_checkpoint
+from tinyvllm.errors import ConfigError, KernelError, PluginError
+from tinyvllm.llm import LLM
+from tinyvllm.request import SamplingParams
+
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "plugins.md"
+GREEDY = SamplingParams(temperature=0.0, max_tokens=6, logprobs=2)
+CLEAR_MARGIN = 0.12
+"""Log-probabilities further apart than this are told apart by bfloat16 here: what two ways to round may differ by."""
+TINY: dict[str, Any] = {
+    "dtype": "bfloat16",
+    "skip_tokenizer_init": True,
+    "max_model_len": 64,
+    "cache": {"num_blocks_override": 32},
+}
+# Steps of one row, of few, and of more than the fused kernels take.
+PROMPTS = [[3, 14, 15, 9, 26], [5, 35], list(range(40)), [7], [1, 1, 2, 3, 5], list(range(50, 20, -1))]
+
+
+@pytest.fixture
+def own_kernel(tmp_path: Path) -> Path:
+    """The kernel of the documentation, as files; the plugin."""
+    text = PAGE.read_text()
+    (tmp_path / "my_rms_norm.cu").write_text(re.search(r"```cuda\n(.*?)```", text, re.DOTALL)[1])  # type: ignore[index]
+    plugin = tmp_path / "my_rms_norm.py"
+    plugin.write_text(re.search(r"```python\n((?:(?!```).)*?cuda_kernel\(\"my_rms_norm\".*?)```", text, re.DOTALL)[1])  # type: ignore[index]
+    return plugin
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("tiny") / "llama")
+
+
+def tokens(llm: LLM) -> list[tuple[list[int], int]]:
+    """Of each prompt, and how many of them come before the first close decision: rounding may decide those."""
+    found = []
+    for out in llm.generate([{"prompt_token_ids": each} for each in PROMPTS], GREEDY, use_tqdm=False):
+        best = [sorted(each.logprob for each in step.values()) for step in out.outputs[0].logprobs or ()]
+        close = [i for i, logprobs in enumerate(best) if logprobs[-1] - logprobs[-2] < CLEAR_MARGIN]
+        found.append((list(out.outputs[0].token_ids), close[0] if close else len(best)))
+    return found
+
+
+def assert_agree(one: LLM, other: LLM) -> None:
+    """The same tokens wherever the decision is clear."""
+    num_clear = 0
+    for (ours, clear_here), (theirs, clear_there) in zip(tokens(one), tokens(other), strict=True):
+        clear = min(clear_here, clear_there)
+        assert ours[:clear] == theirs[:clear]
+        num_clear += clear
+    assert num_clear >= 8
+
+
+def served(llm: LLM) -> dict[str, tuple[str, str]]:
+    """Who serves each op, and why."""
+    found = [re.fullmatch(r"op (\w+): (.*) \((.*)\)", line) for line in llm.report]
+    return {each[1]: (each[2], each[3]) for each in found if each is not None}
+
+
+@pytest.fixture(scope="module")
+def fused(tiny: Path) -> LLM:
+    return LLM(str(tiny), device="emulator", **TINY)
+
+
+def test_the_kernel_of_the_documentation_answers_the_demos_questions(own_kernel: Path) -> None:
+    llm = LLM(
+        "demo", device="emulator", max_model_len=64, plugins=[str(own_kernel)], kernels={"rms_norm": "my_rms_norm"}
+    )
+    outputs = llm.generate(["12+7=", "sort 31425="], SamplingParams(temperature=0.0, max_tokens=8), use_tqdm=False)
+    assert [out.outputs[0].text for out in outputs] == ["19", "12345"]
+
+
+def test_replacing_a_part_un_fuses_what_contains_it_and_the_report_says_so(
+    own_kernel: Path, tiny: Path, fused: LLM
+) -> None:
+    llm = LLM(str(tiny), device="emulator", plugins=[str(own_kernel)], kernels={"rms_norm": "my_rms_norm"}, **TINY)
+    report = served(llm)
+    assert report["rms_norm"] == ("my_rms_norm", "named in the configuration")
+    assert report["rms_norm_gate_up_silu"] == ("rms_norm + linear + silu_mul", "rms_norm is replaced")
+    assert report["rms_norm_qkv_rope_append"] == ("rms_norm + linear + rope_append", "rms_norm is replaced")
+    assert report["lm_head_argmax"] == ("rms_norm_lm_head + argmax", "rms_norm is replaced")
+    assert report["linear_residual"] == ("nvrtc", "the first that serves it")
+    assert served(fused)["rms_norm_gate_up_silu"] == ("nvrtc", "the first that serves it")
+    assert_agree(llm, fused)
+
+
+COUNTING = """
+from tinyvllm.hookspecs import hookimpl
+from tinyvllm.interfaces import Plugin
+from tinyvllm_kernels.nvrtc import NvrtcKernels
+
+class Doubled(NvrtcKernels):
+    '''The built-in kernels, each launched twice where that changes nothing.'''
+    def bind(self, op, context):
+        inner = super().bind(op, context)
+        def twice(*arguments):
+            inner(*arguments)
+            if op not in ("add", "linear_residual"):
+                inner(*arguments)
+        return twice
+
+@hookimpl
+def register_kernels():
+    return [Plugin("doubled", Doubled)]
+"""
+
+
+@pytest.mark.parametrize("op", [
+    "embedding", "linear", "add", "rope_append", "silu_mul", "lm_head", "argmax", "attention_decode",
+    "attention_prefill", "rms_norm_qkv_rope_append", "linear_residual", "rms_norm_gate_up_silu", "rms_norm_lm_head",
+    "lm_head_argmax",
+])  # fmt: skip
+def test_every_op_of_a_device_can_be_replaced(op: str, tiny: Path, fused: LLM, tmp_path: Path) -> None:
+    plugin = tmp_path / "doubled.py"
+    plugin.write_text(COUNTING)
+    llm = LLM(str(tiny), device="emulator", plugins=[str(plugin)], kernels={op: "doubled"}, **TINY)
+    assert served(llm)[op][0] == "doubled"
+    assert_agree(llm, fused)
+
+
+def test_the_parts_of_every_fused_op_together_give_the_same_tokens(tiny: Path, fused: LLM, tmp_path: Path) -> None:
+    plugin = tmp_path / "doubled.py"
+    plugin.write_text(COUNTING)
+    everything = dict.fromkeys(("rms_norm", "linear", "add", "silu_mul", "lm_head", "argmax", "rope_append"), "doubled")
+    llm = LLM(str(tiny), device="emulator", plugins=[str(plugin)], kernels=everything, **TINY)
+    assert all(who != "nvrtc" for op, (who, _) in served(llm).items() if op in everything)
+    assert_agree(llm, fused)
+
+
+@pytest.mark.parametrize("changes", [
+    {"model_type": "qwen2"},
+    {"model_type": "qwen3"},
+    {"model_type": "mistral", "sliding_window": 8},
+])  # fmt: skip
+def test_other_models_are_served_by_the_same_ops(changes: dict[str, Any], own_kernel: Path, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "model", **changes)
+    plain = LLM(str(folder), device="emulator", **TINY)
+    own = LLM(str(folder), device="emulator", plugins=[str(own_kernel)], kernels={"rms_norm": "my_rms_norm"}, **TINY)
+    assert_agree(own, plain)
+    who, why = served(plain)["rms_norm_qkv_rope_append"]
+    if changes["model_type"] == "qwen3":
+        assert who == "rms_norm + linear + rope_append"
+        assert "norms of their own" in why
+    else:
+        assert who == "nvrtc"
+
+
+def refusal(folder: Path, kind: type[Exception], **sections: Any) -> str:
+    with pytest.raises(kind) as caught:
+        LLM(str(folder), device="emulator", **{**TINY, **sections})
+    return str(caught.value)
+
+
+def test_what_cannot_be_is_refused_by_name(tiny: Path, own_kernel: Path, tmp_path: Path) -> None:
+    message = refusal(tiny, PluginError, kernels={"rms_norm": "reference"})
+    assert message.startswith("kernels.rms_norm: 'reference' cannot serve it: runs on the CPU, not on emulator")
+    message = refusal(tiny, ConfigError, kernels={"rope": "reference"})
+    assert "kernels.rope: a model calls no such op on emulator; the ops are" in message
+    message = refusal(tiny, ConfigError, kernels={"rms_nrom": "reference"})
+    assert "no such op; did you mean 'rms_norm'? the ops are" in message
+    both = {"lm_head_argmax": "nvrtc", "argmax": "nvrtc"}
+    message = refusal(tiny, ConfigError, kernels=both)
+    assert "kernels.argmax: nothing calls it, because lm_head_argmax is replaced as a whole" in message
+    with pytest.raises(PluginError, match="runs on cuda and the emulator, not on the CPU"):
+        LLM(str(tiny), device="cpu", plugins=[str(own_kernel)], kernels={"rms_norm": "my_rms_norm"}, **TINY)
+
+
+def test_a_source_that_does_not_compile_is_refused_at_the_start_with_file_and_line(
+    tiny: Path, own_kernel: Path
+) -> None:
+    source = own_kernel.with_suffix(".cu")
+    source.write_text(source.read_text().replace("block_sum(squares", "block_sum(squared"))
+    message = refusal(tiny, KernelError, plugins=[str(own_kernel)], kernels={"rms_norm": "my_rms_norm"})
+    assert "my_rms_norm.cu" in message
+    assert "squared" in message
+
+
+def test_a_wrong_kernel_is_wrong(tiny: Path, own_kernel: Path, fused: LLM) -> None:
+    """The replacement is what runs: without the weight the tokens differ."""
+    source = own_kernel.with_suffix(".cu")
+    source.write_text(source.read_text().replace("* to_float(weight[i])", "* -to_float(weight[i])"))
+    llm = LLM(str(tiny), device="emulator", plugins=[str(own_kernel)], kernels={"rms_norm": "my_rms_norm"}, **TINY)
+    with pytest.raises(AssertionError):
+        assert_agree(llm, fused)
+
+
+ATTENTION = """
+from tinyvllm.hookspecs import hookimpl
+from tinyvllm.interfaces import Plugin
+from tinyvllm_attention.paged import PagedAttention
+
+@hookimpl
+def register_attention():
+    return [Plugin("foreign", PagedAttention)]
+"""
+
+
+def test_a_foreign_attention_is_refused_by_name_and_told_what_does_its_work(tiny: Path, tmp_path: Path) -> None:
+    plugin = tmp_path / "foreign.py"
+    plugin.write_text(ATTENTION)
+    message = refusal(tiny, PluginError, plugins=[str(plugin)], attention={"name": "foreign"})
+    assert "attention 'foreign'" in message
+    assert "attention_decode and attention_prefill, which kernels: can replace" in message
+
+
+SAMPLER = """
+import numpy as np
+from tinyvllm.batch import Sampled
+from tinyvllm.hookspecs import hookimpl
+from tinyvllm.interfaces import Plugin
+
+class Seven:
+    def __init__(self, context):
+        pass
+    def sample(self, call):
+        assert call.logits.dtype == np.float32
+        return Sampled(np.full(len(call.logits), 7, np.int32))
+
+@hookimpl
+def register_samplers():
+    return [Plugin("seven", Seven)]
+"""
+
+
+def test_a_foreign_sampler_chooses_on_a_device_as_well(tiny: Path, tmp_path: Path) -> None:
+    plugin = tmp_path / "seven.py"
+    plugin.write_text(SAMPLER)
+    llm = LLM(str(tiny), device="emulator", plugins=[str(plugin)], sampler={"name": "seven"}, **TINY)
+    (out,) = llm.generate({"prompt_token_ids": [3, 4]}, SamplingParams(max_tokens=4), use_tqdm=False)
+    assert list(out.outputs[0].token_ids) == [7] * 4
