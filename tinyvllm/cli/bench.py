@@ -1,4 +1,4 @@
-"""Measure speed: latency, throughput, prefill, overhead, invariance, load."""
+"""Measure speed and accuracy: latency, throughput, prefill, accuracy, overhead, invariance, load."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from tinyvllm.cli.options import add_config_arguments, add_engine_arguments, add_traceback_argument, resolve
@@ -38,6 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     prefill = _add(verbs, "prefill", _prefill, "one prompt by itself, until its first token")
     prefill.add_argument("--input-len", type=int, nargs="+", default=[128], help="prompt tokens; several: one run each")
     prefill.add_argument("--repeats", type=int, default=5, help="runs after the warm-up; medians are printed")
+    accuracy = _add(verbs, "accuracy", _accuracy, "logits against transformers in float32; exit code 1 beyond a bound")
+    accuracy.add_argument("--input-len", type=int, nargs="+", default=[1, 17, 128, 500], help="prompt tokens")
+    accuracy.add_argument("--batch-size", type=int, nargs="+", default=[1, 8], help="sequences")
+    accuracy.add_argument("--output-len", type=int, default=8, help="tokens that each generates")
+    accuracy.add_argument("--peer", choices=["transformers"], default="transformers", help="who is the reference")
     invariance = _add(verbs, "invariance", _invariance, "the price of batch_invariant: decode steps with and without")
     invariance.add_argument("--batch-size", type=int, nargs="+", default=[1, 16], help="sequences")
     _add_lengths(invariance, input_len=32, output_len=64)
@@ -175,6 +181,38 @@ def _prefill(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     llm = LLM.from_config(_resolved(arguments))
     machine = measure(llm.device)
     return [asdict(measure_prefill(llm, machine, each, repeats=arguments.repeats)) for each in arguments.input_len]
+
+
+def _accuracy(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    from tinyvllm.bench.accuracy import Recorded, TransformersReference, measure_accuracy, measure_company
+    from tinyvllm.bench.peers import torch_device_of
+    from tinyvllm.bench.recorder import NAME
+    from tinyvllm.bench.source import weight_source
+    from tinyvllm.llm import LLM
+
+    if min(*arguments.input_len, *arguments.batch_size, arguments.output_len) < 1:
+        raise ConfigError("--input-len, --batch-size and --output-len must be at least 1")
+    lens, output_len = arguments.input_len, arguments.output_len
+    _prefer(arguments, "scheduler.max_num_seqs", max(*arguments.batch_size, 2 * len(lens)))
+    if arguments.max_model_len is None:
+        _prefer(arguments, "max_model_len", max(lens) + output_len + 3)
+    arguments.plugin.append("tinyvllm.bench.recorder")
+    with TemporaryDirectory() as folder:
+        sampler = {"name": NAME, "folder": folder}
+        config = _resolved(arguments, sampler=sampler)
+        recorded = Recorded(LLM.from_config(config), Path(folder))
+        device = recorded.llm.device
+        source = weight_source(config, recorded.llm)
+        dtype = source.config.dtype if config.config.dtype == "auto" else config.config.dtype
+        reference = TransformersReference(source, torch_device=torch_device_of(device), weight_dtype=dtype)
+        results = measure_accuracy(
+            recorded, reference, input_lens=lens, batch_sizes=arguments.batch_size, output_len=output_len
+        )
+        results.append(measure_company(recorded, input_lens=lens, output_len=output_len))
+        invariant = _resolved(arguments, sampler=sampler, batch_invariant=True)
+        recorded = Recorded(LLM.from_config(invariant), Path(folder))
+        results.append(measure_company(recorded, input_lens=lens, output_len=output_len))
+    return [asdict(result) for result in results]
 
 
 def _invariance(arguments: argparse.Namespace) -> list[dict[str, Any]]:
