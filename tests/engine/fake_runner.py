@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -41,28 +42,64 @@ def complete(prompt: list[int], most_output: int) -> tuple[list[int], str]:
     return output, "length"
 
 
-class FakeRunner:
-    """Writes token ids where keys would go, reads whole contexts through the block tables, and continues them."""
+@dataclass(frozen=True)
+class Late:
+    """A step whose tokens the host sees only when it waits for them, as those of a device."""
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    result: StepResult
+    is_done: bool = False
+
+    def wait(self) -> StepResult:
+        return self.result
+
+
+class FakeRunner:
+    """Writes token ids where keys would go, reads whole contexts through the block tables, and continues them.
+
+    With ``is_late`` it keeps what it chose to itself until it is asked, as a device does, and cannot do so for
+    requests with a penalty; it then follows the block tables by their updates alone.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int, *, is_late: bool = False) -> None:
         self._stored = np.full(num_blocks * block_size, -1, np.int64)
-        self._block_size = block_size
+        self._block_size, self._is_late = block_size, is_late
+        self._chosen: list[int] = []
+        self._tables = np.zeros((0, 0), np.int32)
 
     def can_run_ahead(self, params: SamplingParams, rules: SamplingRules) -> bool:
-        return True
+        return not (self._is_late and params.presence_penalty)
 
     def launch(self, step: Step) -> Pending:
         batch = step.batch
+        self._follow(step)
         assert len(np.unique(batch.slot_mapping)) == batch.num_tokens, "two tokens go to one slot"
-        self._stored[batch.slot_mapping] = batch.token_ids
+        assert self._is_late or (batch.token_ids >= 0).all()
+        token_ids = [self._chosen[-1 - t] if t < 0 else t for t in batch.token_ids.tolist()]
+        self._stored[batch.slot_mapping] = token_ids
         chosen = []
         for b, tokens in zip(step.sampled.tolist(), step.tokens, strict=True):
             positions = np.arange(batch.context_lens[b])
             slots = batch.block_tables[b, positions // self._block_size] * self._block_size
             seen = self._stored[slots + positions % self._block_size].tolist()
-            assert seen == tokens.all.tolist(), "the cache does not hold the sequence's tokens"
+            known = tokens.all.tolist()
+            assert len(seen) - len(known) in ((0, 1) if self._is_late else (0,))
+            assert seen[: len(known)] == known, "the cache does not hold the sequence's tokens"
             chosen.append(next_token(seen))
-        return Done(StepResult(Sampled(np.array(chosen, np.int32)) if chosen else None, ()))
+        self._chosen = chosen
+        result = StepResult(Sampled(np.array(chosen, np.int32)) if chosen else None, ())
+        can_be_late = all(self.can_run_ahead(tokens.params, tokens.rules) for tokens in step.tokens)
+        return Late(result) if self._is_late and chosen and can_be_late else Done(result)
+
+    def _follow(self, step: Step) -> None:
+        """Keeps block tables of its own, as a device does, and holds them against the step's."""
+        tables, updates = step.batch.block_tables, step.table_updates
+        if updates is None:
+            self._tables = tables.copy()
+        else:
+            self._tables[updates.rows, updates.columns] = updates.blocks
+        for b, length in enumerate(step.batch.context_lens.tolist()):
+            count = -(-length // self._block_size)
+            assert np.array_equal(self._tables[b, :count], tables[b, :count]), "an update of a block table is missing"
 
 
 def fake_engine(
@@ -74,6 +111,7 @@ def fake_engine(
     budget: int = 16,
     max_model_len: int = 64,
     lag: int = 0,
+    is_late: bool = False,
 ) -> Engine:
     """A real engine around a :class:`FakeRunner`."""
     shape = ModelShape(1, 8, 1, 1, 8, 8, VOCAB_SIZE, max_model_len)
@@ -98,7 +136,7 @@ def fake_engine(
     chosen: Scheduler = SCHEDULERS[scheduler](context) if isinstance(scheduler, str) else scheduler
     return Engine(
         table=table,
-        runner=FakeRunner(num_blocks, block_size),
+        runner=FakeRunner(num_blocks, block_size, is_late=is_late),
         scheduler=chosen,
         scheduler_name=scheduler if isinstance(scheduler, str) else "under test",
         admission=admission,

@@ -25,6 +25,7 @@ class EngineMachine(RuleBasedStateMachine):
         max_num_seqs=st.integers(1, 5),
         budget=st.integers(1, 24),
         lag=st.integers(0, 1),
+        is_late=st.booleans(),
     )
     def start(self, **sizes: Any) -> None:
         self.num_blocks, self.block_size = sizes["num_blocks"], sizes["block_size"]
@@ -38,11 +39,12 @@ class EngineMachine(RuleBasedStateMachine):
         max_tokens=st.integers(1, 20),
         n=st.integers(1, 3),
         stream=st.booleans(),
+        presence_penalty=st.sampled_from([0.0, 0.0, 0.0, 1.0]),
     )
-    def add(self, prompt: list[int], max_tokens: int, n: int, stream: bool) -> None:
+    def add(self, prompt: list[int], max_tokens: int, n: int, stream: bool, presence_penalty: float) -> None:
         request_id = f"r{self.num_requests}"
         self.num_requests += 1
-        params = SamplingParams(max_tokens=max_tokens, n=n)
+        params = SamplingParams(max_tokens=max_tokens, n=n, presence_penalty=presence_penalty)
         most = min(len(prompt) + max_tokens, MAX_MODEL_LEN)
         if -(-(most - 1) // self.block_size) > self.num_blocks:
             with pytest.raises(RequestError, match="can never fit"):

@@ -50,8 +50,10 @@ class SchedulerSection(Section):
     name: str = Field("continuous", description="Which plugin fills the socket.")
     max_num_seqs: int = Field(64, ge=1, description="Most sequences that run at once.")
     max_num_batched_tokens: int = Field(2048, ge=1, description="Most tokens that one step computes.")
-    async_scheduling: bool = Field(
-        False, description="Decide step n+1 before the tokens of step n are read back; stops lag by one step."
+    async_scheduling: bool | None = Field(
+        None,
+        description="Launch step n+1 before the tokens of step n are read back; stops lag by one step. "
+        "null: on cuda and the emulator.",
     )
 
 

@@ -76,6 +76,19 @@ class DeviceProperties:
     memory_bytes: int
 
 
+def check_corner(buffer: Buffer, array: Array) -> None:
+    """Return if ``array`` may be copied into a corner of ``buffer``.
+
+    Raises:
+        KernelError: it is larger, or of another dtype.
+    """
+    fits = array.ndim == len(buffer.shape) == 2 and array.dtype == buffer.dtype
+    if not fits or any(size > most for size, most in zip(array.shape, buffer.shape, strict=True)):
+        raise KernelError(
+            f"upload: the array is {array.dtype} {array.shape}, a corner of {buffer.dtype} {buffer.shape} is wanted"
+        )
+
+
 class Memory(Protocol):
     """Device memory, in the order of the device's stream."""
 
@@ -85,6 +98,10 @@ class Memory(Protocol):
 
     def upload(self, buffer: Buffer, array: Array) -> None:
         """Copies ``array`` (same shape and dtype) into ``buffer``; the array may be changed as soon as this returns."""
+        ...
+
+    def upload_corner(self, buffer: Buffer, array: Array) -> None:
+        """Copies ``array`` ``[b, w]`` into the first ``b`` rows and ``w`` columns of ``buffer``; as ``upload``."""
         ...
 
     def download(self, buffer: Buffer) -> Array:
@@ -192,7 +209,10 @@ class Device(Protocol):
         """Queues ``out = x @ weight.T`` (``+ out`` with ``accumulate``), summed in float32.
 
         Args:
-            out: ``[T, N]``. x: ``[T, K]``. weight: ``[N, K]``; all of one dtype, bfloat16 or float32.
+            out: ``[T, N]``, of the dtype of ``x`` or float32.
+            x: ``[T, K]``, bfloat16 or float32.
+            weight: ``[N, K]``, of the dtype of ``x``.
+            accumulate: add to what is in ``out``.
         """
         ...
 

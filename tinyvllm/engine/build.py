@@ -140,6 +140,7 @@ class _Builder:
         self, runner: Runner, context: PluginContext, tokenizer: Tokenizer | None, defaults: GenerationDefaults
     ) -> Engine:
         config = self._config
+        runs_ahead = config.scheduler.async_scheduling
         table = SequenceTable(
             BlockManager(context.num_blocks),
             block_size=context.block_size,
@@ -163,7 +164,7 @@ class _Builder:
             scheduler=self._create(Kind.SCHEDULER, config.scheduler, context),
             scheduler_name=config.scheduler.name,
             admission=admission,
-            lag=int(config.scheduler.async_scheduling),
+            lag=int(self._device != "cpu" if runs_ahead is None else runs_ahead),
         )
 
     def _max_model_len(self, decoder_config: DecoderConfig) -> int:

@@ -13,6 +13,7 @@ from tinyvllm.engine.table import SequenceTable
 from tinyvllm.engine.validate import CheckedSchedule
 from tinyvllm.sequence import SequenceTokens
 
+_NOTHING_NEW = TableUpdates(*[np.zeros(0, np.int32)] * 3)
 _SPARE_COLUMNS = 8
 """Of copied block tables, so that a decision that stands need not copy them again at the next block."""
 
@@ -113,8 +114,10 @@ class BatchBuilder:
 
     def _update(self, slots: Int32, rows: Int32, extended: NDArray[np.intp]) -> TableUpdates | None:
         """Brings the last step's block tables up to date; None if they are too narrow for that."""
+        if len(extended) == 0:
+            return _NOTHING_NEW
         columns = self._table.num_blocks.take(rows.take(extended)) - 1
-        if len(columns) and int(np.maximum.reduce(columns)) >= self._block_tables.shape[1]:
+        if int(np.maximum.reduce(columns)) >= self._block_tables.shape[1]:
             return None
         blocks = self._table.tables[slots.take(extended), columns]
         self._block_tables[extended, columns] = blocks  # where it is a view of the table, it is there already

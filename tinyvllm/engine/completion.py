@@ -107,7 +107,7 @@ class Completion:
 
     @property
     def needs_each_token(self) -> bool:
-        """Whether each token must be taken when it is there, be it the last or not: for news, or because it may stop."""
+        """Whether each token must be taken when it is there, not only the last: for news, or as it may stop."""
         return (
             self._num_output == 0
             or self.request.stream

@@ -8,6 +8,7 @@ from typing import Any
 
 from tinyvllm.devices.interface import Device
 from tinyvllm.engine.device_runner import DeviceRunner, allocate_device_caches
+from tinyvllm.engine.device_sampling import DEVICE_SAMPLER, DeviceSampling
 from tinyvllm.engine.memory import block_bytes
 from tinyvllm.errors import CapacityError, ConfigError, DeviceError, PluginError
 from tinyvllm.interfaces import Checkpoint, OpSpec, PluginContext, Sampler
@@ -20,8 +21,8 @@ from tinyvllm.models.device_weights import WEIGHT_SCHEME, load_device_weights, u
 _BFLOAT16_BYTES = 2
 _MIN_BLOCK_SIZE = 8
 _ATTENTION = "paged"
-# Logits of so many rows are held at once: 64 rows of 128k take 33 MB.
-_LOGITS_ROWS = 64
+# Logits of so many rows are held at once: 256 rows of 128k take 131 MB.
+_LOGITS_ROWS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,17 @@ def build_device_runner(
     table.check_used()
     num_blocks = settings.num_blocks_override or _num_blocks(device, config, context, settings.utilization)
     caches = allocate_device_caches(device, config.shape, num_blocks, context.block_size)
-    runner = DeviceRunner(device, decoder, make_sampler(context), caches, limits, enforce_eager=settings.enforce_eager)
+    sampling = DeviceSampling(
+        device,
+        vocab_size=config.shape.vocab_size,
+        num_slots=limits.max_seqs,
+        max_rows=limits.max_logits_rows,
+        max_context_len=limits.max_context_len,
+        is_chosen=settings.sampler == DEVICE_SAMPLER,
+    )
+    runner = DeviceRunner(
+        device, decoder, caches, limits, sampling, make_sampler(context), enforce_eager=settings.enforce_eager
+    )
     return runner, num_blocks
 
 

@@ -71,7 +71,7 @@ class StepLauncher:
 
     def launch(self, schedule: CheckedSchedule) -> InFlight:
         """Carry out a step that computes something; its rows to be preempted already are."""
-        started: list[Started] = []
+        started = None
         if not schedule.are_running:
             started = self._start(schedule.rows)
             schedule = schedule.in_order(self._table.slot.take(schedule.rows).argsort())
@@ -89,9 +89,7 @@ class StepLauncher:
         completions, tokens = self._looked_up(rows)
         sampling = self._sampling.gather(sampled_slots, schedule.known.take(sampled)) if len(rows) else None
         wishes = self._wishes(schedule, batch.cu_seqlens_q) if self.telling_prompts else []
-        step = Step(
-            batch, sampled, sampled_slots, sampling, tokens, started, updates, [wish for _, wish in wishes]
-        )
+        step = Step(batch, sampled, sampled_slots, sampling, tokens, started, updates, [wish for _, wish in wishes])
         began = time.perf_counter()
         pending = self._runner.launch(step)
         self._counts.launch_s += time.perf_counter() - began
@@ -103,9 +101,11 @@ class StepLauncher:
                 self._fork(completion)
         return in_flight
 
-    def _start(self, rows: Int32) -> list[Started]:
+    def _start(self, rows: Int32) -> Started | None:
+        """Gives slots to those of the rows that have none; who that was."""
         table = self._table
-        started = []
+        started: list[SequenceTokens] = []
+        slots: list[int] = []
         for row in rows[table.state[rows] == State.WAITING].tolist():
             table.start(row)
             self._last = (_NO_ROWS, [], [])  # the row may have changed hands
@@ -114,8 +114,12 @@ class StepLauncher:
             tokens.move_to(table.token_store[slot], table.num_stored[slot : slot + 1])
             self._sampling.set(slot, tokens.params, completion.request.seed, completion.index)
             completion.request.scheduled()
-            started.append(Started(slot, tokens))
-        return started
+            started.append(tokens)
+            slots.append(slot)
+        if not started:
+            return None
+        array = np.array(slots, np.int32)
+        return Started(array, self._sampling.gather(array, np.zeros(len(array), np.int32)), started)
 
     def _extend(self, schedule: CheckedSchedule) -> NDArray[np.intp]:
         """Hands out the blocks that rows lack; which of the rows those are."""
@@ -158,16 +162,16 @@ class StepLauncher:
         known = table.num_tokens.take(rows) + 1
         table.num_tokens[rows] = known
         table.num_in_flight[rows] += 1
-        are_last: NDArray[np.bool_] | None = known >= table.most_tokens.take(rows)
-        if np.count_nonzero(are_last):
+        reach_most: NDArray[np.bool_] = known >= table.most_tokens.take(rows)
+        are_last = reach_most if np.count_nonzero(reach_most) else None
+        if are_last is not None:
             table.running_changed()
-        else:
-            are_last = None
         sampled = pending.wait().sampled if pending.is_done else None
         if sampled is None:
             table.last_token[rows] = self._batches.in_flight(len(rows))
         else:
             table.store(rows, sampled.token_ids)
+            table.last_token[rows] = sampled.token_ids  # in flight, but known
         return InFlight(rows, completions, wishes, pending, known, are_last, is_stored=sampled is not None)
 
     def _fork(self, first: Completion) -> None:

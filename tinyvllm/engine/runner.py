@@ -38,7 +38,7 @@ class PromptLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class TableUpdates:
-    """What is new in the block tables of a step: ``block_tables[rows[i], columns[i]] = blocks[i]``, ``[n]`` int32 each."""
+    """What is new in a step's block tables: ``block_tables[rows[i], columns[i]] = blocks[i]``, ``[n]`` int32 each."""
 
     rows: Int32
     columns: Int32
@@ -47,15 +47,17 @@ class TableUpdates:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A sequence that has just been given a slot.
+    """Sequences that have just been given a slot.
 
     Attributes:
-        slot: which.
-        tokens: its tokens, parameters and rules; after a preemption, what it had generated too.
+        slots: ``[n]``, which.
+        sampling: their parameters, ``n`` rows; ``position`` means nothing.
+        tokens: their tokens, parameters and rules; after a preemption, what they had generated too.
     """
 
-    slot: int
-    tokens: SequenceTokens
+    slots: Int32
+    sampling: SamplingRows
+    tokens: Sequence[SequenceTokens]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ class Step:
         slots: ``[S]``, theirs.
         sampling: the parameters of those, or None if there is none.
         tokens: tokens of those.
-        started: sequences that were given a slot since the step before.
+        started: sequences that were given a slot since the step before; None: none was.
         table_updates: what is new in ``batch.block_tables`` since the step before, if the rest is the same.
         prompt_logprobs: wishes.
     """
@@ -79,7 +81,7 @@ class Step:
     slots: Int32
     sampling: SamplingRows | None
     tokens: Sequence[SequenceTokens]
-    started: Sequence[Started] = ()
+    started: Started | None = None
     table_updates: TableUpdates | None = None
     prompt_logprobs: Sequence[PromptLogprobs] = ()
 

@@ -49,7 +49,8 @@ class SamplingColumns:
     def gather(self, slots: Int32, positions: Int32) -> SamplingRows:
         """The rows of a step that samples in ``slots`` for tokens at ``positions``, ``[B]`` each."""
         # The same slots as in the step before is the usual case.
-        if self._last_slots is None or not np.array_equal(slots, self._last_slots):
+        last = self._last_slots
+        if slots is not last and (last is None or not np.array_equal(slots, last)):
             self._gathered = {name: column[slots] for name, column in self._columns.items()}
             self._last_slots = slots
         return SamplingRows(position=positions, **self._gathered)

@@ -239,13 +239,15 @@ class SequenceTable:
         self.changes += 1
 
     def store(self, rows: Int32, token_ids: Int32) -> None:
-        """Write one new token of each of these running rows."""
+        """Write one new token of each of these running rows; the newest where no further one is in flight."""
         slots = self.slot.take(rows)
         counts = self.num_stored.take(slots)
         self.token_store[slots, counts] = token_ids
         counts += 1
         self.num_stored[slots] = counts
-        self.last_token[rows] = token_ids
+        is_newest = self.num_in_flight.take(rows) == 0
+        if np.count_nonzero(is_newest):
+            self.last_token[rows[is_newest]] = token_ids[is_newest]
 
     def block_table(self, row: int) -> Int32:
         """Block ids that a row holds; a view."""
@@ -291,7 +293,7 @@ class SequenceTable:
         old = len(self.state)
         new = max(64, 2 * old)
         for name, (dtype, fresh) in _COLUMNS.items():
-            column = np.full(new, fresh, dtype)
+            column: NDArray[Any] = np.full(new, fresh, dtype)
             column[:old] = getattr(self, name)
             setattr(self, name, column)
             self.read_only[name] = column.view()

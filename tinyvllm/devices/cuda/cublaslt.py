@@ -45,13 +45,22 @@ class _HeuristicResult(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class GemmShape:
-    """``out[M, N] = x[M, K] @ weight[N, K].T``, all of ``dtype``; every address a multiple of ``alignment_bytes``."""
+    """``out[M, N] = x[M, K] @ weight[N, K].T``; every address a multiple of ``alignment_bytes``.
+
+    ``dtype`` is that of ``x`` and ``weight``, and of ``out`` unless ``is_out_float32``.
+    """
 
     num_rows: int
     num_out: int
     num_in: int
     dtype: str
     alignment_bytes: int = 256
+    is_out_float32: bool = False
+
+    @property
+    def out_dtype(self) -> str:
+        """Of ``out``."""
+        return "float32" if self.is_out_float32 else self.dtype
 
     @property
     def flops(self) -> int:
@@ -61,8 +70,9 @@ class GemmShape:
     @property
     def nbytes(self) -> int:
         """Bytes of the three matrices, each counted once."""
-        elements = self.num_rows * self.num_in + self.num_out * (self.num_in + self.num_rows)
-        return elements * (4 if self.dtype == "float32" else 2)
+        in_bytes, out_bytes = (4 if dtype == "float32" else 2 for dtype in (self.dtype, self.out_dtype))
+        inputs = (self.num_rows + self.num_out) * self.num_in
+        return inputs * in_bytes + self.num_out * self.num_rows * out_bytes
 
 
 class CublasLt:
@@ -184,7 +194,7 @@ class MatmulDescription:
             self.operation, _DESC_TRANSA, ctypes.byref(transposed), ctypes.c_size_t(4)
         )
 
-        def layout(rows: int, columns: int) -> ctypes.c_void_p:
+        def layout(rows: int, columns: int, kind: int) -> ctypes.c_void_p:
             nonlocal status
             handle = ctypes.c_void_p()
             status |= library.cublasLtMatrixLayoutCreate(
@@ -194,9 +204,9 @@ class MatmulDescription:
             return handle
 
         # A row-major matrix is its transpose in column-major order, which is what cuBLAS reads.
-        self.weight = layout(shape.num_in, shape.num_out)
-        self.x = layout(shape.num_in, shape.num_rows)
-        self.out = layout(shape.num_out, shape.num_rows)
+        self.weight = layout(shape.num_in, shape.num_out, kind)
+        self.x = layout(shape.num_in, shape.num_rows, kind)
+        self.out = layout(shape.num_out, shape.num_rows, _DATA_TYPES[shape.out_dtype])
         if status != 0:
             raise DeviceError(f"device cuda: cuBLASLt cannot describe {shape}: {_STATUS.get(status, status)}")
         self.operation_address, self.weight_address = self.operation.value, self.weight.value

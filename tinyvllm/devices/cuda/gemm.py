@@ -171,7 +171,7 @@ class Gemm:
     def _choose(self, description: MatmulDescription, accumulate: bool) -> bytes:
         shape = description.shape
         if self._batch_invariant:
-            fixed = GemmShape(_INVARIANT_ROWS, shape.num_out, shape.num_in, shape.dtype, min(16, shape.alignment_bytes))
+            fixed = dataclasses.replace(shape, num_rows=_INVARIANT_ROWS, alignment_bytes=min(16, shape.alignment_bytes))
             found = self._library.candidates(self._library.describe(fixed), WORKSPACE_BYTES, may_split=False)
         else:
             chosen = self._store.get(shape, accumulate)
@@ -196,13 +196,16 @@ def shape_of(out: Buffer, x: Buffer, weight: Buffer) -> GemmShape:
         ShapeError: the matrices do not fit together.
     """
     fits = len(x.shape) == 2 and len(weight.shape) == 2 and x.shape[1] == weight.shape[1]
-    if not fits or out.shape != (x.shape[0], weight.shape[0]) or not out.dtype == x.dtype == weight.dtype:
+    fits = fits and x.dtype == weight.dtype and out.dtype.name in (x.dtype.name, "float32")
+    if not fits or out.shape != (x.shape[0], weight.shape[0]):
         raise ShapeError(
             f"gemm: out {out.dtype} {out.shape}, x {x.dtype} {x.shape}, weight {weight.dtype} {weight.shape} do not "
-            "fit; expected [T, N], [T, K], [N, K] of one dtype"
+            "fit; expected [T, N], [T, K], [N, K] of one dtype (out may be float32)"
         )
     alignment = alignment_of(out.pointer, x.pointer, weight.pointer)
-    return GemmShape(x.shape[0], weight.shape[0], x.shape[1], x.dtype.name, alignment)
+    return GemmShape(
+        x.shape[0], weight.shape[0], x.shape[1], x.dtype.name, alignment, is_out_float32=out.dtype != x.dtype
+    )
 
 
 def _as_array(algorithm: bytes) -> ctypes.Array[ctypes.c_char]:
@@ -211,4 +214,4 @@ def _as_array(algorithm: bytes) -> ctypes.Array[ctypes.c_char]:
 
 def _name_of(shape: GemmShape, accumulate: bool) -> str:
     return (f"{shape.dtype} {shape.num_rows}x{shape.num_out}x{shape.num_in} align {shape.alignment_bytes}"
-            f"{' accumulate' if accumulate else ''}")  # fmt: skip
+            f"{' to float32' if shape.is_out_float32 else ''}{' accumulate' if accumulate else ''}")  # fmt: skip

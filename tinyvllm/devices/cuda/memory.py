@@ -13,7 +13,7 @@ from tinyvllm.devices.cuda.driver import EXTRA, Driver
 from tinyvllm.devices.cuda.failures import out_of_memory
 from tinyvllm.devices.cuda.graph import CudaGraph
 from tinyvllm.devices.cuda.pinned import DownloadPool, Event, PinnedMemory, UploadRing
-from tinyvllm.devices.interface import Array, Buffer, Shape
+from tinyvllm.devices.interface import Array, Buffer, Shape, check_corner
 from tinyvllm.errors import DeviceError, KernelError
 
 POISON = 0xFF
@@ -95,6 +95,25 @@ class CudaMemory:
                 self._driver.api.cuMemcpyHtoDAsync, buffer.pointer + done, address, piece.size, self._stream
             )
             done += piece.size
+
+    def upload_corner(self, buffer: Buffer, array: Array) -> None:
+        """Copies ``array`` into the first rows and columns of ``buffer``; see ``Memory.upload_corner``."""
+        self._refuse_in_capture("upload")
+        check_corner(buffer, array)
+        width_bytes = array.shape[1] * array.dtype.itemsize
+        most_rows = max(1, self._uploads.segment_bytes // max(1, width_bytes))
+        for first in range(0, array.shape[0] if width_bytes else 0, most_rows):
+            rows = array[first : first + most_rows]
+            address, piece = self._uploads.take(rows.size * rows.itemsize)
+            piece.view(rows.dtype).reshape(rows.shape)[...] = rows
+            copy = self._driver.api.CUDA_MEMCPY2D()
+            copy.srcMemoryType = self._driver.api.CUmemorytype.CU_MEMORYTYPE_HOST
+            copy.srcHost, copy.srcPitch = address, width_bytes
+            copy.dstMemoryType = self._driver.api.CUmemorytype.CU_MEMORYTYPE_DEVICE
+            pitch_bytes = buffer.shape[1] * buffer.dtype.itemsize
+            copy.dstDevice, copy.dstPitch = buffer.pointer + first * pitch_bytes, pitch_bytes
+            copy.WidthInBytes, copy.Height = width_bytes, len(rows)
+            self._driver.call(self._driver.api.cuMemcpy2DAsync, copy, self._stream)
 
     def download(self, buffer: Buffer) -> Array:
         """A copy of the buffer's contents after all work queued so far."""

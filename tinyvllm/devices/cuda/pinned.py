@@ -55,7 +55,7 @@ class UploadRing:
 
     def __init__(self, driver: Driver, stream: Any, segment_bytes: int = _SEGMENT_BYTES) -> None:
         self._stream = stream
-        self._segment_bytes = segment_bytes
+        self.segment_bytes = segment_bytes
         self._memory = PinnedMemory(driver, _NUM_SEGMENTS * segment_bytes)
         self._read = [Event(driver) for _ in range(_NUM_SEGMENTS)]
         self._segment = 0
@@ -63,14 +63,14 @@ class UploadRing:
 
     def take(self, wanted_bytes: int) -> tuple[int, npt.NDArray[np.uint8]]:
         """Address and bytes of a piece of at most ``wanted_bytes``; the caller queues the copy from it at once."""
-        if self._used == self._segment_bytes:
+        if self._used == self.segment_bytes:
             self._next_segment()
-        size = min(wanted_bytes, self._segment_bytes - self._used)
-        if size < wanted_bytes <= self._segment_bytes:  # a small array goes in one piece
+        size = min(wanted_bytes, self.segment_bytes - self._used)
+        if size < wanted_bytes <= self.segment_bytes:  # a small array goes in one piece
             self._next_segment()
             size = wanted_bytes
-        first = self._segment * self._segment_bytes + self._used
-        self._used = min(self._segment_bytes, self._used + -(-size // _ALIGNMENT) * _ALIGNMENT)
+        first = self._segment * self.segment_bytes + self._used
+        self._used = min(self.segment_bytes, self._used + -(-size // _ALIGNMENT) * _ALIGNMENT)
         return self._memory.address + first, self._memory.bytes[first : first + size]
 
     def _next_segment(self) -> None:

@@ -146,9 +146,11 @@ class EmulatorDevice:
     def gemm(self, out: Buffer, x: Buffer, weight: Buffer, *, accumulate: bool = False) -> None:
         """Queues ``out = x @ weight.T``; see ``Device.gemm``."""
         shapes = (x.shape[0], weight.shape[0]), (weight.shape[1],)
-        if out.shape != shapes[0] or x.shape[1:] != shapes[1] or not out.dtype == x.dtype == weight.dtype:
+        has_dtypes = x.dtype == weight.dtype and out.dtype in (x.dtype, np.float32)
+        if out.shape != shapes[0] or x.shape[1:] != shapes[1] or not has_dtypes:
             raise KernelError(f"gemm: out {out.dtype} {out.shape}, x {x.dtype} {x.shape}, weight {weight.dtype} "
-                              f"{weight.shape} do not fit; expected [T, N], [T, K], [N, K] of one dtype")  # fmt: skip
+                              f"{weight.shape} do not fit; expected [T, N], [T, K], [N, K] of one dtype (out may be "
+                              "float32)")  # fmt: skip
 
         def multiply() -> None:
             result = array_of(x).astype(np.float32) @ array_of(weight).astype(np.float32).T  # [T, N]

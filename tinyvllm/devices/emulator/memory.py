@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from tinyvllm.devices.emulator.library import RuntimeLibrary
 from tinyvllm.devices.emulator.stream import HostTask, Stream
-from tinyvllm.devices.interface import Array, Buffer, Shape
+from tinyvllm.devices.interface import Array, Buffer, Shape, check_corner
 from tinyvllm.errors import CapacityError, KernelError
 
 _MARGIN_BYTES = 256
@@ -97,6 +97,12 @@ class EmulatorMemory:
             )
         copy = array.copy()
         self._stream.submit(HostTask("upload", [buffer], lambda: np.copyto(array_of(buffer), copy)))
+
+    def upload_corner(self, buffer: Buffer, array: Array) -> None:
+        """Copies ``array`` into the first rows and columns of ``buffer``."""
+        check_corner(buffer, array)
+        copy, (rows, columns) = array.copy(), array.shape
+        self._stream.submit(HostTask("upload", [], lambda: np.copyto(array_of(buffer)[:rows, :columns], copy)))
 
     def download(self, buffer: Buffer) -> Array:
         """A copy of the buffer's contents after all work queued so far."""

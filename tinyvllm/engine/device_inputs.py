@@ -1,0 +1,198 @@
+"""The arrays of a step on a device: buffers that stay put, so that a graph needs no new arguments; one copy a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from tinyvllm.batch import Int32
+from tinyvllm.devices.interface import Buffer, Device
+from tinyvllm.engine.runner import Step, TableUpdates
+from tinyvllm.kernels.launch import INT32, ceil_div, round_up
+from tinyvllm.kernels.step_inputs import StepInputs
+from tinyvllm.models.device_decoder import DeviceBatch, DeviceLimits
+
+_ALIGNMENT = 64
+"""Elements: each array begins at a multiple of 256 bytes."""
+_NONE = np.zeros(0, np.int32)
+
+
+@dataclass(frozen=True, slots=True)
+class SampledRows:
+    """Some of the rows that a step samples.
+
+    Attributes:
+        rows: ``[n]``, int32, indices of the step's tokens; None: the first ``n``.
+        slots, positions: ``[n]``, int32; slot -1 for padding; position that the new token will have.
+    """
+
+    rows: Buffer | None
+    slots: Buffer
+    positions: Buffer
+
+    @property
+    def num_rows(self) -> int:
+        """``n``."""
+        return self.slots.shape[0]
+
+    def part(self, first: int, num_rows: int, counting: Buffer) -> SampledRows:
+        """``num_rows`` of them, from ``first`` on; ``counting`` holds 0, 1, 2, ..."""
+        if first == 0 and num_rows == self.num_rows:
+            return self
+        rows, slots, positions = (
+            buffer.view((num_rows,), offset_bytes=first * INT32.itemsize)
+            for buffer in (self.rows or counting, self.slots, self.positions)
+        )
+        return SampledRows(rows, slots, positions)
+
+
+@dataclass(frozen=True, slots=True)
+class StepBuffers:
+    """Where the arrays of a step lie.
+
+    Attributes:
+        batch: what the decoder takes.
+        sampled: what sampling takes.
+        updates: what is new in the block tables; see ``StepInputs``.
+    """
+
+    batch: DeviceBatch
+    sampled: SampledRows
+    updates: Buffer
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Where each array begins in the one buffer that goes up, in elements; how many of it are in use."""
+
+    num_tokens: int
+    num_sequences: int
+    num_sampled: int
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """Of token ids, positions, slot mapping; context lengths; slots, positions, rows; cu_seqlens_q; updates."""
+        t, b, s = (round_up(size, _ALIGNMENT) for size in (self.num_tokens, self.num_sequences, self.num_sampled))
+        sizes = (t, t, t, b, s, s, s, round_up(self.num_sequences + 1, _ALIGNMENT))
+        return tuple(np.cumsum([0, *sizes]).tolist())
+
+
+class DeviceInputs:
+    """Copies each step's arrays to the device.
+
+    Args:
+        device: where to.
+        limits: most tokens and sequences of a step.
+    """
+
+    def __init__(self, device: Device, limits: DeviceLimits) -> None:
+        self._device = device
+        self._max_blocks = ceil_div(limits.max_context_len, limits.block_size)
+        self._updates_size = 1 + 3 * limits.max_seqs
+        most = max(1, limits.max_seqs)
+        size = _Layout(limits.max_tokens, most, most).starts[-1] + self._updates_size
+        self._host = np.zeros(size, np.int32)
+        self._buffer = device.memory.alloc((size,), INT32)
+        self._tables = device.memory.alloc((limits.max_seqs, self._max_blocks), INT32)
+        self._rows = device.memory.alloc((max(limits.max_logits_rows, limits.max_seqs),), INT32)
+        self.counting = device.memory.alloc((most,), INT32)
+        """``[most sequences]``, int32: 0, 1, 2, ..."""
+        device.memory.upload(self.counting, np.arange(most, dtype=np.int32))
+        self._complete = StepInputs(device)
+        self._padded: dict[int, tuple[tuple[int, ...], StepBuffers]] = {}  # by size of a decode step
+
+    def upload_decode(self, step: Step, size: int) -> StepBuffers:
+        """The arrays of a step of one token a sequence, all of them sampled, padded to ``size`` sequences."""
+        if size not in self._padded:
+            layout = _Layout(size, size, size)
+            self._padded[size] = (layout.starts, self._buffers(layout, is_decode=True, are_all=True))
+        starts, buffers = self._padded[size]
+        batch, host, count = step.batch, self._host, step.batch.num_sequences
+        assert step.sampling is not None
+        for start, values, padding in (
+            (starts[0], batch.token_ids, 0),
+            (starts[1], batch.positions, 0),
+            (starts[2], batch.slot_mapping, -1),
+            (starts[3], batch.context_lens, 0),
+            (starts[4], step.slots, -1),
+            (starts[5], step.sampling.position, 0),
+        ):
+            host[start : start + count] = values
+            host[start + count : start + size] = padding
+        self._send(step, starts[-1])
+        return buffers
+
+    def upload(self, step: Step) -> StepBuffers:
+        """The arrays of any step."""
+        batch, host = step.batch, self._host
+        layout = _Layout(batch.num_tokens, batch.num_sequences, len(step.sampled))
+        starts = layout.starts
+        new_positions = _NONE if step.sampling is None else step.sampling.position
+        arrays = (
+            batch.token_ids, batch.positions, batch.slot_mapping, batch.context_lens, step.slots, new_positions,
+            batch.last_token_index[step.sampled], batch.cu_seqlens_q,
+        )  # fmt: skip
+        for start, values in zip(starts[:-1], arrays, strict=True):
+            host[start : start + len(values)] = values
+        self._send(step, starts[-1])
+        return self._buffers(layout, is_decode=batch.is_decode_only, are_all=False)
+
+    def complete(self, buffers: StepBuffers, last_sampled: Buffer) -> None:
+        """Queue what the host could not fill in: tokens of the step before, and new entries of block tables."""
+        self._complete(buffers.batch.token_ids, self._tables, last_sampled, buffers.updates)
+
+    @contextmanager
+    def without_sampling(self, buffers: StepBuffers) -> Iterator[None]:
+        """Within the block every sampled row is padding, so that a step may run once more than it should."""
+        slots = buffers.sampled.slots
+        start = (slots.pointer - self._buffer.pointer) // INT32.itemsize
+        self._device.memory.upload(slots, np.full(slots.shape, -1, np.int32))
+        yield
+        self._device.memory.upload(slots, self._host[start : start + slots.shape[0]])
+
+    def upload_rows(self, indices: Int32) -> Buffer:
+        """Indices of rows, on the device; until the next call."""
+        buffer = self._rows.view((len(indices),))
+        self._device.memory.upload(buffer, indices.astype(np.int32, copy=False))
+        return buffer
+
+    def _send(self, step: Step, updates_start: int) -> None:
+        """Adds the updates of the block tables behind the arrays, and copies all that is in use."""
+        updates = step.table_updates
+        count = self._put_updates(updates, updates_start)
+        if updates is None:
+            self._device.memory.upload_corner(self._tables, step.batch.block_tables)
+        used = updates_start + 1 + 3 * count
+        self._device.memory.upload(self._buffer.view((used,)), self._host[:used])
+
+    def _put_updates(self, updates: TableUpdates | None, start: int) -> int:
+        count = 0 if updates is None else len(updates.rows)
+        self._host[start] = count
+        if updates is not None and count:
+            triples = self._host[start + 1 : start + 1 + 3 * count].reshape(count, 3)
+            triples[:, 0], triples[:, 1], triples[:, 2] = updates.rows, updates.columns, updates.blocks
+        return count
+
+    def _buffers(self, layout: _Layout, *, is_decode: bool, are_all: bool) -> StepBuffers:
+        token_ids, positions, slot_mapping, context_lens, slots, new_positions, rows, cu_seqlens_q, updates = (
+            layout.starts
+        )
+        t, b, s = layout.num_tokens, layout.num_sequences, layout.num_sampled
+        batch = DeviceBatch(
+            token_ids=self._part(token_ids, t),
+            positions=self._part(positions, t),
+            slot_mapping=self._part(slot_mapping, t),
+            context_lens=self._part(context_lens, b),
+            block_tables=self._tables.view((b, self._max_blocks)),
+            cu_seqlens_q=None if is_decode else self._part(cu_seqlens_q, b + 1),
+        )
+        sampled = SampledRows(
+            None if are_all else self._part(rows, s), self._part(slots, s), self._part(new_positions, s)
+        )
+        return StepBuffers(batch, sampled, self._part(updates, self._updates_size))
+
+    def _part(self, start: int, size: int) -> Buffer:
+        return self._buffer.view((size,), offset_bytes=start * INT32.itemsize)
