@@ -34,8 +34,10 @@ from tinyvllm.kernels.silu_mul import SiluMul
 from tinyvllm.kernels.tiling import Tiling, choose_tiling
 from tinyvllm.layers import AttentionProjection, Linear, Norm
 
-FUSED_ROWS = (1, 8, 16, 32)
-"""Most rows of each set of fused kernels; more rows go to the matrix products."""
+FUSED_ROWS = (1, 8, 16)
+"""Most rows of each version of the fused kernels without a norm; more rows go to the matrix products."""
+FUSED_NORM_ROWS = (1,)
+"""The same where the kernel normalises: with more rows a norm of its own and a matrix product are faster."""
 
 _INVARIANT_TILE = 8
 _WEIGHT_SCHEME = "rows"
@@ -81,8 +83,9 @@ class NvrtcKernels:
 class _Tiers:
     """Which version of a fused kernel serves so many rows."""
 
-    def __init__(self, context: BindContext) -> None:
+    def __init__(self, context: BindContext, fused_rows: Sequence[int] = FUSED_ROWS) -> None:
         limits = context.on_device.limits
+        self._fused_rows = fused_rows
         self._is_invariant = limits.batch_invariant
         self.max_tokens = limits.max_tokens
         self._max_head_rows = max(limits.max_logits_rows, limits.max_seqs)
@@ -91,13 +94,13 @@ class _Tiers:
         """Its most rows; None: the matrix products are faster."""
         if self._is_invariant:
             return self.max_tokens
-        return next((rows for rows in FUSED_ROWS if rows >= num_rows), None)
+        return next((rows for rows in self._fused_rows if rows >= num_rows), None)
 
-    def head_rows(self, num_rows: int) -> int:
-        """The same for the vocabulary, where the fused kernel serves any number."""
+    def head_rows(self, num_rows: int) -> int | None:
+        """The same for the vocabulary."""
         if self._is_invariant:
             return max(self._max_head_rows, num_rows)
-        return next((rows for rows in (*FUSED_ROWS, self._max_head_rows) if rows >= num_rows), num_rows)
+        return next((rows for rows in self._fused_rows if rows >= num_rows), None)
 
     def tiling(self, size_k: int) -> Tiling | None:
         """The launcher's own choice; with ``batch_invariant`` one cut for any number of rows, also for one."""
@@ -176,7 +179,11 @@ def _lm_head(context: BindContext) -> Launch:
         )
 
     def lm_head(logits: Buffer, x: Buffer, head: Linear) -> None:
-        made(*head.weight.shape, tiers.head_rows(x.shape[0]))(logits, x, head.weight)
+        rows = tiers.head_rows(x.shape[0])
+        if rows is None:
+            device.gemm(logits, x, head.weight)
+        else:
+            made(*head.weight.shape, rows)(logits, x, head.weight)
 
     return lm_head
 
@@ -242,7 +249,8 @@ def _attention_sizes(context: BindContext, window: int | None) -> AttentionSizes
 
 
 def _qkv(context: BindContext) -> Launch:
-    device, tiers, composed = context.on_device.device, _Tiers(context), device_compose.compose_qkv(context)
+    device, composed = context.on_device.device, device_compose.compose_qkv(context)
+    tiers = _Tiers(context, FUSED_NORM_ROWS)
     model = context.spec.model
 
     @cache
@@ -289,7 +297,8 @@ def _linear_residual(context: BindContext) -> Launch:
 
 
 def _gate_up(context: BindContext) -> Launch:
-    device, tiers, composed = context.on_device.device, _Tiers(context), device_compose.compose_gate_up(context)
+    device, composed = context.on_device.device, device_compose.compose_gate_up(context)
+    tiers = _Tiers(context, FUSED_NORM_ROWS)
     model = context.spec.model
 
     @cache
@@ -310,15 +319,17 @@ def _gate_up(context: BindContext) -> Launch:
 
 
 def _rms_norm_lm_head(context: BindContext) -> Launch:
-    return _bind_head(LmHeadLogits, context)
+    return _bind_head(LmHeadLogits, context, device_compose.compose_lm_head(context))
 
 
 def _lm_head_argmax(context: BindContext) -> Launch:
-    return _bind_head(LmHeadArgmax, context)
+    return _bind_head(LmHeadArgmax, context, device_compose.compose_lm_head_argmax(context))
 
 
-def _bind_head(launcher: type[LmHeadLogits] | type[LmHeadArgmax], context: BindContext) -> Launch:
-    device, tiers = context.on_device.device, _Tiers(context)
+def _bind_head(
+    launcher: type[LmHeadLogits] | type[LmHeadArgmax], context: BindContext, composed: Callable[..., None]
+) -> Launch:
+    device, tiers = context.on_device.device, _Tiers(context, FUSED_NORM_ROWS)
 
     @cache
     def made(vocab_size: int, hidden_size: int, eps: float, max_rows: int) -> LmHeadLogits | LmHeadArgmax:
@@ -328,7 +339,11 @@ def _bind_head(launcher: type[LmHeadLogits] | type[LmHeadArgmax], context: BindC
         )  # fmt: skip
 
     def head_of_rows(out: Buffer, x: Buffer, norm: Norm, head: Linear) -> None:
-        made(*head.weight.shape, norm.eps, tiers.head_rows(x.shape[0]))(out, x, norm.weight, head.weight)
+        rows = tiers.head_rows(x.shape[0])
+        if rows is None:
+            composed(out, x, norm, head)
+        else:
+            made(*head.weight.shape, norm.eps, rows)(out, x, norm.weight, head.weight)
 
     return head_of_rows
 

@@ -19,7 +19,7 @@ from tinyvllm.reference.logprobs import logprob_columns
 from tinyvllm.request import SamplingParams, SamplingRules
 from tinyvllm.shapes import ModelShape
 
-MOST_GREEDY_ROWS = 8
+MOST_GREEDY_ROWS = 1
 """Up to so many rows the head and the choice of the most likely token are one kernel; more go through the logits."""
 
 
