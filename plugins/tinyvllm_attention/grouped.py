@@ -10,163 +10,207 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyvllm.batch import Batch, Float32, Int32, LayerCache
+from tinyvllm.batch import Batch, Float32, Int32
 from tinyvllm.interfaces import AttentionCall
 
-# A group's shortest row has at least this share of the longest one's blocks, so padding is bounded;
-# below _SMALL blocks one more call costs more than the padding it saves.
+# A group's shortest row has at least this share of the longest one's positions, so padding is bounded;
+# below _SHORT positions one more call costs more than the padding it saves.
 _MIN_FILL = 0.75
-_SMALL_BLOCKS = 8
+_SHORT = 128
+# Elements of keys or values that are gathered at once for several sequences: 2 MB stay in the second-level cache
+# until they are multiplied.
+_GATHERED = 1 << 19
 # Queries of a chunk are taken so many at a time that their scores stay near this many elements a KV head.
 _SCORES = 1 << 18
 
+Intp = NDArray[np.intp]
+
 
 @dataclass(frozen=True, slots=True)
-class Group:
-    """Decode rows of similar length, or one chunk.
+class DecodeGroup:
+    """Sequences of similar length that compute one token each.
 
     Attributes:
-        tokens: ``[n]`` rows of the query, or for a chunk the slice of its rows.
-        positions: ``[n]`` of those queries.
-        tables: ``[n, m]`` block ids from position ``starts`` on; padding repeats a block of the row itself.
-        lengths: ``[n]`` positions that exist.
+        tokens: their rows of the query: ``[n]``, or a slice.
+        positions: ``[n]``.
+        vectors: ``[n, K, S]``, where the key of each KV head and position lies among the ``[D]`` vectors of the cache.
+            Behind a sequence's end its last position is repeated: what lies there may be anything, NaN included.
+        hidden: ``[n, S]``, what is behind the end; None if nothing is.
     """
 
-    tokens: Int32
+    tokens: Int32 | slice
     positions: Int32
-    tables: Int32
-    lengths: Int32
+    vectors: Intp
+    hidden: NDArray[np.bool_] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One sequence that computes several tokens.
+
+    Attributes:
+        start: row of the query of the first.
+        positions: ``[t]``, ascending.
+        vectors: ``[K, S]``, as in :class:`DecodeGroup`.
+    """
+
+    start: int
+    positions: Int32
+    vectors: Intp
 
 
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """A step's work: decode groups, and chunks."""
+    """A step's work."""
 
-    decode: tuple[Group, ...]
-    chunks: tuple[Group, ...]
+    decode: tuple[DecodeGroup, ...]
+    chunks: tuple[Chunk, ...]
 
 
-def plan_groups(batch: Batch, block_size: int) -> Groups:
+class Scratch:
+    """Memory that gathers write into, used again by every layer and step; it grows with the longest sequence."""
+
+    def __init__(self) -> None:
+        self._memory: Float32 = np.empty(_GATHERED, np.float32)
+
+    def gather(self, cache: Float32, vectors: Intp) -> Float32:
+        """``[..., D]``: the vectors of the cache at ``[...]``, valid until the next call."""
+        head_dim = cache.shape[-1]
+        size = vectors.size * head_dim
+        if size > len(self._memory):
+            self._memory = np.empty(size, np.float32)
+        out = self._memory[:size].reshape(*vectors.shape, head_dim)
+        # "clip" writes straight into out; "raise" would go through a buffer. No index is out of range.
+        return cache.reshape(-1, head_dim).take(vectors, axis=0, out=out, mode="clip")
+
+
+def plan_groups(batch: Batch, block_size: int, num_kv_heads: int, head_dim: int) -> Groups:
     """The rows of a step in groups."""
     num_queries = np.diff(batch.cu_seqlens_q)
-    decode = np.flatnonzero(num_queries == 1)
-    chunks = tuple(_chunk(batch, int(b), block_size) for b in np.flatnonzero(num_queries > 1))
-    if not len(decode):
-        return Groups((), chunks)
-    num_blocks = -(-batch.context_lens[decode] // block_size)
-    order = decode[np.argsort(-num_blocks, kind="stable")]
-    groups, start = [], 0
-    descending = -np.sort(-num_blocks)
-    while start < len(order):
-        longest = int(descending[start])
-        fill = 1 if longest <= _SMALL_BLOCKS else int(longest * _MIN_FILL)
-        stop = start + int(np.searchsorted(-descending[start:], -fill, side="right"))
-        groups.append(_decode_group(batch, order[start:stop], longest, block_size))
+    decode = np.flatnonzero(num_queries == 1).astype(np.int32)
+    chunks = []
+    for b in np.flatnonzero(num_queries > 1).tolist():
+        start, stop = int(batch.cu_seqlens_q[b]), int(batch.cu_seqlens_q[b + 1])
+        at = np.arange(int(batch.context_lens[b]), dtype=np.int32)
+        vectors = _vectors(batch.block_tables[b : b + 1], at, block_size, num_kv_heads)[0]
+        chunks.append(Chunk(start, batch.positions[start:stop], vectors))
+    groups = []
+    for rows in _similar(decode, batch.context_lens, num_kv_heads * head_dim):
+        lengths = batch.context_lens[rows]
+        shortest, longest = int(lengths.min()), int(lengths.max())
+        at, hidden = np.arange(longest, dtype=np.int32), None
+        if shortest < longest:
+            hidden = at >= lengths[:, None]
+            at = np.minimum(at, lengths[:, None] - 1)
+        vectors = _vectors(batch.block_tables[rows], at, block_size, num_kv_heads)
+        tokens = rows if isinstance(rows, slice) else batch.cu_seqlens_q[rows]
+        groups.append(DecodeGroup(tokens, lengths - 1, vectors, hidden))
+    return Groups(tuple(groups), tuple(chunks))
+
+
+def _similar(rows: Int32, lengths: Int32, elements: int) -> list[Int32 | slice]:
+    """The rows in groups of similar length, no more of them than are gathered at once; a slice where that is all."""
+    if not len(rows):
+        return []
+    own = lengths[rows]
+    longest = int(own.max())
+    is_one = int(own.min()) >= _shortest(longest) and len(rows) * longest * elements <= _GATHERED
+    if is_one and len(rows) == len(lengths):
+        return [slice(0, len(rows))]
+    order = np.argsort(-own, kind="stable")
+    rows, descending = rows[order], -own[order]
+    groups: list[Int32 | slice] = []
+    start = 0
+    while start < len(rows):
+        longest = -int(descending[start])
+        stop = int(np.searchsorted(descending, -_shortest(longest), side="right"))
+        stop = min(stop, start + max(1, _GATHERED // (longest * elements)))
+        groups.append(rows[start:stop])
         start = stop
-    return Groups(tuple(groups), chunks)
+    return groups
 
 
-def _decode_group(batch: Batch, rows: NDArray[np.int64], longest: int, block_size: int) -> Group:
-    lengths = batch.context_lens[rows]
-    last = -(-lengths // block_size) - 1
-    columns = np.minimum(np.arange(longest, dtype=np.int32), last[:, None])
-    tokens = batch.cu_seqlens_q[rows]
-    return Group(
-        tokens=tokens,
-        positions=batch.positions[tokens],
-        tables=np.take_along_axis(batch.block_tables[rows], columns, axis=1),
-        lengths=lengths,
-    )
+def _shortest(longest: int) -> int:
+    """The fewest positions of a row that shares a group with one of ``longest``."""
+    return 1 if longest <= _SHORT else int(longest * _MIN_FILL)
 
 
-def _chunk(batch: Batch, b: int, block_size: int) -> Group:
-    start, stop = int(batch.cu_seqlens_q[b]), int(batch.cu_seqlens_q[b + 1])
-    length = int(batch.context_lens[b])
-    return Group(
-        tokens=np.arange(start, stop, dtype=np.int32),
-        positions=batch.positions[start:stop],
-        tables=batch.block_tables[b : b + 1, : -(-length // block_size)],
-        lengths=np.array([length], np.int32),
-    )
+def _vectors(tables: Int32, at: Int32, block_size: int, num_kv_heads: int) -> Intp:
+    """``[n, K, S]`` from block tables ``[n, M]`` and positions ``[S]`` or ``[n, S]``, for the cache's layout HND."""
+    blocks, offsets = at // block_size, at % block_size
+    owned = tables[:, blocks] if at.ndim == 1 else np.take_along_axis(tables, blocks, axis=1)
+    first = owned.astype(np.intp) * (num_kv_heads * block_size) + offsets  # of head 0
+    return first[:, None] + np.arange(0, num_kv_heads * block_size, block_size)[:, None]
 
 
-def attend_in_groups(call: AttentionCall, plan: Groups) -> Float32:
+def attend_in_groups(call: AttentionCall, plan: Groups, scratch: Scratch) -> Float32:
     """``[T, H, D]``: every query's attention."""
     out: Float32 = np.empty_like(call.query)
+    query = call.query * np.float32(call.scale)
     for group in plan.decode:
-        out[group.tokens] = _attend_decode(call, group)
-    for group in plan.chunks:
-        _attend_chunk(call, group, out)
+        out[group.tokens] = _attend_decode(call, query[group.tokens], group, scratch)
+    for chunk in plan.chunks:
+        _attend_chunk(call, query, chunk, out)
     return out
 
 
-def gather(cache: LayerCache, tables: Int32) -> tuple[Float32, Float32]:
-    """Keys and values of whole blocks, ``[n, K, m * block_size, D]`` each, in one copy."""
-    num_kv_heads, block_size, head_dim = cache.key.shape[1:]
-    # Blocks of one KV head are contiguous in HND, so rows of the flattened cache are (block, head) pairs.
-    index = tables[:, None, :] * np.int32(num_kv_heads) + np.arange(num_kv_heads, dtype=np.int32)[:, None]
-    shape = (len(tables), num_kv_heads, tables.shape[1] * block_size, head_dim)
-    flat = (-1, block_size * head_dim)
-    key = cache.key.reshape(flat).take(index, axis=0).reshape(shape)
-    value = cache.value.reshape(flat).take(index, axis=0).reshape(shape)
-    return key, value
-
-
-def _attend_decode(call: AttentionCall, group: Group) -> Float32:
-    num_kv_heads, block_size, head_dim = call.cache.key.shape[1:]
-    first = _first_block(call, int(group.positions.min()))
-    query = call.query[group.tokens].reshape(len(group.tokens), num_kv_heads, -1, head_dim)  # [n, K, G, D]
-    key, value = gather(call.cache, group.tables[:, first:])
-    scores = query @ key.swapaxes(-1, -2)  # [n, K, G, S]
-    scores *= np.float32(call.scale)
-    columns = np.arange(first * block_size, first * block_size + key.shape[2], dtype=np.int32)
-    hidden = columns >= group.lengths[:, None]  # [n, S]
-    if hidden.any():
-        # What lies behind the end of a sequence may be anything, NaN included: it must not even meet a zero.
-        value.swapaxes(1, 2)[hidden] = 0.0
+def _attend_decode(call: AttentionCall, query: Float32, group: DecodeGroup, scratch: Scratch) -> Float32:
+    num_rows, num_heads, head_dim = query.shape
+    num_kv_heads = call.cache.key.shape[1]
+    vectors, hidden = group.vectors, group.hidden
     if call.sliding_window is not None:
-        hidden |= columns <= group.positions[:, None] - np.int32(call.sliding_window)
-    np.copyto(scores, -np.inf, where=hidden[:, None, None])
-    return _softmax_times(scores, value).reshape(len(query), -1, head_dim)
+        first = _first_seen(call.sliding_window, int(group.positions.min()))
+        vectors = vectors[:, :, first:]
+        at = np.arange(first, first + vectors.shape[2], dtype=np.int32)
+        is_past = at <= group.positions[:, None] - np.int32(call.sliding_window)
+        hidden = is_past if hidden is None else is_past | hidden[:, first:]
+    query = query.reshape(num_rows, num_kv_heads, -1, head_dim)  # [n, K, G, D]
+    scores: Float32 = query @ scratch.gather(call.cache.key, vectors).swapaxes(-1, -2)  # [n, K, G, S]
+    if hidden is not None:
+        np.copyto(scores, -np.inf, where=hidden[:, None, None])
+    total = _exponentials(scores)
+    mixed: Float32 = scores @ scratch.gather(call.cache.value, vectors)
+    mixed /= total
+    return mixed.reshape(num_rows, num_heads, head_dim)
 
 
-def _attend_chunk(call: AttentionCall, group: Group, out: Float32) -> None:
-    num_kv_heads, block_size, head_dim = call.cache.key.shape[1:]
-    length, group_size = int(group.lengths[0]), call.query.shape[1] // num_kv_heads
-    first = _first_block(call, int(group.positions[0]))
-    key, value = (a[0, :, : length - first * block_size] for a in gather(call.cache, group.tables[:, first:]))
-    step = max(1, _SCORES // (key.shape[1] * group_size))
-    for start in range(0, len(group.tokens), step):
-        positions = group.positions[start : start + step]
-        seen = int(positions[-1]) + 1 - first * block_size
-        rows = slice(int(group.tokens[0]) + start, int(group.tokens[0]) + start + len(positions))
-        query = call.query[rows].reshape(len(positions), num_kv_heads, group_size, head_dim)
-        query = query.transpose(1, 2, 0, 3).reshape(num_kv_heads, -1, head_dim)  # [K, G * t, D]
-        scores = query @ key[:, :seen].swapaxes(-1, -2)
-        scores *= np.float32(call.scale)
-        columns = np.arange(first * block_size, first * block_size + seen, dtype=np.int32)
-        hidden = columns > positions[:, None]
+def _attend_chunk(call: AttentionCall, query: Float32, chunk: Chunk, out: Float32) -> None:
+    num_kv_heads, head_dim = call.cache.key.shape[1], call.cache.key.shape[3]
+    group_size = query.shape[1] // num_kv_heads
+    first = 0 if call.sliding_window is None else _first_seen(call.sliding_window, int(chunk.positions[0]))
+    vectors = chunk.vectors[:, first:]
+    key, value = (cache.reshape(-1, head_dim).take(vectors, axis=0) for cache in (call.cache.key, call.cache.value))
+    at = np.arange(first, first + vectors.shape[1], dtype=np.int32)
+    step = max(1, _SCORES // (len(at) * group_size))
+    for start in range(0, len(chunk.positions), step):
+        positions = chunk.positions[start : start + step]
+        seen = int(positions[-1]) + 1 - first
+        rows = slice(chunk.start + start, chunk.start + start + len(positions))
+        by_head = query[rows].reshape(len(positions), num_kv_heads, group_size, head_dim).transpose(1, 2, 0, 3)
+        heads = by_head.reshape(num_kv_heads, -1, head_dim)  # [K, G * t, D]
+        scores: Float32 = heads @ key[:, :seen].swapaxes(-1, -2)
+        hidden = at[:seen] > positions[:, None]
         if call.sliding_window is not None:
-            hidden |= columns <= positions[:, None] - np.int32(call.sliding_window)
-        scores = scores.reshape(num_kv_heads, group_size, len(positions), seen)
-        np.copyto(scores, -np.inf, where=hidden)
-        mixed = _softmax_times(scores.reshape(num_kv_heads, -1, seen), value[:, :seen])
-        mixed = mixed.reshape(num_kv_heads, group_size, len(positions), head_dim)
-        out[rows] = mixed.transpose(2, 0, 1, 3).reshape(len(positions), -1, head_dim)
+            hidden |= at[:seen] <= positions[:, None] - np.int32(call.sliding_window)
+        np.copyto(scores.reshape(num_kv_heads, group_size, len(positions), seen), -np.inf, where=hidden)
+        total = _exponentials(scores)
+        mixed: Float32 = scores @ value[:, :seen]
+        mixed /= total
+        by_head = mixed.reshape(num_kv_heads, group_size, len(positions), head_dim).transpose(2, 0, 1, 3)
+        out[rows] = by_head.reshape(len(positions), -1, head_dim)
 
 
-def _first_block(call: AttentionCall, position: int) -> int:
-    """The first block of which a query at ``position`` or later sees anything."""
-    if call.sliding_window is None:
-        return 0
-    return max(0, position - call.sliding_window + 1) // call.cache.block_size
+def _first_seen(window: int, position: int) -> int:
+    """The first position that a query at ``position`` or later sees."""
+    return max(0, position - window + 1)
 
 
-def _softmax_times(scores: Float32, value: Float32) -> Float32:
-    """``softmax(scores) @ value``; every row has something finite. Overwrites ``scores``."""
+def _exponentials(scores: Float32) -> Float32:
+    """Overwrite scores by the terms of their softmax; what each row must be divided by, ``[..., 1]``.
+
+    Every row has something finite.
+    """
     scores -= np.maximum.reduce(scores, axis=-1, keepdims=True)
     np.exp(scores, out=scores)
-    total = np.add.reduce(scores, axis=-1, keepdims=True)
-    out: Float32 = scores @ value
-    out /= total
-    return out
+    total: Float32 = np.add.reduce(scores, axis=-1, keepdims=True)
+    return total

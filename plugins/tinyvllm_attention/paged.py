@@ -9,7 +9,7 @@ from tinyvllm.hookspecs import hookimpl
 from tinyvllm.interfaces import API_VERSION as INTERFACE_VERSION
 from tinyvllm.interfaces import Attention, AttentionCall, AttentionSpec, Plugin, PluginContext
 from tinyvllm.reference.kv_append import kv_append
-from tinyvllm_attention.grouped import attend_in_groups, plan_groups
+from tinyvllm_attention.grouped import Scratch, attend_in_groups, plan_groups
 from tinyvllm_attention.tiled import attend_in_tiles, plan_tiles
 
 
@@ -20,9 +20,11 @@ class PagedAttention:
 
     def __init__(self, context: PluginContext) -> None:
         """Keep what the plan needs to know."""
+        self._model = context.model
         self._block_size = context.block_size
         self._group_size = context.model.num_heads // context.model.num_kv_heads
         self._batch_invariant = context.batch_invariant
+        self._scratch = Scratch()
 
     def supports(self, spec: AttentionSpec) -> list[str]:
         """Reasons why not: another device or cache layout."""
@@ -37,7 +39,7 @@ class PagedAttention:
         """The step's rows sorted into groups of work, the same for every layer."""
         if self._batch_invariant:
             return plan_tiles(batch, self._group_size)
-        return plan_groups(batch, self._block_size)
+        return plan_groups(batch, self._block_size, self._model.num_kv_heads, self._model.head_dim)
 
     def forward(self, call: AttentionCall) -> Float32:
         """``[T, H, D]``."""
@@ -45,7 +47,7 @@ class PagedAttention:
             kv_append(call.key, call.value, call.cache, call.batch.slot_mapping)
         if self._batch_invariant:
             return attend_in_tiles(call, call.plan)
-        return attend_in_groups(call, call.plan)
+        return attend_in_groups(call, call.plan, self._scratch)
 
 
 @hookimpl

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyvllm.batch import Batch, Float32, Int32
+from tinyvllm.batch import Batch, Float32, Int32, LayerCache
 from tinyvllm.interfaces import AttentionCall
 from tinyvllm.reference.linear import ROW_TILE
-from tinyvllm_attention.grouped import gather
 
 KEY_TILE = 64
 # Items are taken so many at a time that the keys gathered for them stay near this many elements.
@@ -115,9 +114,21 @@ def _gather_tile(call: AttentionCall, tables: Int32, lengths: Int32, columns: In
     wanted = columns[::block_size] // block_size
     owned = (lengths[:, None] - 1) // block_size
     blocks = np.take_along_axis(tables, np.minimum(wanted, owned), axis=1)
-    key, value = gather(call.cache, blocks)
+    key, value = _gather(call.cache, blocks)
     hidden = columns >= lengths[:, None]
     if hidden.any():
         key.swapaxes(1, 2)[hidden] = 0.0
         value.swapaxes(1, 2)[hidden] = 0.0
+    return key, value
+
+
+def _gather(cache: LayerCache, tables: Int32) -> tuple[Float32, Float32]:
+    """Keys and values of whole blocks, ``[n, K, m * block_size, D]`` each, in one copy."""
+    num_kv_heads, block_size, head_dim = cache.key.shape[1:]
+    # Blocks of one KV head are contiguous in HND, so rows of the flattened cache are (block, head) pairs.
+    index = tables[:, None, :] * np.int32(num_kv_heads) + np.arange(num_kv_heads, dtype=np.int32)[:, None]
+    shape = (len(tables), num_kv_heads, tables.shape[1] * block_size, head_dim)
+    flat = (-1, block_size * head_dim)
+    key = cache.key.reshape(flat).take(index, axis=0).reshape(shape)
+    value = cache.value.reshape(flat).take(index, axis=0).reshape(shape)
     return key, value

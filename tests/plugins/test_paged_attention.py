@@ -128,6 +128,18 @@ def test_long_chunks_are_taken_in_pieces() -> None:
     assert np.all(np.abs(attend(batch, cache, query, None, batch_invariant=False) - want) <= bound(cache, query, 900))
 
 
+@pytest.mark.parametrize("window", [None, 100])
+def test_decode_rows_of_any_lengths_go_in_groups(window: int | None) -> None:
+    """Long and short together; the longest are more than is gathered at once, the others several times as much."""
+    contexts = [1, 40, 1200, 129, 700, 130, 1190, 64, 710, 690]
+    batch, cache, query = make_step(
+        6, block_size=16, num_kv_heads=8, head_dim=64, num_heads=16, spans=[(1, context) for context in contexts]
+    )
+    want = paged_attention(query, cache, batch, 0.125, window)
+    got = attend(batch, cache, query, window, batch_invariant=False)
+    assert np.all(np.abs(got - want) <= bound(cache, query, max(contexts)))
+
+
 def test_it_says_what_it_cannot_serve() -> None:
     shape = ModelShape(1, 8, 2, 1, 8, 8, 8, 64)
     attention = PagedAttention(PluginContext(None, "cpu", shape, 64, 4, 64, 4, 4, False, 0))
