@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 
 from tests.engine.tiny import write_checkpoint
-from tinyvllm.bench.accuracy import Answer, Recorded, TransformersReference, measure_accuracy, measure_company
+from tinyvllm.bench.accuracy import (
+    Answer,
+    Recorded,
+    TransformersReference,
+    measure_accuracy,
+    measure_company,
+    measure_greedy,
+)
 from tinyvllm.bench.recorder import NAME, take_recorded
 from tinyvllm.bench.source import weight_source
 from tinyvllm.cli.main import main
@@ -112,6 +119,19 @@ def test_not_a_number_is_no_small_error(model: Path, tmp_path: Path) -> None:
         Distorted(recorded, np.nan), reference, input_lens=[3], batch_sizes=[1], output_len=2
     )
     assert "error over 0.02" in result.broken
+
+
+def test_the_default_samplers_tokens_are_those_of_the_recorded_logits(model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    recorded, resolved = recording(model, tmp_path / "rows")
+    source = weight_source(resolved, recorded.llm)
+    reference = TransformersReference(source, torch_device="cpu", weight_dtype="bfloat16")
+    plain = LLM(str(model), device="cpu", skip_tokenizer_init=True)
+    result = measure_greedy(recorded, plain, reference, input_lens=LENGTHS, output_len=4)
+    assert result.num_clear
+    assert (result.num_other_top, result.broken) == (0, "")
+    other = LLM(str(write_checkpoint(tmp_path / "other", seed=1)), device="cpu", skip_tokenizer_init=True)
+    assert "another token" in measure_greedy(recorded, other, reference, input_lens=LENGTHS, output_len=4).broken
 
 
 def test_company_changes_rounding_only_and_nothing_if_invariant(model: Path, tmp_path: Path) -> None:

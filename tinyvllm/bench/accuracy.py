@@ -1,8 +1,9 @@
 """``bench accuracy``: logits of the whole engine against transformers in float32 on the same values.
 
-Ours come through the Sampler socket of a running engine (see :mod:`.recorder`), so that prefill, decode graphs, mixed
-steps and the head are all in them. The reference is given the very tokens that ours chose. What is compared are raw
-logits, no transform of them.
+Ours come through the Sampler socket of a running engine (see :mod:`.recorder`), so that prefill, decode, mixed steps
+and the head are all in them. The reference is given the very tokens that ours chose. What is compared are raw logits,
+no transform of them. With a sampler of its own a device launches one by one what is a graph otherwise, and the host
+chooses; so the tokens of an engine left as it is are compared as well.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tinyvllm.batch import Float32
 from tinyvllm.bench.recorder import take_recorded
@@ -38,8 +40,8 @@ class AccuracyResult:
         error: over all of them together; this is what has bounds.
         worst_error: of the worst row.
         peer_error: of transformers in bfloat16 against the same reference, over all rows; None: not compared.
-        num_clear: rows whose two best tokens are further apart, in the reference, than twice ``MAX_RATIO`` times the
-            largest difference of one logit that transformers in bfloat16 has anywhere.
+        num_clear: rows whose two best tokens are further apart, in the reference, than rounding can bring them:
+            twice ``MAX_RATIO`` times the largest difference of one logit that transformers in bfloat16 has anywhere.
         num_other_top: those of them where our best token is another.
         is_bit_equal: whether no bit differs; None: not asked.
         broken: which bounds do not hold; empty if all do.
@@ -164,8 +166,7 @@ def _against_reference(case: str, answers: Sequence[Answer], reference: Transfor
     wide = np.concatenate([reference.logits(answer, is_wide=True) for answer in answers])
     peer = np.concatenate([reference.logits(answer, is_wide=False) for answer in answers])
     error, peer_error = _error(ours, wide), _error(peer, wide)
-    second, best = np.partition(wide, -2, axis=-1)[:, -2:].T
-    is_clear = best - second > 2 * MAX_RATIO * np.abs(peer - wide).max()
+    is_clear = _is_clear(wide, peer)
     num_other = int((ours.argmax(-1) != wide.argmax(-1))[is_clear].sum())
     return AccuracyResult(
         case=case,
@@ -211,6 +212,38 @@ def measure_company(recorded: Recorded, *, input_lens: Sequence[int], output_len
             {"bits differ": is_invariant and not is_equal, f"difference over {MAX_ERROR}": not error <= MAX_ERROR}
         ),
     )
+
+
+def measure_greedy(
+    recorded: Recorded, plain: LLM, reference: TransformersReference, *, input_lens: Sequence[int], output_len: int
+) -> AccuracyResult:
+    """Greedy tokens of ``plain``, which samples as it usually does, where those of ``recorded`` are clear.
+
+    Errors are of the recorded logits. Tokens after the first that differs are not looked at.
+    """
+    prompts = prompts_of(plain.shape.vocab_size, input_lens, seed=100)
+    answers = recorded.answers(prompts, output_len)
+    params = SamplingParams(temperature=0.0, max_tokens=output_len, ignore_eos=True, detokenize=False)
+    outputs = plain.generate([{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False)
+    result = _against_reference("greedy tokens, sampler default", answers, reference)
+    num_clear = num_other = 0
+    for answer, output in zip(answers, outputs, strict=True):
+        wide, peer = (reference.logits(answer, is_wide=is_wide) for is_wide in (True, False))
+        pairs = zip(answer.token_ids, output.outputs[0].token_ids, _is_clear(wide, peer).tolist(), strict=True)
+        for expected, token_id, is_clear in pairs:
+            num_clear += is_clear
+            num_other += is_clear and token_id != expected
+            if token_id != expected:
+                break
+    broken = ", ".join(filter(None, [result.broken, "another token" if num_other else ""]))
+    return replace(result, num_clear=num_clear, num_other_top=num_other, broken=broken)
+
+
+def _is_clear(wide: Float32, peer: Float32) -> NDArray[np.bool_]:
+    """``[n]``: whether rounding as coarse as the peer's cannot change the best token of a row."""
+    second, best = np.partition(wide, -2, axis=-1)[:, -2:].T
+    clear: NDArray[np.bool_] = best - second > 2 * MAX_RATIO * np.abs(peer - wide).max()
+    return clear
 
 
 def _while_equal(first: Answer, second: Answer) -> tuple[Float32, Float32]:

@@ -184,7 +184,13 @@ def _prefill(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _accuracy(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    from tinyvllm.bench.accuracy import Recorded, TransformersReference, measure_accuracy, measure_company
+    from tinyvllm.bench.accuracy import (
+        Recorded,
+        TransformersReference,
+        measure_accuracy,
+        measure_company,
+        measure_greedy,
+    )
     from tinyvllm.bench.peers import torch_device_of
     from tinyvllm.bench.recorder import NAME
     from tinyvllm.bench.source import weight_source
@@ -196,6 +202,7 @@ def _accuracy(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     _prefer(arguments, "scheduler.max_num_seqs", max(*arguments.batch_size, 2 * len(lens)))
     if arguments.max_model_len is None:
         _prefer(arguments, "max_model_len", max(lens) + output_len + 3)
+    plain = LLM.from_config(_resolved(arguments))
     arguments.plugin.append("tinyvllm.bench.recorder")
     with TemporaryDirectory() as folder:
         sampler = {"name": NAME, "folder": folder}
@@ -208,6 +215,7 @@ def _accuracy(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         results = measure_accuracy(
             recorded, reference, input_lens=lens, batch_sizes=arguments.batch_size, output_len=output_len
         )
+        results.append(measure_greedy(recorded, plain, reference, input_lens=lens, output_len=output_len))
         results.append(measure_company(recorded, input_lens=lens, output_len=output_len))
         invariant = _resolved(arguments, sampler=sampler, batch_invariant=True)
         recorded = Recorded(LLM.from_config(invariant), Path(folder))
