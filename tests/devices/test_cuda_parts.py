@@ -133,6 +133,18 @@ def test_the_alignment_divides_every_address_and_no_larger_one_up_to_256_does(ad
     assert alignment == 256 or any(address % (2 * alignment) for address in addresses)
 
 
+def test_nearly_as_many_rows_share_a_choice(tmp_path: Path) -> None:
+    store = AlgorithmStore(tmp_path, "a card", 130000)
+    for num_rows in (64, 128, 1024):
+        store.put(GemmShape(num_rows, 2048, 8192, "bfloat16"), True, bytes([num_rows % 251]) * 64)
+    assert [found[0] for found in store.near(GemmShape(112, 2048, 8192, "bfloat16"), True)] == [128, 64]
+    assert [found[0] for found in store.near(GemmShape(600, 2048, 8192, "bfloat16"), True)] == [1024 % 251]
+    assert store.near(GemmShape(8, 2048, 8192, "bfloat16"), True) == []
+    assert store.near(GemmShape(112, 2048, 8192, "bfloat16"), False) == []
+    assert store.near(GemmShape(112, 4096, 8192, "bfloat16"), True) == []
+    assert store.near(GemmShape(112, 2048, 8192, "bfloat16", is_out_float32=True), True) == []
+
+
 def test_the_shape_of_a_product_is_rows_by_out_by_in() -> None:
     kind = ml_dtypes.bfloat16
     found = shape_of(buffer((3, 5), kind), buffer((3, 7), kind, 4096 + 16), buffer((5, 7), kind))

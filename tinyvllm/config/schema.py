@@ -112,6 +112,9 @@ class Config(_Strict):
     seed: int = Field(0, ge=0, lt=2**63, description="Of dummy weights and of requests without a seed.")
     batch_invariant: bool = Field(False, description="Bit-equal logits in any company, at a price.")
     enforce_eager: bool = Field(False, description="On a device: launch kernels one by one, record no graphs.")
+    autotune: bool = Field(
+        True, description="On cuda: time matrix products at the first start with a model, and remember the fastest."
+    )
     chat_template: FilePath | None = Field(None, description="A Jinja file instead of the checkpoint's chat template.")
     plugins: list[str] = Field(default_factory=list, description="Local plugins: ./file.py or package.module.")
     loader: LoaderSection = Field(default_factory=lambda: LoaderSection())  # type: ignore[call-arg]

@@ -246,6 +246,7 @@ class _Builder:
             attention=config.attention.name,
             sampler=config.sampler.name,
             enforce_eager=config.enforce_eager,
+            autotune=config.autotune,
         )
         device = self._opened = open_device(self._device, batch_invariant=config.batch_invariant)
 

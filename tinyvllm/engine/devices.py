@@ -10,6 +10,7 @@ from tinyvllm.devices.interface import Device
 from tinyvllm.engine.device_runner import DeviceRunner, allocate_device_caches
 from tinyvllm.engine.device_sampling import DEVICE_SAMPLER, DeviceSampling
 from tinyvllm.engine.memory import block_bytes
+from tinyvllm.engine.tune import tune_products
 from tinyvllm.errors import CapacityError, ConfigError, DeviceError, PluginError
 from tinyvllm.interfaces import Checkpoint, OpSpec, PluginContext, Sampler
 from tinyvllm.kernels.device_values import DeviceLimits, Workspace
@@ -75,6 +76,7 @@ class DeviceSettings:
         dtype: of weights and cache; bfloat16 only.
         attention, sampler: names of the plugins chosen.
         enforce_eager: no graphs.
+        autotune: time the library's matrix products at the first start on a card.
     """
 
     num_blocks_override: int | None
@@ -83,6 +85,7 @@ class DeviceSettings:
     attention: str
     sampler: str
     enforce_eager: bool
+    autotune: bool
 
 
 def build_device_runner(
@@ -114,6 +117,8 @@ def build_device_runner(
     table = make_table(_op_spec(config, context, settings), workspace)
     decoder = DeviceDecoder(config.shape, weights, table.op, workspace)
     table.check_used()
+    if settings.autotune and not limits.batch_invariant:
+        tune_products(device, weights, limits)
     num_blocks = settings.num_blocks_override or _num_blocks(device, config, context, settings.utilization)
     caches = allocate_device_caches(device, config.shape, num_blocks, context.block_size)
     sampling = DeviceSampling(

@@ -152,12 +152,16 @@ class CublasLt:
                 changed, attribute, ctypes.byref(value), ctypes.c_size_t(4)
             ):
                 return None
+        return bytes(changed) if self.accepts(description, bytes(changed)) else None
+
+    def accepts(self, description: MatmulDescription, algorithm: bytes, max_workspace_bytes: int | None = None) -> bool:
+        """Whether an algorithm, made for whatever product, can do this one."""
         result = _HeuristicResult()
         status = self._library.cublasLtMatmulAlgoCheck(
             self.handle, description.operation, description.weight, description.x, description.out,
-            description.out, changed, ctypes.byref(result),
+            description.out, (ctypes.c_char * ALGORITHM_BYTES).from_buffer_copy(algorithm), ctypes.byref(result),
         )  # fmt: skip
-        return bytes(changed) if status == 0 else None
+        return status == 0 and (max_workspace_bytes is None or result.workspace_bytes <= max_workspace_bytes)
 
     def multiply(
         self, description: MatmulDescription, algorithm: int, out: int, x: int, weight: int, accumulate: bool,

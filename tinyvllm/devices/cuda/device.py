@@ -137,6 +137,10 @@ class CudaDevice:
             self._memory.copy(copy, weight)
         return self._gemm.tune(out, x, [weight, *copies], accumulate, self.time_us)
 
+    def is_gemm_tuned(self, out: Buffer, x: Buffer, weight: Buffer, *, accumulate: bool = False) -> bool:
+        """Whether ``tune_gemm`` has been called for such a product, now or in an earlier process."""
+        return self._gemm.is_tuned(out, x, weight, accumulate)
+
     def time_us(self, work: Callable[[], None], repeats: int = _NUM_TIMINGS, *, in_graph: bool = True) -> float:
         """Median microseconds on the card, of ``repeats``, of what ``work`` queues.
 

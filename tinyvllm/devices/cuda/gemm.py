@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import json
+import math
+import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -66,6 +68,16 @@ class AlgorithmStore:
         """The algorithm chosen for that shape, if it has been timed."""
         text = self._choices.get(_name_of(shape, accumulate))
         return bytes.fromhex(text) if text is not None else None
+
+    def near(self, shape: GemmShape, accumulate: bool) -> list[bytes]:
+        """Algorithms chosen for nearly as many rows (up to twice as many, or half), the nearest first."""
+        found: list[tuple[float, bytes]] = []
+        name = _name_of(shape, accumulate)
+        for other, text in self._choices.items():
+            num_rows = _rows_in(other)
+            if other == _with_rows(name, num_rows) and shape.num_rows <= 2 * num_rows <= 4 * shape.num_rows:
+                found.append((abs(math.log(num_rows / shape.num_rows)), bytes.fromhex(text)))
+        return [algorithm for _, algorithm in sorted(found)]
 
     def put(self, shape: GemmShape, accumulate: bool, algorithm: bytes) -> None:
         """Remembers a choice, beside what other processes have written meanwhile."""
@@ -157,6 +169,10 @@ class Gemm:
         self._plans.clear()
         return GemmTiming(shape, accumulate, best_us, first, len(timed))
 
+    def is_tuned(self, out: Buffer, x: Buffer, weight: Buffer, accumulate: bool) -> bool:
+        """Whether ``tune`` has found an algorithm for exactly such a product."""
+        return self._store.get(shape_of(out, x, weight), accumulate) is not None
+
     def _proposals(self, description: MatmulDescription) -> list[bytes]:
         """Algorithms worth timing, each once; the one that is used without tuning comes first."""
         shape, library = description.shape, self._library
@@ -177,6 +193,9 @@ class Gemm:
             chosen = self._store.get(shape, accumulate)
             if chosen is not None:
                 return chosen
+            for nearby in self._store.near(shape, accumulate):
+                if self._library.accepts(description, nearby, WORKSPACE_BYTES):
+                    return nearby
             found = self._library.candidates(description, WORKSPACE_BYTES)
         return found[0]
 
@@ -206,6 +225,16 @@ def shape_of(out: Buffer, x: Buffer, weight: Buffer) -> GemmShape:
     return GemmShape(
         x.shape[0], weight.shape[0], x.shape[1], x.dtype.name, alignment, is_out_float32=out.dtype != x.dtype
     )
+
+
+def _rows_in(name: str) -> int:
+    """The number of rows in a name made by ``_name_of``."""
+    match = re.match(r"\w+ (\d+)x", name)
+    return int(match[1]) if match else 0
+
+
+def _with_rows(name: str, num_rows: int) -> str:
+    return re.sub(r" \d+x", f" {num_rows}x", name, count=1)
 
 
 def _as_array(algorithm: bytes) -> ctypes.Array[ctypes.c_char]:

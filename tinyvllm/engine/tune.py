@@ -1,0 +1,57 @@
+"""Times the library's matrix products for a model's layers, once for a card: the choices are remembered on disk."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from tinyvllm.devices.interface import Buffer, Device
+from tinyvllm.kernels.device_values import DeviceLimits, first_rows
+from tinyvllm.kernels.launch import BFLOAT16, FLOAT32
+from tinyvllm.models.decoder import DecoderWeights
+
+_ROWS = (16, 32, 64, 128, 192, 256, 512, 1024, 2048, 4096, 8192)
+"""Numbers of rows that are timed; others take the choice of the nearest."""
+_SIGMA = 0.02  # products of zeros are faster than any real ones
+
+
+@runtime_checkable
+class TunableProducts(Protocol):
+    """A device whose matrix products come in several versions."""
+
+    def is_gemm_tuned(self, out: Buffer, x: Buffer, weight: Buffer, *, accumulate: bool = False) -> bool:
+        """Whether the fastest version is known."""
+        ...
+
+    def tune_gemm(self, out: Buffer, x: Buffer, weight: Buffer, *, accumulate: bool = False) -> object:
+        """Finds it; ``out`` is overwritten."""
+        ...
+
+
+def tune_products(device: Device, weights: DecoderWeights, limits: DeviceLimits) -> None:
+    """Time what was never timed on this card: some tenths of a second for each layer and number of rows."""
+    if not isinstance(device, TunableProducts):
+        return
+    layer = weights.layers[0]
+    products: list[tuple[Buffer, bool, int]] = [
+        (layer.projection.qkv.weight, False, limits.max_tokens),
+        (layer.output.weight, True, limits.max_tokens),
+        (layer.gate_up.weight, False, limits.max_tokens),
+        (layer.down.weight, True, limits.max_tokens),
+        (weights.head.weight, False, limits.max_logits_rows),
+    ]
+    for weight, accumulate, most_rows in products:
+        num_out, num_in = weight.shape
+        out_dtype = FLOAT32 if weight is weights.head.weight else BFLOAT16
+        wanted = [rows for rows in _ROWS if rows <= most_rows]
+        if not wanted:
+            continue
+        out_rows = device.memory.alloc((wanted[-1], num_out), out_dtype)
+        x_rows = device.memory.alloc((wanted[-1], num_in), BFLOAT16)
+        x = np.random.default_rng(0).standard_normal(x_rows.shape, np.float32) * _SIGMA
+        device.memory.upload(x_rows, x.astype(BFLOAT16))
+        for rows in wanted:
+            out, some = first_rows(out_rows, rows), first_rows(x_rows, rows)
+            if not device.is_gemm_tuned(out, some, weight, accumulate=accumulate):
+                device.tune_gemm(out, some, weight, accumulate=accumulate)
