@@ -112,9 +112,10 @@ def expected(model: str, prompt: Prompt, max_tokens: int) -> Expected:
 
 
 def told(output: RequestOutput) -> list[dict[int, float]]:
-    """Log-probabilities of the token after each of prompt and continuation, as far as they were asked for."""
+    """Log-probabilities of the token after each of prompt and continuation; empty where they were not asked for."""
     completion = output.outputs[0]
-    parts = (*(output.prompt_logprobs or (None,) * len(output.prompt_token_ids))[1:], *(completion.logprobs or ()))
+    prompt = output.prompt_logprobs or (None,) * len(output.prompt_token_ids)
+    parts = (*prompt[1:], *(completion.logprobs or (None,) * len(completion.token_ids)))
     return [{} if row is None else {token: each.logprob for token, each in row.items()} for row in parts]
 
 

@@ -14,15 +14,18 @@ from typing import Any, cast
 import tinyvllm.kernels
 from tinyvllm.devices.interface import Buffer, Device, DeviceProperties
 from tinyvllm.errors import ShapeError
+from tinyvllm.kernels.add import Add
 from tinyvllm.kernels.argmax import Argmax
 from tinyvllm.kernels.attention_decode import AttentionDecode
 from tinyvllm.kernels.attention_prefill import AttentionPrefill
 from tinyvllm.kernels.attention_sizes import AttentionSizes
 from tinyvllm.kernels.embedding import Embedding
 from tinyvllm.kernels.gate_up_silu import GateUpSilu
+from tinyvllm.kernels.greedy_ids import GreedyIds
 from tinyvllm.kernels.linear import LinearRows
 from tinyvllm.kernels.linear_residual import LinearResidual
 from tinyvllm.kernels.lm_head import LmHeadArgmax, LmHeadLogits
+from tinyvllm.kernels.logits import LogitsRows
 from tinyvllm.kernels.logprobs import Logprobs
 from tinyvllm.kernels.penalties import Penalties
 from tinyvllm.kernels.qkv_rope_append import QkvRopeAppend
@@ -31,6 +34,7 @@ from tinyvllm.kernels.rope_append import RopeAppend
 from tinyvllm.kernels.sample import Sample
 from tinyvllm.kernels.sample_rules import RuleState
 from tinyvllm.kernels.silu_mul import SiluMul
+from tinyvllm.kernels.step_inputs import StepInputs
 from tinyvllm.kernels.tiling import BATCH_ROWS, choose_tiling
 
 from .decode_chain import LLAMA_1B, ChainShape
@@ -135,9 +139,11 @@ def projections(shape: ChainShape, rows: int, *, batch_invariant: bool = False) 
     heads: dict[str, Any] = {"num_heads": h, "num_kv_heads": k, "head_dim": d}
     yield f"{label} of {e}, head size {d}", partial(QkvRopeAppend, hidden_size=e, eps=EPS, **heads, **cut(e))
     yield f"{label} of {e}, 2 x {f} out", partial(GateUpSilu, hidden_size=e, intermediate_size=f, eps=EPS, **cut(e))
+    head_label = f"{label} of {e}, {shape.vocab_size} out"
+    yield head_label, partial(LogitsRows, hidden_size=e, vocab_size=shape.vocab_size, **cut(e))
     for head in (LmHeadLogits, LmHeadArgmax):
         sizes: dict[str, Any] = {"hidden_size": e, "vocab_size": shape.vocab_size, "eps": EPS}
-        yield f"{label} of {e}, {shape.vocab_size} out", partial(head, **sizes, **cut(e))
+        yield head_label, partial(head, **sizes, **cut(e))
 
 
 def simple(shape: ChainShape) -> Iterator[tuple[str, Make]]:
@@ -147,6 +153,7 @@ def simple(shape: ChainShape) -> Iterator[tuple[str, Make]]:
     )  # fmt: skip
     yield f"rows of {e}", partial(Embedding, hidden_size=e)
     yield f"rows of {e}", partial(RmsNorm, hidden_size=e, eps=EPS)
+    yield "any rows", partial(Add, hidden_size=e)
     yield f"rows of {f}", partial(SiluMul, intermediate_size=f)
     yield f"head size {d}", partial(RopeAppend, num_heads=h, num_kv_heads=k, head_dim=d)
 
@@ -173,9 +180,11 @@ def sampling(vocab_size: int) -> Iterator[tuple[str, Make]]:
 
     label = "any vocabulary"
     yield label, partial(Argmax, vocab_size=vocab_size, max_rows=SAMPLED_ROWS)
+    yield label, partial(GreedyIds, vocab_size=vocab_size, max_rows=SAMPLED_ROWS)
     yield label, partial(Sample, vocab_size=vocab_size, max_rows=SAMPLED_ROWS)
     yield label, partial(Logprobs, vocab_size=vocab_size)
     yield label, penalties
+    yield "any step", StepInputs
 
 
 def table_kernels() -> list[Kernel]:
