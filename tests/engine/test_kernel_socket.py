@@ -169,9 +169,9 @@ def test_what_cannot_be_is_refused_by_name(tiny: Path, own_kernel: Path, tmp_pat
     assert "kernels.rope: a model calls no such op on emulator; the ops are" in message
     message = refusal(tiny, ConfigError, kernels={"rms_nrom": "reference"})
     assert "no such op; did you mean 'rms_norm'? the ops are" in message
-    both = {"lm_head_argmax": "nvrtc", "argmax": "nvrtc"}
+    both = {"linear_residual": "nvrtc", "add": "nvrtc"}
     message = refusal(tiny, ConfigError, kernels=both)
-    assert "kernels.argmax: nothing calls it, because lm_head_argmax is replaced as a whole" in message
+    assert "kernels.add: nothing calls it, because linear_residual is replaced as a whole" in message
     with pytest.raises(PluginError, match="runs on cuda and the emulator, not on the CPU"):
         LLM(str(tiny), device="cpu", plugins=[str(own_kernel)], kernels={"rms_norm": "my_rms_norm"}, **TINY)
 

@@ -21,9 +21,10 @@ from tinyvllm.engine.admission import Admission
 from tinyvllm.engine.completion import Completion, RequestState
 from tinyvllm.engine.launch import InFlight, StepLauncher
 from tinyvllm.engine.runner import Runner
+from tinyvllm.engine.standing import StandingRun
 from tinyvllm.engine.stats import Counts, EngineStats
 from tinyvllm.engine.table import NUM_STOP_IDS, SequenceTable
-from tinyvllm.engine.validate import CheckedSchedule, validated
+from tinyvllm.engine.validate import validated
 from tinyvllm.engine.window import SchedulerWindow
 from tinyvllm.errors import PluginError, RequestError
 from tinyvllm.interfaces import Scheduler
@@ -64,7 +65,7 @@ class Engine:
         self._completions: dict[int, Completion] = {}  # by row
         self._runner = runner
         self._kept_in_step: set[int] = set()  # rows for which a step is read back before the next one begins
-        self._standing: tuple[CheckedSchedule, int] | None = None  # and the table's changes when it was decided
+        self._run: StandingRun | None = None  # the decision that stands
         self._launcher = StepLauncher(table, runner, self._completions, self._counts)
         self._in_flight: deque[InFlight] = deque()
 
@@ -122,6 +123,7 @@ class Engine:
         state = self._requests.get(request_id)
         if state is None:
             return None
+        self._settle()
         for completion in state.completions:
             if not completion.is_finished:
                 row = completion.row
@@ -188,18 +190,22 @@ class Engine:
     def _launch(self) -> bool:
         """Decide and carry out one step; whether there was one."""
         table = self._table
-        schedule = self._still_standing()
-        if schedule is None:
-            if not (len(table.waiting) or len(table.running)):
-                return False
-            schedule = validated(self._scheduler.schedule(self._window), table, self._scheduler_name)
+        if self._run is not None:
+            in_flight = self._launcher.launch_next(self._run)
+            if in_flight is not None:
+                self._in_flight.append(in_flight)
+                return True
+            self._settle()
+        if not (len(table.waiting) or len(table.running)):
+            return False
+        schedule = validated(self._scheduler.schedule(self._window), table, self._scheduler_name)
         for row in schedule.preempt.tolist():
             self._counts.preemptions += int(table.num_computed[row] > 0)
             self._completions[row].tokens.move_out()
             table.preempt(row)
         if len(schedule.rows):
-            self._standing = (schedule, table.changes) if schedule.stands else None
             self._in_flight.append(self._launcher.launch(schedule))
+            self._run = self._in_flight[-1].run
             return True
         if not (self._in_flight or len(schedule.preempt)):
             raise PluginError(
@@ -208,12 +214,11 @@ class Engine:
             )
         return False
 
-    def _still_standing(self) -> CheckedSchedule | None:
-        """The last decision one step later, if it stands."""
-        if self._standing is None:
-            return None
-        schedule, changes = self._standing
-        return schedule.after_it(self._table) if changes == self._table.changes else None
+    def _settle(self) -> None:
+        """Let no decision stand: the columns are up to date afterwards."""
+        if self._run is not None:
+            self._run.settle()
+            self._run = None
 
     def _read_back(self, step: InFlight, told: dict[str, RequestState]) -> None:
         """Take a step's tokens; completions that end give up slot and blocks. News go into ``told``."""
@@ -225,10 +230,8 @@ class Engine:
         sampled = result.sampled
         if sampled is None:
             return
-        self._table.num_in_flight[step.rows] -= 1
-        now = time.monotonic()
-        num_dropped = 0
-        for i in self._to_look_at(step, sampled).tolist():
+        num_dropped, now = 0, time.monotonic()
+        for i in self._taken(step, sampled):
             completion = step.completions[i]
             if completion.finish_reason is not None:  # it ended while this step was in flight
                 self._table.release_row(completion.row)
@@ -253,9 +256,28 @@ class Engine:
                 told[state.request_id] = state
         self._counts.generation_tokens += len(step.completions) - num_dropped
 
-    def _to_look_at(self, step: InFlight, sampled: Sampled) -> NDArray[np.intp]:
+    def _taken(self, step: InFlight, sampled: Sampled) -> Sequence[int]:
         """Writes a step's tokens to the store; which of them may end something or are news to somebody."""
+        looked_at: NDArray[np.bool_] | None
+        if step.run is not None and step.run is self._run:
+            looked_at = self._run.read(step.pending, sampled, is_stored=step.is_stored)
+            if looked_at is None and step.are_last is None and sampled.is_corrupt is None:
+                return ()
+            if looked_at is None:
+                looked_at = np.zeros(len(step.rows), bool)
+        else:
+            looked_at = self._taken_alone(step, sampled)
+        if step.are_last is not None:
+            looked_at |= step.are_last
+        if sampled.is_corrupt is not None:
+            looked_at |= sampled.is_corrupt.astype(bool)
+        indices: list[int] = np.flatnonzero(looked_at).tolist()
+        return indices
+
+    def _taken_alone(self, step: InFlight, sampled: Sampled) -> NDArray[np.bool_]:
+        """The same for a step of no decision that still stands."""
         table, rows, token_ids = self._table, step.rows, sampled.token_ids
+        table.num_in_flight[rows] -= 1
         has_no_slot = table.slot.take(rows) < 0  # it ended, or was preempted, while this step was in flight
         if not step.is_stored:
             if has_no_slot.any():
@@ -265,11 +287,7 @@ class Engine:
         looked_at = table.is_watched.take(rows)
         looked_at |= has_no_slot
         looked_at |= (table.stop_ids.take(rows, axis=0) == token_ids[:, None]).any(axis=1)
-        if step.are_last is not None:
-            looked_at |= step.are_last
-        if sampled.is_corrupt is not None:
-            looked_at |= sampled.is_corrupt.astype(bool)
-        return np.flatnonzero(looked_at)
+        return looked_at
 
     def _store_some(self, step: InFlight, token_ids: Int32, has_no_slot: NDArray[np.bool_]) -> None:
         self._table.store(step.rows[~has_no_slot], token_ids[~has_no_slot])
@@ -286,6 +304,7 @@ class Engine:
     def _end(self, completion: Completion) -> None:
         """Give up what an ended completion holds; the request too once it was the last."""
         state = completion.request
+        self._settle()
         if self._table.slot[completion.row] >= 0:
             completion.tokens.move_out()
         self._table.finish(completion.row)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tinyvllm.batch import Int32
-from tinyvllm.engine.build_batch import BatchBuilder
+from tinyvllm.engine.build_batch import build_batch
 from tinyvllm.engine.completion import Completion, RequestState
 from tinyvllm.engine.runner import Pending, PromptLogprobs, Runner, Started, Step
 from tinyvllm.engine.sampling_columns import SamplingColumns
+from tinyvllm.engine.standing import StandingRun
 from tinyvllm.engine.stats import Counts
 from tinyvllm.engine.table import SequenceTable, State
 from tinyvllm.engine.validate import CheckedSchedule
@@ -34,6 +35,7 @@ class InFlight:
         known: ``[S]``, tokens of each sequence once this step is read back.
         are_last: ``[S]``, whether a sequence can take no more tokens then; None: none is at its end.
         is_stored: whether its tokens are in the store already.
+        run: the decision that it belongs to, if that stands.
     """
 
     rows: Int32
@@ -43,6 +45,7 @@ class InFlight:
     known: Int32
     are_last: NDArray[np.bool_] | None
     is_stored: bool
+    run: StandingRun | None = None
 
 
 class StepLauncher:
@@ -63,9 +66,9 @@ class StepLauncher:
         self._completions = completions
         self._counts = counts
         self._sampling = SamplingColumns(table.max_num_seqs)
-        self._batches = BatchBuilder(table, self._tokens_of)
+        # Of step after step, so that nothing is made anew for the tokens that the host has not yet read; see Step.
+        self._late_tokens = -1 - np.arange(table.max_num_seqs, dtype=np.int32)
         self._last: tuple[Int32, list[Completion], list[SequenceTokens]] = (_NO_ROWS, [], [])
-        self._last_step: tuple[CheckedSchedule | None, Int32] = (None, _NO_ROWS)  # and its slots
         self.forking: set[str] = set()  # requests whose further completions wait for the prompt of the first
         self.telling_prompts: set[int] = set()  # rows that owe log-probabilities of their prompt
 
@@ -75,31 +78,42 @@ class StepLauncher:
         if not schedule.are_running:
             started = self._start(schedule.rows)
             schedule = schedule.in_order(self._table.slot.take(schedule.rows).argsort())
-        last, slots = self._last_step
-        goes_on = last is not None and last.stands and schedule.rows is last.rows
-        if not goes_on:
-            slots = self._table.slot.take(schedule.rows)
-        batch, updates = self._batches.build(schedule, slots, self._extend(schedule), goes_on=goes_on)
-        self._last_step = (schedule, slots)
-        if schedule.stands:
-            sampled, rows, sampled_slots = self._batches.all_of(len(slots)), schedule.rows, slots
-        else:
-            sampled = np.flatnonzero(batch.context_lens == schedule.known)
-            rows, sampled_slots = schedule.rows.take(sampled), slots.take(sampled)
+        slots = self._table.slot.take(schedule.rows)
+        self._extend(schedule)
+        batch = build_batch(self._table, self._tokens_of, schedule, slots)
+        sampled = np.flatnonzero(batch.context_lens == schedule.known)
+        rows, sampled_slots = schedule.rows.take(sampled), slots.take(sampled)
         completions, tokens = self._looked_up(rows)
         sampling = self._sampling.gather(sampled_slots, schedule.known.take(sampled)) if len(rows) else None
         wishes = self._wishes(schedule, batch.cu_seqlens_q) if self.telling_prompts else []
-        step = Step(batch, sampled, sampled_slots, sampling, tokens, started, updates, [wish for _, wish in wishes])
-        began = time.perf_counter()
-        pending = self._runner.launch(step)
-        self._counts.launch_s += time.perf_counter() - began
-        self._counts.steps += 1
+        step = Step(batch, sampled, sampled_slots, sampling, tokens, started, None, [wish for _, wish in wishes])
+        pending = self._begin(step)
         self._table.num_computed[schedule.rows] = batch.context_lens
         in_flight = self._advance(rows, completions, [state for state, _ in wishes], pending)
         if self.forking:
             for completion in completions:
                 self._fork(completion)
-        return in_flight
+        if not schedule.stands:
+            return in_flight
+        late_tokens = self._late_tokens[: len(rows)]
+        return replace(in_flight, run=StandingRun(self._table, rows, slots, step, completions, late_tokens))
+
+    def launch_next(self, run: StandingRun) -> InFlight | None:
+        """Carry out the next step of a decision, if it still stands."""
+        step = run.next_step()
+        if step is None:
+            return None
+        pending = self._begin(step)
+        known, are_last, is_stored = run.launched(pending)
+        self._note_peak()
+        return InFlight(run.rows, run.completions, (), pending, known, are_last, is_stored, run)
+
+    def _begin(self, step: Step) -> Pending:
+        began = time.perf_counter()
+        pending = self._runner.launch(step)
+        self._counts.launch_s += time.perf_counter() - began
+        self._counts.steps += 1
+        return pending
 
     def _start(self, rows: Int32) -> Started | None:
         """Gives slots to those of the rows that have none; who that was."""
@@ -121,14 +135,15 @@ class StepLauncher:
         array = np.array(slots, np.int32)
         return Started(array, self._sampling.gather(array, np.zeros(len(array), np.int32)), started)
 
-    def _extend(self, schedule: CheckedSchedule) -> NDArray[np.intp]:
-        """Hands out the blocks that rows lack; which of the rows those are."""
-        lacking: NDArray[np.intp] = schedule.needed.nonzero()[0]
+    def _extend(self, schedule: CheckedSchedule) -> None:
+        lacking = schedule.needed.nonzero()[0]
         if len(lacking):
             self._table.extend(schedule.rows.take(lacking), schedule.needed.take(lacking))
-            blocks = self._table.blocks
-            self._counts.peak_blocks = max(self._counts.peak_blocks, blocks.num_blocks - blocks.num_free)
-        return lacking
+            self._note_peak()
+
+    def _note_peak(self) -> None:
+        blocks = self._table.blocks
+        self._counts.peak_blocks = max(self._counts.peak_blocks, blocks.num_blocks - blocks.num_free)
 
     def _looked_up(self, rows: Int32) -> tuple[list[Completion], list[SequenceTokens]]:
         """The completions of some rows and their tokens; mostly those of the step before."""
@@ -168,7 +183,7 @@ class StepLauncher:
             table.running_changed()
         sampled = pending.wait().sampled if pending.is_done else None
         if sampled is None:
-            table.last_token[rows] = self._batches.in_flight(len(rows))
+            table.last_token[rows] = self._late_tokens[: len(rows)]
         else:
             table.store(rows, sampled.token_ids)
             table.last_token[rows] = sampled.token_ids  # in flight, but known

@@ -40,14 +40,6 @@ class CheckedSchedule:
     are_running: bool
     stands: bool = False
 
-    def after_it(self, table: SequenceTable) -> CheckedSchedule | None:
-        """The same decision one step later, every row one token longer; None if blocks run out."""
-        starts = self.starts + 1
-        needed = (starts >= table.num_blocks.take(self.rows) * table.block_size).astype(np.int32)
-        if np.count_nonzero(needed) > table.num_free_blocks:
-            return None
-        return CheckedSchedule(self.rows, self.num_tokens, _NONE, starts, self.known + 1, needed, True, stands=True)
-
     def in_order(self, order: NDArray[np.intp]) -> CheckedSchedule:
         """The same with the rows in another order."""
         columns = (self.rows, self.num_tokens, self.starts, self.known, self.needed)
