@@ -214,17 +214,17 @@ def measure_company(recorded: Recorded, *, input_lens: Sequence[int], output_len
     )
 
 
-def measure_greedy(
-    recorded: Recorded, plain: LLM, reference: TransformersReference, *, input_lens: Sequence[int], output_len: int
-) -> AccuracyResult:
-    """Greedy tokens of ``plain``, which samples as it usually does, where those of ``recorded`` are clear.
+def measure_greedy(answers: Sequence[Answer], plain: LLM, reference: TransformersReference) -> AccuracyResult:
+    """Greedy tokens of ``plain``, which samples as it usually does, where those of ``answers`` are clear.
 
-    Errors are of the recorded logits. Tokens after the first that differs are not looked at.
+    Errors are of the answers' logits. Tokens after the first that differs are not looked at.
     """
-    prompts = prompts_of(plain.shape.vocab_size, input_lens, seed=100)
-    answers = recorded.answers(prompts, output_len)
-    params = SamplingParams(temperature=0.0, max_tokens=output_len, ignore_eos=True, detokenize=False)
-    outputs = plain.generate([{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False)
+    params = [
+        SamplingParams(temperature=0.0, max_tokens=len(answer.token_ids), ignore_eos=True, detokenize=False)
+        for answer in answers
+    ]
+    prompts = [{"prompt_token_ids": list(answer.prompt)} for answer in answers]
+    outputs = plain.generate(prompts, params, use_tqdm=False)
     result = _against_reference("greedy tokens, sampler default", answers, reference)
     num_clear = num_other = 0
     for answer, output in zip(answers, outputs, strict=True):

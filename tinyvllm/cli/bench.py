@@ -190,6 +190,7 @@ def _accuracy(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         measure_accuracy,
         measure_company,
         measure_greedy,
+        prompts_of,
     )
     from tinyvllm.bench.peers import torch_device_of
     from tinyvllm.bench.recorder import NAME
@@ -202,7 +203,7 @@ def _accuracy(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     _prefer(arguments, "scheduler.max_num_seqs", max(*arguments.batch_size, 2 * len(lens)))
     if arguments.max_model_len is None:
         _prefer(arguments, "max_model_len", max(lens) + output_len + 3)
-    plain = LLM.from_config(_resolved(arguments))
+    usual = _resolved(arguments)
     arguments.plugin.append("tinyvllm.bench.recorder")
     with TemporaryDirectory() as folder:
         sampler = {"name": NAME, "folder": folder}
@@ -215,8 +216,10 @@ def _accuracy(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         results = measure_accuracy(
             recorded, reference, input_lens=lens, batch_sizes=arguments.batch_size, output_len=output_len
         )
-        results.append(measure_greedy(recorded, plain, reference, input_lens=lens, output_len=output_len))
         results.append(measure_company(recorded, input_lens=lens, output_len=output_len))
+        answers = recorded.answers(prompts_of(recorded.llm.shape.vocab_size, lens, seed=100), output_len)
+        del recorded  # one engine at a time
+        results.append(measure_greedy(answers, LLM.from_config(usual), reference))
         invariant = _resolved(arguments, sampler=sampler, batch_invariant=True)
         recorded = Recorded(LLM.from_config(invariant), Path(folder))
         results.append(measure_company(recorded, input_lens=lens, output_len=output_len))
