@@ -101,6 +101,7 @@ def test_core_plugins_options_sampling_and_settings_share_one_report(file: Path)
         ("run: {output: 4}", "run.output must be the path of a file, as text, got 4"),
         ("cache: {gpu_memory_utilization: 2}", "cache.gpu_memory_utilization must be at most 1.0, got 2"),
         ("kernels: {rms_norm: {nme: x}}", "kernels.rms_norm.name is missing"),
+        ("kernels: {rms_nrm: reference}", "kernels: there is no op 'rms_nrm'; did you mean 'rms_norm'? the ops are"),
         ("kernels: {rms_norm: mine}", "kernels.rms_norm: there is no kernel plugin 'mine'"),
         ("load_format: dummy\nloader: {name: safetensors}", "load_format is dummy but loader.name is 'safetensors'"),
         ("max_num_seqs: 4", "unknown key max_num_seqs; it is written scheduler.max_num_seqs"),

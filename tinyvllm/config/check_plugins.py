@@ -16,7 +16,8 @@ from tinyvllm.config.schema import Config, Section
 from tinyvllm.config.tree import KeyPath, Tree, dotted
 from tinyvllm.errors import PluginError
 from tinyvllm.interfaces import Kind, Plugin
-from tinyvllm.nearest import nearest
+from tinyvllm.kernels.ops import OPS
+from tinyvllm.nearest import did_you_mean, nearest
 from tinyvllm.registry import Registry
 
 
@@ -41,6 +42,7 @@ def check_plugins(tree: Tree, registry: Registry) -> dict[str, BaseModel]:
     Whatever is wrong, unknown plugins included, joins ``tree.problems``.
     """
     _load_local(tree, registry)
+    _check_op_names(tree)
     chosen: list[tuple[_Choice, Plugin[Any]]] = []
     for choice in _choices(tree):
         try:
@@ -68,6 +70,15 @@ def _load_local(tree: Tree, registry: Registry) -> None:
             registry.load_local(reference)
         except PluginError as error:
             tree.problems.append(Problem(tree.place(("plugins", index)), f"plugins: {error}", is_plugin=True))
+
+
+def _check_op_names(tree: Tree) -> None:
+    """Keys of ``kernels`` that no model calls; which device an op is for is known once the device is chosen."""
+    kernels = tree.data.get("kernels")
+    for op in kernels if isinstance(kernels, dict) else ():
+        if op not in OPS:
+            message = f"kernels: there is no op {op!r}{did_you_mean(op, OPS) or ';'} the ops are {', '.join(OPS)}"
+            tree.problems.append(Problem(tree.place(("kernels", op)), message))
 
 
 def _choices(tree: Tree) -> Iterator[_Choice]:

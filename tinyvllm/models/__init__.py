@@ -7,12 +7,12 @@ itself, where it is really the same, is shared.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, cast
 
 from tinyvllm.errors import LoadError
 from tinyvllm.models.decoder import DecoderConfig
+from tinyvllm.nearest import did_you_mean
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 
@@ -29,11 +29,9 @@ def read_config(raw: Mapping[str, Any], where: str = "config.json") -> DecoderCo
     """
     model_type = raw.get("model_type")
     if model_type not in MODEL_TYPES:
-        near = get_close_matches(str(model_type), MODEL_TYPES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise LoadError(
-            f"{where}: model_type {model_type!r} is not supported{hint} Supported: {', '.join(MODEL_TYPES)}"
-        )
+        hint = did_you_mean(model_type, MODEL_TYPES) or ";"
+        supported = ", ".join(MODEL_TYPES)
+        raise LoadError(f"{where}: model_type {model_type!r} is not supported{hint} supported are {supported}")
     read = cast(
         Callable[[Mapping[str, Any], str], DecoderConfig],
         import_module(f"tinyvllm.models.{model_type}").read_config,
