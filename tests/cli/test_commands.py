@@ -101,10 +101,9 @@ def test_a_device_that_is_not_there_is_one_line_and_exit_code_4(tiny_model: Path
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_reader_that_goes_away_ends_the_command_quietly() -> None:
-    process = subprocess.Popen(
-        [*COMMAND, "config", "schema"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
-    )
+@pytest.mark.parametrize("arguments", [["config", "schema"], ["generate", "12+7=", "--device", "cpu"]])
+def test_a_reader_that_goes_away_ends_the_command_quietly(arguments: list[str]) -> None:
+    process = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
     assert process.stdout is not None
     assert process.stderr is not None
     process.stdout.close()

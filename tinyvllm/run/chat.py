@@ -6,11 +6,10 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
-from rich.console import Console
-
 from tinyvllm.errors import RequestError
 from tinyvllm.llm import LLM
 from tinyvllm.request import SamplingParams
+from tinyvllm.run.console import Console
 from tinyvllm.run.transcript import printable
 
 HELP = "/exit ends, /clear forgets what was said, /help shows this; control-C stops an answer"

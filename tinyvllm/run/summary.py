@@ -7,11 +7,11 @@ import time
 from array import array
 from statistics import median
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from tinyvllm.engine.engine import Engine
+from tinyvllm.run.console import Console
 from tinyvllm.run.feed import Result
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 import sys
 
-from rich.console import Console
-
+from tinyvllm.run.console import Console
 from tinyvllm.run.feed import Result
 
 # Everything that moves the cursor or changes the terminal, which text of a model must not.
