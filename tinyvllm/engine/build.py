@@ -16,6 +16,7 @@ from tinyvllm.engine.engine import Engine
 from tinyvllm.engine.generation_config import GenerationDefaults, generation_defaults
 from tinyvllm.engine.memory import block_bytes, num_cpu_blocks
 from tinyvllm.engine.model_files import ModelFiles, resolve_model
+from tinyvllm.engine.op_spec import op_spec
 from tinyvllm.engine.runner import ModelRunner, Runner, allocate_caches
 from tinyvllm.engine.table import SequenceTable
 from tinyvllm.errors import ConfigError, PluginError
@@ -213,18 +214,8 @@ class _Builder:
         self._report_cache(decoder_config, num_blocks, 4)
         context = replace(context, num_blocks=num_blocks)
         attention = self._attention(decoder_config, context)
-        spec = OpSpec(
-            device=self._device,
-            model=shape,
-            dtype="float32",
-            weight_scheme="dense",
-            block_size=context.block_size,
-            batch_invariant=context.batch_invariant,
-            attention=self._config.attention.name,
-            sampler=self._config.sampler.name,
-            has_qk_norm=decoder_config.has_qk_norm,
-            sliding_windows=tuple(dict.fromkeys(decoder_config.sliding_windows)),
-        )
+        config = self._config
+        spec = op_spec(decoder_config, context, attention=config.attention.name, sampler=config.sampler.name)
         ops = self._ops(spec, context)
         decoder = Decoder(weights, ops.op, attention)
         ops.check_used()

@@ -10,6 +10,7 @@ from tinyvllm.devices.interface import Device
 from tinyvllm.engine.device_runner import DeviceRunner, allocate_device_caches
 from tinyvllm.engine.device_sampling import DEVICE_SAMPLER, DeviceSampling
 from tinyvllm.engine.memory import block_bytes
+from tinyvllm.engine.op_spec import op_spec
 from tinyvllm.engine.tune import tune_products
 from tinyvllm.errors import CapacityError, ConfigError, DeviceError, PluginError
 from tinyvllm.interfaces import Checkpoint, OpSpec, PluginContext, Sampler
@@ -17,7 +18,7 @@ from tinyvllm.kernels.device_values import DeviceLimits, Workspace
 from tinyvllm.kernels.table import OpTable
 from tinyvllm.models.decoder import DecoderConfig
 from tinyvllm.models.device_decoder import DeviceDecoder
-from tinyvllm.models.device_weights import WEIGHT_SCHEME, load_device_weights, unsupported_on_device
+from tinyvllm.models.device_weights import load_device_weights, unsupported_on_device
 
 _BFLOAT16_BYTES = 2
 _MIN_BLOCK_SIZE = 8
@@ -114,7 +115,7 @@ def build_device_runner(
     )
     weights = load_device_weights(config, checkpoint, device, context.max_model_len)
     workspace = Workspace(device, limits)
-    table = make_table(_op_spec(config, context, settings), workspace)
+    table = make_table(op_spec(config, context, attention=settings.attention, sampler=settings.sampler), workspace)
     decoder = DeviceDecoder(config.shape, weights, table.op, workspace)
     table.check_used()
     if settings.autotune and not limits.batch_invariant:
@@ -152,21 +153,6 @@ def _check(config: DecoderConfig, context: PluginContext, settings: DeviceSettin
     reasons = unsupported_on_device(config)
     if reasons:
         raise DeviceError(f"device {name} cannot run this model: {'; '.join(reasons)}")
-
-
-def _op_spec(config: DecoderConfig, context: PluginContext, settings: DeviceSettings) -> OpSpec:
-    return OpSpec(
-        device=context.device,
-        model=config.shape,
-        dtype=settings.dtype,
-        weight_scheme=WEIGHT_SCHEME,
-        block_size=context.block_size,
-        batch_invariant=context.batch_invariant,
-        attention=settings.attention,
-        sampler=settings.sampler,
-        has_qk_norm=config.has_qk_norm,
-        sliding_windows=tuple(dict.fromkeys(config.sliding_windows)),
-    )
 
 
 def _num_blocks(device: Device, config: DecoderConfig, context: PluginContext, utilization: float) -> int:

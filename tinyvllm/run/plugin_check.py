@@ -11,8 +11,9 @@ from pydantic import ValidationError
 from tinyvllm.config import Resolved
 from tinyvllm.engine.devices import choose_device
 from tinyvllm.engine.model_files import resolve_model
+from tinyvllm.engine.op_spec import op_spec
 from tinyvllm.errors import PluginError, TinyvllmError
-from tinyvllm.interfaces import AttentionSpec, Kind, OpSpec, PluginContext
+from tinyvllm.interfaces import AttentionSpec, Kernel, Kind, OpSpec, PluginContext
 from tinyvllm.models import read_config
 from tinyvllm.models.decoder import DecoderConfig
 from tinyvllm.registry import PluginInfo, State
@@ -113,9 +114,7 @@ def _reasons(
         for window in dict.fromkeys(model.sliding_windows):
             yield from filled.supports(_attention_spec(context, window))
     elif kind is Kind.KERNEL:
-        spec = _op_spec(context, resolved)
-        for op in filled.ops():
-            yield from (f"{op}: {reason}" for reason in filled.supports(op, spec))
+        yield from _reasons_of_ops(filled, _op_spec(context, model, resolved))
 
 
 def _attention_spec(context: PluginContext, sliding_window: int | None) -> AttentionSpec:
@@ -131,14 +130,17 @@ def _attention_spec(context: PluginContext, sliding_window: int | None) -> Atten
     )
 
 
-def _op_spec(context: PluginContext, resolved: Resolved) -> OpSpec:
-    return OpSpec(
-        device=context.device,
-        model=context.model,
-        dtype="float32",
-        weight_scheme="dense",
-        block_size=context.block_size,
-        batch_invariant=context.batch_invariant,
-        attention=resolved.config.attention.name,
-        sampler=resolved.config.sampler.name,
-    )
+def _op_spec(context: PluginContext, model: DecoderConfig, resolved: Resolved) -> OpSpec:
+    config = resolved.config
+    return op_spec(model, context, attention=config.attention.name, sampler=config.sampler.name)
+
+
+def _reasons_of_ops(kernel: Kernel, spec: OpSpec) -> Iterator[str]:
+    """Each reason once, with the ops that it concerns unless it concerns all."""
+    ops = kernel.ops()
+    refused: dict[str, list[str]] = {}
+    for op in ops:
+        for reason in kernel.supports(op, spec):
+            refused.setdefault(reason, []).append(op)
+    for reason, concerned in refused.items():
+        yield reason if len(concerned) == len(ops) else f"{', '.join(concerned)}: {reason}"
