@@ -202,3 +202,24 @@ def test_shared_memory_starts_as_zeros_or_ones_in_turn(device: EmulatorDevice, t
     found = device.memory.download(out)
     assert all(len(np.unique(block)) == 1 for block in found)
     assert {int(block[0, 0]) for block in found} == {0, 0xFFFFFFFF}
+
+
+def test_a_watched_element_knows_who_wrote_it_last(tmp_path: Path) -> None:
+    source = tmp_path / "wrote.cu"
+    source.write_text(
+        PRELUDE + 'extern "C" __global__ void wrote(int* out) {\n'
+        "    if (blockIdx.x == 2) out[threadIdx.x] = 7;\n    __syncthreads();\n"
+        "    if (blockIdx.x == 2 && threadIdx.x == 40) out[5] = 8;\n}\n"
+    )
+    device = EmulatorDevice(can_watch=True)
+    out = upload(device, np.zeros(64, np.int32))
+    watch = device.watch(out.view((1,), offset_bytes=5 * 4))
+    device.launch(device.compile(source).function("wrote"), GRID, BLOCK, (out,))
+    device.synchronize()
+    assert watch.writer == "kernel wrote, block (2, 0, 0) thread (40, 0, 0)"
+    device.memory.fill(out, 0)
+    device.launch(device.compile(source).function("wrote"), (1, 1, 1), BLOCK, (out,))
+    device.synchronize()
+    assert watch.writer == "the host"
+    with pytest.raises(KernelError, match="can_watch=True"):
+        EmulatorDevice().watch(out)

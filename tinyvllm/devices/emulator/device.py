@@ -17,7 +17,7 @@ from tinyvllm.devices.emulator.library import Dim3Struct, LaunchConfig, RuntimeL
 from tinyvllm.devices.emulator.limits import MAX_STATIC_SHARED_BYTES, check_launch, properties_of
 from tinyvllm.devices.emulator.memory import EmulatorMemory, array_of, bytes_at
 from tinyvllm.devices.emulator.stream import HostTask, Stream, Task
-from tinyvllm.devices.emulator.task import EmulatorFunction, KernelTask, pack_arguments
+from tinyvllm.devices.emulator.task import EmulatorFunction, KernelTask, Watch, pack_arguments
 from tinyvllm.devices.interface import Argument, Buffer, DeviceProperties, Dim3, Function
 from tinyvllm.errors import KernelError
 
@@ -65,6 +65,8 @@ class EmulatorDevice:
         cache_dir: where compiled kernels are kept; the user's cache folder by default.
         sanitizer: what to look for; anything but ``NONE`` only in a process that ``check`` has started.
         compiler: the C++ compiler to call.
+        runtime_flags: further options for the runtime's compilation.
+        can_watch: ``watch`` works; a runtime of its own, with one worker.
     """
 
     def __init__(
@@ -78,14 +80,18 @@ class EmulatorDevice:
         sanitizer: Sanitizer = Sanitizer.NONE,
         compiler: str | None = None,
         runtime_flags: tuple[str, ...] = (),
+        can_watch: bool = False,
     ) -> None:
         self._cache_dir = default_cache_dir() if cache_dir is None else cache_dir
         self._sanitizer = sanitizer
         self._compiler: Compiler = find_compiler(compiler)
-        self._runtime_path = build_runtime(self._compiler, self._cache_dir, sanitizer, runtime_flags)
+        flags = (*runtime_flags, "-DTINYVLLM_WATCH") if can_watch else runtime_flags
+        self._runtime_path = build_runtime(self._compiler, self._cache_dir, sanitizer, flags)
+        self._can_watch = can_watch
+        self._watch: Watch | None = None
         self._runtime = RuntimeLibrary(self._runtime_path, sanitizer)
         self._seeds = itertools.count(seed)
-        self._num_workers = num_workers if sanitizer is Sanitizer.NONE else 1
+        self._num_workers = num_workers if sanitizer is Sanitizer.NONE and not can_watch else 1
         self._properties = properties_of(arch, num_sms, memory_bytes=16 * 1024**3)
         self._stream = Stream(lambda buffer: bytes_at(buffer.pointer, buffer.nbytes))
         self._memory = EmulatorMemory(self._runtime, self._stream, has_margins=sanitizer is Sanitizer.NONE)
@@ -141,7 +147,7 @@ class EmulatorDevice:
         )
         starts_early = pdl and self._properties.arch >= 90
         packed = pack_arguments(what, function.info, arguments)
-        self._stream.submit(KernelTask(self._runtime, self._seeds, function, config, packed, starts_early))
+        self._stream.submit(KernelTask(self._runtime, self._seeds, function, config, packed, starts_early, self._watch))
 
     def gemm(self, out: Buffer, x: Buffer, weight: Buffer, *, accumulate: bool = False) -> None:
         """Queues ``out = x @ weight.T``; see ``Device.gemm``."""
@@ -168,6 +174,18 @@ class EmulatorDevice:
             yield graph
         finally:
             self._stream.stop_recording()
+
+    def watch(self, element: Buffer) -> Watch:
+        """Who writes one element, from now on; ``writer`` of what is returned says it, once the stream has run.
+
+        Raises:
+            KernelError: the device was not made to watch.
+        """
+        if not self._can_watch:
+            raise KernelError("watch: make the device with can_watch=True")
+        self.synchronize()
+        self._watch = Watch(self._runtime, element)
+        return self._watch
 
     def synchronize(self) -> None:
         """Runs all queued work; raises what failed in it."""

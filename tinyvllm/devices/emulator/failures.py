@@ -31,7 +31,7 @@ def describe(kernel: str, failure: Failure) -> str:
             text = f"local arrays overflow a thread's stack of {detail}"
         case _:
             text = detail
-    return f"{kernel_line(place.pc)}: kernel {kernel}, {_who(place)}: {text}"
+    return f"{kernel_line(place.pc)}: kernel {kernel}, {describe_place(place)}: {text}"
 
 
 def describe_split(kernel: str, split: SplitBarrier) -> str | None:
@@ -39,15 +39,15 @@ def describe_split(kernel: str, split: SplitBarrier) -> str | None:
     if source_lines(split.first.pc) == source_lines(split.second.pc):
         return None  # one barrier of the source that the compiler has duplicated
     return (
-        f"kernel {kernel}: divergent barrier: {_who(split.first)} waits at {kernel_line(split.first.pc)} and thread "
-        f"{_triple(split.second.thread)} of the same block at {kernel_line(split.second.pc)}; "
+        f"kernel {kernel}: divergent barrier: {describe_place(split.first)} waits at {kernel_line(split.first.pc)} and "
+        f"thread {_triple(split.second.thread)} of the same block at {kernel_line(split.second.pc)}; "
         "every thread of a block must reach the same __syncthreads()"
     )
 
 
 def _deadlock(failure: Failure) -> str:
     groups = "; ".join(
-        f"{place.num_lanes} {_WAITING[place.waiting]} at {kernel_line(place.pc)} (first {_who(place)})"
+        f"{place.num_lanes} {_WAITING[place.waiting]} at {kernel_line(place.pc)} (first {describe_place(place)})"
         for place in failure.places[: failure.num_places]
     )
     spinning = any(place.waiting == 3 for place in failure.places[: failure.num_places])
@@ -55,7 +55,8 @@ def _deadlock(failure: Failure) -> str:
     return f"deadlock: no thread can go on: {groups}{remedy}"
 
 
-def _who(place: Place) -> str:
+def describe_place(place: Place) -> str:
+    """``block (0, 0, 0) thread (1, 0, 0)``."""
     return f"block {_triple(place.block)} thread {_triple(place.thread)}"
 
 

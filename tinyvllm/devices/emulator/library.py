@@ -148,6 +148,9 @@ class RuntimeLibrary:
         self.destroy = _typed(library, "launch_destroy", None, ctypes.c_void_p)
         self.allocate = _typed(library, "allocate", ctypes.c_void_p, ctypes.c_size_t)
         self.release = _typed(library, "release", None, ctypes.c_void_p)
+        self.watch = _typed(library, "watch", None, ctypes.c_void_p, ctypes.c_size_t)
+        self.watch_writer = _typed(library, "watch_writer", ctypes.POINTER(Place))
+        self.watch_host = _typed(library, "watch_host", ctypes.c_int)
 
 
 def _typed(library: ctypes.CDLL, name: str, result: type | None, *arguments: type) -> ctypes._NamedFuncPointer:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tinyvllm.devices.emulator.failures import describe, describe_split
+from tinyvllm.devices.emulator.failures import describe, describe_place, describe_split
 from tinyvllm.devices.emulator.library import KernelInfo, LaunchConfig, ParameterKind, RuntimeLibrary, SplitBarrier
 from tinyvllm.devices.emulator.memory import Allocation
 from tinyvllm.devices.interface import Argument, Buffer
@@ -69,6 +69,33 @@ def pack_arguments(what: str, info: KernelInfo, arguments: Sequence[Argument]) -
     )
 
 
+class Watch:
+    """One element of device memory, and who wrote it last."""
+
+    def __init__(self, runtime: RuntimeLibrary, buffer: Buffer) -> None:
+        self._runtime = runtime
+        self._kept = buffer  # its memory stays
+        self._writer: str | None = None
+        runtime.watch(buffer.pointer, buffer.dtype.itemsize)
+
+    @property
+    def writer(self) -> str | None:
+        """``kernel NAME, block (x, y, z) thread (x, y, z)``, ``the host``, or None if nobody has changed it."""
+        self.before()
+        return self._writer
+
+    def before(self) -> None:
+        """Before a kernel runs: what has changed since the last one, no kernel has."""
+        if self._runtime.watch_host():
+            self._writer = "the host"
+
+    def after(self, kernel: str) -> None:
+        """After it ran."""
+        place = self._runtime.watch_writer()
+        if place:
+            self._writer = f"kernel {kernel}, {describe_place(place.contents)}"
+
+
 class KernelTask:
     """One launch in the stream."""
 
@@ -80,8 +107,10 @@ class KernelTask:
         config: LaunchConfig,
         arguments: PackedArguments,
         starts_early: bool,
+        watch: Watch | None = None,
     ) -> None:
         self.name = function.name
+        self._watch = watch
         self.outputs = arguments.outputs
         self.starts_early = starts_early
         self._runtime = runtime
@@ -93,7 +122,9 @@ class KernelTask:
 
     def again(self) -> KernelTask:
         """The same launch, with the next seed."""
-        return KernelTask(self._runtime, self._seeds, self._function, self._config, self._arguments, self.starts_early)
+        return KernelTask(
+            self._runtime, self._seeds, self._function, self._config, self._arguments, self.starts_early, self._watch
+        )
 
     def start_early(self) -> bool:
         """Runs up to the wait on the predecessor."""
@@ -106,7 +137,11 @@ class KernelTask:
         """Runs to the end."""
         if self._launch is None:
             self._create()
+        if self._watch is not None:
+            self._watch.before()
         self._runtime.run(self._launch)
+        if self._watch is not None:
+            self._watch.after(self.name)
         try:
             self._raise_failure()
         finally:

@@ -187,6 +187,9 @@ void make_ready(Fibre&);
 void adopt_thread(Worker&);
 void end_launch(Launch&);
 
+// watch.cpp
+void notice_change(const Fibre&);
+
 // collectives.cpp
 void run_collective(Warp&, Fibre& member);
 

@@ -64,6 +64,9 @@ size_t stack_bytes(const Fibre& fibre) { return fibre.owner->team->stacks_bytes 
 
 /// Leaves `from` for the next ready lane of its block, or for the worker.
 void switch_away(Fibre& from, bool forever) {
+#if defined(TINYVLLM_WATCH)
+    notice_change(from);
+#endif
     Worker& worker = *from.owner->worker;
     Fibre* next = take_next(worker, *from.owner, from.warp);
     if (next == &from) return;
