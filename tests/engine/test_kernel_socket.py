@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from tests.engine.tiny import write_checkpoint
+from tests.testing.own_kernel import write_own_kernel
 from tinyvllm.errors import ConfigError, KernelError, PluginError
 from tinyvllm.llm import LLM
 from tinyvllm.request import SamplingParams
 
-PAGE = Path(__file__).parents[2] / "docs" / "reference" / "plugins.md"
 GREEDY = SamplingParams(temperature=0.0, max_tokens=6, logprobs=2)
 CLEAR_MARGIN = 0.12
 """Log-probabilities further apart than this are told apart by bfloat16 here: what two ways to round may differ by."""
@@ -29,12 +29,8 @@ PROMPTS = [[3, 14, 15, 9, 26], [5, 35], list(range(40)), [7], [1, 1, 2, 3, 5], l
 
 @pytest.fixture
 def own_kernel(tmp_path: Path) -> Path:
-    """The kernel of the documentation, as files; the plugin."""
-    text = PAGE.read_text()
-    (tmp_path / "my_rms_norm.cu").write_text(re.search(r"```cuda\n(.*?)```", text, re.DOTALL)[1])  # type: ignore[index]
-    plugin = tmp_path / "my_rms_norm.py"
-    plugin.write_text(re.search(r"```python\n((?:(?!```).)*?cuda_kernel\(\"my_rms_norm\".*?)```", text, re.DOTALL)[1])  # type: ignore[index]
-    return plugin
+    """The plugin of the documentation, beside its source."""
+    return write_own_kernel(tmp_path)
 
 
 @pytest.fixture(scope="module")

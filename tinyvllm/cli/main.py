@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 
 import tinyvllm
-from tinyvllm.cli import bench, chat, config, demo, doctor, generate, plugins, run
+from tinyvllm.cli import bench, chat, config, demo, doctor, generate, kernels, plugins, run
 from tinyvllm.errors import ConfigError, TinyvllmError
 from tinyvllm.nearest import did_you_mean
 
@@ -18,13 +18,14 @@ COMMANDS = {
     "generate": generate,
     "chat": chat,
     "plugins": plugins,
+    "kernels": kernels,
     "config": config,
     "doctor": doctor,
     "demo": demo,
     "bench": bench,
 }
 # Refused by name until they are built.
-LATER_COMMANDS = ("serve", "kernels", "simulate", "trace")
+LATER_COMMANDS = ("serve", "simulate", "trace")
 
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141  # what a shell reports for a program that ended by SIGPIPE

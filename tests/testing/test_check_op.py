@@ -1,0 +1,153 @@
+"""What the kit says of right kernels, and of wrong ones: a bound that nothing breaks would prove nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.testing.own_kernel import write_own_kernel
+from tinyvllm.devices.emulator import Sanitizer
+from tinyvllm.errors import ConfigError, DeviceError
+from tinyvllm.kernels.ops import OPS
+from tinyvllm.testing import check_op
+from tinyvllm.testing.sanitized import check_sanitized
+from tinyvllm.testing.subject import CASES
+
+ON_DEVICE = [op.name for op in OPS.values() if op.is_on_device]
+ON_CPU = [op.name for op in OPS.values() if op.is_on_cpu]
+
+
+def test_every_op_has_a_case() -> None:
+    assert set(CASES) == set(OPS)
+
+
+@pytest.mark.parametrize("op", ON_CPU)
+def test_the_cpus_ops_are_their_definitions(op: str) -> None:
+    for outcome in check_op(op, device="cpu", num_cases=20):
+        assert outcome.is_right, outcome.failure
+
+
+@pytest.mark.parametrize("device", ["emulator", "cuda"])
+@pytest.mark.parametrize("op", ON_DEVICE)
+def test_the_devices_ops_are_their_definitions_and_so_are_their_parts_together(op: str, device: str) -> None:
+    try:
+        outcomes = check_op(op, device=device, num_cases=12 if device == "emulator" else 50)
+    except DeviceError as error:
+        pytest.skip(str(error))
+    assert {"parts"} < {each.implementation for each in outcomes} or not OPS[op].device_parts or op == "attention"
+    for outcome in outcomes:
+        assert outcome.is_right, outcome.failure
+
+
+SPOILT = """
+import numpy as np
+from tinyvllm.devices.interface import Buffer
+from tinyvllm.hookspecs import hookimpl
+from tinyvllm.interfaces import Plugin
+from tinyvllm_kernels.nvrtc import NvrtcKernels
+
+class Spoilt(NvrtcKernels):
+    '''The built-in kernels, each result a quarter too large in its last row.'''
+    def bind(self, op, context):
+        inner, memory = super().bind(op, context), context.on_device.device.memory
+        def spoilt(*arguments):
+            inner(*arguments)
+            out = arguments[0]
+            array = np.array(memory.download(out))
+            array[-1] = array[-1] * 1.25 + (1 if array.dtype == np.int32 else 0)
+            memory.upload(out, array)
+        return spoilt
+
+@hookimpl
+def register_kernels():
+    return [Plugin("spoilt", Spoilt)]
+"""
+
+
+@pytest.mark.parametrize("op", [op for op in ON_DEVICE if op != "attention"])
+def test_a_row_that_is_a_quarter_too_large_is_wrong(op: str, tmp_path: Path) -> None:
+    plugin = tmp_path / "spoilt.py"
+    plugin.write_text(SPOILT)
+    (outcome,) = check_op(op, device="emulator", plugins=[plugin], num_cases=12)
+    assert outcome.implementation == "spoilt"
+    assert outcome.failure is not None
+    assert "written by the host" in outcome.failure
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("i < size; i += blockDim.x) squares", "i < size - size % 32; i += blockDim.x) squares"),
+        (" / size + eps", " / size"),
+        ("* to_float(weight[i])", ""),
+        ("block_sum(squares, scratch)", "warp_sum<32>(squares)"),
+        ("out[row + i] =", "out[row + i + (row > 0 && i == 39)] ="),
+    ],
+)
+def test_a_wrong_kernel_is_shown_with_its_input_block_and_thread(change: tuple[str, str], tmp_path: Path) -> None:
+    plugin = write_own_kernel(tmp_path, change)
+    (outcome,) = check_op("rms_norm", device="emulator", plugins=[plugin], num_cases=40)
+    assert outcome.failure is not None
+    assert "input: E=" in outcome.failure
+    assert "seed=" in outcome.failure or "num_tokens=" in outcome.failure
+    wrote = "written by kernel my_rms_norm, block (" in outcome.failure
+    assert wrote or "written by nobody" in outcome.failure or "wrote outside the bounds" in outcome.failure
+
+
+def test_the_kernel_of_the_documentation_is_right(tmp_path: Path) -> None:
+    (outcome,) = check_op("rms_norm", device="emulator", plugins=[write_own_kernel(tmp_path)], num_cases=40)
+    assert outcome.is_right, outcome.failure
+    assert outcome.num_cases >= 40
+
+
+WITHOUT_BARRIER = (
+    'extern "C"',
+    """TINYVLLM_DEVICE float sum_of(float x, float* scratch) {
+    x = warp_sum<32>(x);
+    if (lane_id() == 0) scratch[warp_id()] = x;
+    float sum = 0.0f;
+    for (int i = 0; i < 8; ++i) sum += scratch[i];
+    return sum;
+}
+
+extern "C\"""",
+)
+
+
+def test_a_race_is_named_with_both_lines(tmp_path: Path) -> None:
+    plugin = write_own_kernel(tmp_path, ("block_sum(", "sum_of("), WITHOUT_BARRIER)
+    (outcome,) = check_sanitized("rms_norm", Sanitizer.RACE, plugins=[plugin])
+    assert outcome.failure is not None
+    assert "my_rms_norm.cu:5: race: write of size 4" in outcome.failure
+    assert "my_rms_norm.cu:7" in outcome.failure
+
+
+def test_a_load_beyond_the_end_is_named_with_its_line(tmp_path: Path) -> None:
+    plugin = write_own_kernel(tmp_path, ("i < size; i += blockDim.x)\n", "i <= size; i += blockDim.x)\n"))
+    (outcome,) = check_sanitized("rms_norm", Sanitizer.BOUNDS, plugins=[plugin])
+    assert outcome.failure is not None
+    assert "my_rms_norm.cu:10: heap-buffer-overflow" in outcome.failure
+
+
+@pytest.mark.parametrize("sanitizer", [Sanitizer.RACE, Sanitizer.BOUNDS])
+def test_nothing_is_found_in_a_right_kernel(sanitizer: Sanitizer, tmp_path: Path) -> None:
+    (outcome,) = check_sanitized("rms_norm", sanitizer, plugins=[write_own_kernel(tmp_path)])
+    assert outcome.is_right, outcome.failure
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sanitizer", [Sanitizer.RACE, Sanitizer.BOUNDS])
+@pytest.mark.parametrize("op", ON_DEVICE)
+def test_nothing_is_found_in_the_built_in_kernels(op: str, sanitizer: Sanitizer) -> None:
+    for outcome in check_sanitized(op, sanitizer):
+        assert outcome.is_right, outcome.failure
+
+
+def test_what_cannot_be_checked_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no op 'rms_nrom'; did you mean 'rms_norm'"):
+        check_op("rms_nrom")
+    with pytest.raises(ConfigError, match="my_rms_norm implements silu_mul on any device that is present"):
+        check_op("silu_mul", plugins=[write_own_kernel(tmp_path)])
+    with pytest.raises(ConfigError, match="nothing implements rope on emulator"):
+        check_op("rope", device="emulator")

@@ -1,0 +1,179 @@
+"""Property tests of an op: whatever the parameters, an implementation equals the definition within a computed bound."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tinyvllm.devices.interface import Buffer, Device
+from tinyvllm.errors import ConfigError, DeviceError, KernelError, TinyvllmError
+from tinyvllm.interfaces import Kind
+from tinyvllm.kernels.ops import OPS
+from tinyvllm.nearest import did_you_mean
+from tinyvllm.registry import Registry, State
+from tinyvllm.testing.case import Bench, Mismatch
+from tinyvllm.testing.parameters import Parameters, drawn, strategies
+from tinyvllm.testing.subject import CASES, Subject, subjects
+
+DEVICES = ("cpu", "emulator", "cuda")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one implementation fared: ``failure`` is what was wrong, on which input and where, or None."""
+
+    op: str
+    implementation: str
+    device: str
+    num_cases: int
+    failure: str | None
+
+    @property
+    def is_right(self) -> bool:
+        """Whether nothing was wrong."""
+        return self.failure is None
+
+
+def check_op(
+    op: str,
+    *,
+    device: str | None = None,
+    implementation: str | None = None,
+    plugins: Sequence[str | Path] = (),
+    num_cases: int = 50,
+) -> list[Outcome]:
+    """Compare implementations of ``op`` with its NumPy definition.
+
+    Args:
+        op: the op.
+        device: ``cpu``, ``emulator`` or ``cuda``; None: each that is present.
+        implementation: a kernel plugin, or ``parts`` for a fused op made of its parts; None: each, or those of
+            ``plugins`` if there are any.
+        plugins: local plugins, ``./file.py`` or ``package.module``.
+        num_cases: of each implementation on each device.
+    Returns:
+        an outcome for each implementation.
+    Raises:
+        ConfigError: no such op, or hypothesis is not installed.
+        PluginError: a plugin cannot be loaded, or nothing implements the op there.
+        DeviceError: the device that was named is not present.
+    """
+    strategies()  # says what is missing before anything is compiled
+    found = find_subjects(op, device, implementation, plugins)
+    return [_checked(subject, num_cases) for subject in found]
+
+
+def find_subjects(
+    op: str, device: str | None, implementation: str | None, plugins: Sequence[str | Path]
+) -> list[Subject]:
+    """What :func:`check_op` checks; raises as it does."""
+    if op not in OPS:
+        raise ConfigError(f"there is no op {op!r}{did_you_mean(op, OPS) or ';'} the ops are {', '.join(OPS)}")
+    registry = Registry([str(plugin) for plugin in plugins])
+    local = [info.name for info in registry.available() if info.kind is Kind.KERNEL and info.state is State.LOCAL]
+    only = [implementation] if implementation else local
+    found: list[Subject] = []
+    for name in [device] if device else DEVICES:
+        try:
+            opened = open_device(name)
+        except (DeviceError, KernelError):
+            if device:
+                raise
+            continue
+        found += subjects(op, name, registry, opened, only)
+    if not found:
+        where = f"on {device}" if device else "on any device that is present"
+        who = f"{' or '.join(only)} implements" if only else "nothing implements"
+        raise ConfigError(f"{who} {op} {where}; see python -m tinyvllm kernels list --op {op}")
+    return found
+
+
+def open_device(name: str) -> Device | None:
+    """The device; None for the CPU.
+
+    Raises:
+        DeviceError: it is not present.
+    """
+    if name == "cpu":
+        return None
+    if name == "emulator":
+        from tinyvllm.devices.emulator.device import EmulatorDevice
+
+        return EmulatorDevice()
+    from tinyvllm.devices.cuda import CudaDevice
+
+    return CudaDevice()
+
+
+def _checked(subject: Subject, num_cases: int) -> Outcome:
+    strategy = drawn()
+    from hypothesis import HealthCheck, Phase, assume, given, settings
+
+    ran = 0
+
+    @settings(
+        max_examples=num_cases,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        report_multiple_bugs=False,
+        phases=(Phase.generate, Phase.shrink),
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(parameters=strategy)
+    def equals_its_definition(parameters: Parameters) -> None:
+        nonlocal ran
+        assume(not subject.refusals(parameters))
+        ran += 1
+        try:
+            mismatches = subject.mismatches(parameters)
+        except TinyvllmError as error:
+            raise _WrongError(str(error), parameters) from error
+        if mismatches:
+            raise _WrongError("\n".join(map(str, mismatches)), parameters, mismatches[0])
+
+    try:
+        equals_its_definition()
+    except _WrongError as wrong:
+        return Outcome(subject.op, subject.implementation, subject.device_name, ran, wrong.described(subject))
+    failure = None if ran else "it refuses every case: nothing was checked"
+    return Outcome(subject.op, subject.implementation, subject.device_name, ran, failure)
+
+
+class _WrongError(Exception):
+    """A case that failed; hypothesis looks for the simplest."""
+
+    def __init__(self, message: str, parameters: Parameters, mismatch: Mismatch | None = None) -> None:
+        super().__init__(message)
+        self._parameters, self._mismatch = parameters, mismatch
+
+    def described(self, subject: Subject) -> str:
+        """What is wrong, who wrote it where that can be known, and with which input."""
+        lines = [str(self)]
+        if self._mismatch is not None and subject.device_name == "emulator":
+            lines.append(f"written by {writer_of(subject, self._parameters, self._mismatch) or 'nobody'}")
+        return "\n".join([*lines, f"input: {self._parameters}"])
+
+
+def writer_of(subject: Subject, parameters: Parameters, mismatch: Mismatch) -> str | None:
+    """Which kernel, block and thread wrote an element last, in a second run of the case; None if nobody did."""
+    from tinyvllm.devices.emulator.device import EmulatorDevice
+
+    device = EmulatorDevice(can_watch=True)
+    again = subject.on(device)
+    queued: list[tuple[Any, ...]] = []
+    buffers = CASES[subject.op](parameters).on_device(lambda *arguments: queued.append(arguments), Bench(device))
+    watch = device.watch(_element(buffers[mismatch.result], mismatch.index))
+    for arguments in queued:
+        again.bound(parameters)(*arguments)
+    device.synchronize()
+    return watch.writer
+
+
+def _element(buffer: Buffer, index: tuple[int, ...]) -> Buffer:
+    offset = 0
+    for i, size in zip(index, buffer.shape, strict=True):
+        offset = offset * size + i
+    return buffer.view((1,), offset_bytes=offset * buffer.dtype.itemsize)

@@ -1,0 +1,219 @@
+"""An implementation of an op on a device, bound as an engine would bind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from tinyvllm.devices.interface import Device
+from tinyvllm.errors import PluginError, TinyvllmError
+from tinyvllm.interfaces import BindContext, Kernel, Kind, OpSpec, PluginContext
+from tinyvllm.kernels.device_values import DeviceLimits, Workspace
+from tinyvllm.kernels.ops import OPS
+from tinyvllm.kernels.table import OpTable
+from tinyvllm.registry import Registry, State
+from tinyvllm.testing.attention_cases import AttentionCase, AttentionDecodeCase, AttentionPrefillCase
+from tinyvllm.testing.case import Bench, Case, Mismatch
+from tinyvllm.testing.fused_cases import GateUpCase, HeadArgmaxCase, LinearResidualCase, NormHeadCase, QkvCase
+from tinyvllm.testing.numbers import BF16_ROUNDOFF
+from tinyvllm.testing.parameters import MAX_SEQUENCES, MAX_TOKENS, MODELS, Parameters
+from tinyvllm.testing.simple_cases import (
+    AddCase,
+    ArgmaxCase,
+    EmbeddingCase,
+    KvAppendCase,
+    LinearCase,
+    LmHeadCase,
+    RmsNormCase,
+    RopeAppendCase,
+    RopeCase,
+    SiluMulCase,
+)
+
+PARTS = "parts"
+"""The name of a fused op made of its parts, where others have the name of a plugin."""
+
+BUILT_IN = {"cpu": "reference", "emulator": "nvrtc", "cuda": "nvrtc"}
+"""Who serves, on each device, what nobody replaces."""
+
+_MADE: tuple[type[Case], ...] = (
+    EmbeddingCase, RmsNormCase, LinearCase, AddCase, RopeCase, KvAppendCase, RopeAppendCase, SiluMulCase, LmHeadCase,
+    ArgmaxCase, AttentionDecodeCase, AttentionPrefillCase, AttentionCase, QkvCase, LinearResidualCase, GateUpCase,
+    NormHeadCase, HeadArgmaxCase,
+)  # fmt: skip
+CASES = {case.op: case for case in _MADE}
+"""How each op is checked."""
+
+
+class Subject:
+    """One implementation of one op on one device.
+
+    Args:
+        op: the op.
+        implementation: a kernel plugin's name, or ``PARTS``.
+        device_name: ``cpu``, ``emulator`` or ``cuda``.
+        registry: where plugins come from.
+        device: opened; None for the CPU.
+    """
+
+    def __init__(
+        self, op: str, implementation: str, device_name: str, registry: Registry, device: Device | None
+    ) -> None:
+        self.op, self.implementation, self.device_name, self.device = op, implementation, device_name, device
+        self._registry = registry
+        self._bound: dict[Any, Callable[..., Any]] = {}
+
+    def __str__(self) -> str:
+        """As tables name it."""
+        return f"{self.op} by {self.implementation} on {self.device_name}"
+
+    def on(self, device: Device) -> Subject:
+        """The same implementation on another device of the same name."""
+        return Subject(self.op, self.implementation, self.device_name, self._registry, device)
+
+    def refusals(self, parameters: Parameters) -> list[str]:
+        """Reasons why it does not serve an engine of these parameters."""
+        if self.implementation == PARTS:
+            return []
+        kernel = create_kernel(self._registry, self.implementation, self.device_name, parameters)
+        return kernel.supports(self.op, spec_of(self.device_name, parameters))
+
+    def bound(self, parameters: Parameters) -> Callable[..., Any]:
+        """The op for an engine of these parameters; made once for each such engine.
+
+        Raises:
+            PluginError: it does not serve them.
+        """
+        limits = _limits(parameters)
+        spec = spec_of(self.device_name, parameters)
+        if (spec, limits) not in self._bound:
+            self._bound[spec, limits] = self._bind(spec, limits, parameters)
+        return self._bound[spec, limits]
+
+    def mismatches(self, parameters: Parameters) -> list[Mismatch]:
+        """What is wrong with one case.
+
+        Raises:
+            KernelError: a launch was refused, or failed.
+        """
+        case = CASES[self.op](parameters)
+        op = self.bound(parameters)
+        if self.device is None:
+            got = case.on_host(op, lambda array: array.astype(np.float32))
+            return case.mismatches({name: np.asarray(array) for name, array in got.items()}, 0.0)
+        buffers = case.on_device(op, Bench(self.device))
+        return case.mismatches(
+            {name: self.device.memory.download(buffer) for name, buffer in buffers.items()}, BF16_ROUNDOFF
+        )
+
+    def _bind(self, spec: OpSpec, limits: DeviceLimits, parameters: Parameters) -> Callable[..., Any]:
+        workspace = None if self.device is None else Workspace(self.device, limits)
+        built_in = BUILT_IN[self.device_name]
+        defaults = {built_in: create_kernel(self._registry, built_in, self.device_name, parameters)}
+        if self.implementation == PARTS:
+            table = OpTable(spec, defaults, {}, workspace)
+            composed = OPS[self.op].composed(BindContext(spec, table.op, workspace))
+            if composed is None:
+                raise PluginError(f"{self.op} has no parts on {self.device_name}")
+            return composed
+        kernel = create_kernel(self._registry, self.implementation, self.device_name, parameters)
+        return OpTable(spec, defaults, {self.op: (self.implementation, kernel)}, workspace).op(self.op)
+
+
+def subjects(
+    op: str, device_name: str, registry: Registry, device: Device | None, only: Sequence[str] = ()
+) -> list[Subject]:
+    """Every implementation of ``op`` on a device, the composition of a fused op's parts included.
+
+    Args:
+        op: the op.
+        device_name: of ``device``.
+        registry: where plugins come from.
+        device: opened; None for the CPU.
+        only: names of implementations; empty for all.
+    Raises:
+        PluginError: a plugin that is named cannot be created.
+    """
+    if not OPS[op].is_on(device_name):
+        return []
+    names = [name for name in implementations(op, device_name, registry) if not only or name in only]
+    return [Subject(op, name, device_name, registry, device) for name in names]
+
+
+def implementations(op: str, device_name: str, registry: Registry) -> list[str]:
+    """Names of the kernel plugins that implement ``op`` on a device, then ``PARTS`` where it is made of some."""
+    if not OPS[op].is_on(device_name):
+        return []
+    smallest = Parameters(MODELS[0], (1,), (0,))
+    found = []
+    for info in registry.available():
+        if info.kind is not Kind.KERNEL or info.state not in (State.READY, State.LOCAL):
+            continue
+        try:
+            kernel = create_kernel(registry, info.name, device_name, smallest)
+        except TinyvllmError:
+            continue  # a plugin that cannot be created matters once it is named: plugins check says why
+        if op in kernel.ops() and not kernel.supports(op, spec_of(device_name, smallest)):
+            found.append(info.name)
+    return [*found, *([PARTS] if OPS[op].parts_on(device_name) else [])]
+
+
+def create_kernel(registry: Registry, name: str, device_name: str, parameters: Parameters) -> Kernel:
+    """The kernel plugin ``name`` with its default options.
+
+    Raises:
+        PluginError: it does not exist, cannot be created, or its options have no defaults.
+    """
+    plugin = registry.get(Kind.KERNEL, name)
+    try:
+        options = plugin.options()
+    except ValueError as error:
+        raise PluginError(f"kernel {name!r} needs options: {error}") from error
+    limits = _limits(parameters)
+    kernel: Kernel = registry.create(
+        Kind.KERNEL,
+        name,
+        PluginContext(
+            options=options,
+            device=device_name,
+            model=parameters.model,
+            max_model_len=parameters.max_context,
+            max_num_seqs=limits.max_seqs,
+            max_num_batched_tokens=limits.max_tokens,
+            block_size=parameters.block_size,
+            num_blocks=0,
+            batch_invariant=parameters.batch_invariant,
+            seed=0,
+        ),
+    )
+    return kernel
+
+
+def spec_of(device_name: str, parameters: Parameters) -> OpSpec:
+    """What an engine of these parameters asks of an op."""
+    is_cpu = device_name == "cpu"
+    return OpSpec(
+        device=device_name,
+        model=parameters.model,
+        dtype="float32" if is_cpu else "bfloat16",
+        weight_scheme="dense" if is_cpu else "rows",
+        block_size=parameters.block_size,
+        batch_invariant=parameters.batch_invariant,
+        attention="paged",
+        sampler="default",
+        has_qk_norm=parameters.has_qk_norm,
+        sliding_windows=(parameters.sliding_window,),
+    )
+
+
+def _limits(parameters: Parameters) -> DeviceLimits:
+    return DeviceLimits(
+        max_tokens=max(MAX_TOKENS, parameters.num_rows),
+        max_seqs=max(MAX_SEQUENCES, len(parameters.num_tokens)),
+        max_context_len=parameters.max_context,
+        block_size=parameters.block_size,
+        max_logits_rows=parameters.max_logits_rows,
+        batch_invariant=parameters.batch_invariant,
+    )
