@@ -164,7 +164,7 @@ def test_what_cannot_be_is_refused_by_name(tiny: Path, own_kernel: Path, tmp_pat
     message = refusal(tiny, ConfigError, kernels={"rope": "reference"})
     assert "kernels.rope: a model calls no such op on emulator; the ops are" in message
     message = refusal(tiny, ConfigError, kernels={"rms_nrom": "reference"})
-    assert "no such op; did you mean 'rms_norm'? the ops are" in message
+    assert "no op 'rms_nrom'; did you mean 'rms_norm'? the ops are" in message
     both = {"linear_residual": "nvrtc", "add": "nvrtc"}
     message = refusal(tiny, ConfigError, kernels=both)
     assert "kernels.add: nothing calls it, because linear_residual is replaced as a whole" in message
