@@ -72,6 +72,32 @@ def test_the_torch_loop_generates_our_tokens(tmp_path: Path, is_tied: bool) -> N
     assert 0 < timing.step_s < timing.total_s
 
 
+def test_a_step_that_is_not_the_written_one_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    from tinyvllm.bench import peer_torch_loop
+    from tinyvllm.bench.peer_torch_loop import TorchLoopPeer
+
+    _, source = engine(write_checkpoint(tmp_path))
+    make = TorchLoopPeer._make
+
+    def nothing(run: Any) -> None:
+        """A graph that is empty."""
+
+    def other(run: Any) -> None:
+        run.state.positions.add_(1)
+        run.state.tokens.add_(1)
+
+    for step, message in ((nothing, "does not advance"), (other, "chose . tokens of 16 alike")):
+
+        def broken(self: Any, *key: int, step: Any = step) -> Any:
+            made = make(self, *key)
+            return peer_torch_loop._Run(made.state, lambda: step(made))
+
+        monkeypatch.setattr(TorchLoopPeer, "_make", broken)
+        with pytest.raises(RuntimeError, match=message):
+            TorchLoopPeer(source).run(RAGGED)
+
+
 def test_the_torch_loop_generates_transformers_tokens(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     pytest.importorskip("transformers")

@@ -31,6 +31,7 @@ _PROMPT_TOKENS = 16384
 """Of prompts that are computed together."""
 _LENGTH_MULTIPLE = 8
 _WARM_UP_STEPS = 3
+_CHECKED_STEPS = 4
 
 
 class _Layer(NamedTuple):
@@ -116,6 +117,7 @@ class TorchLoopPeer:
         """All jobs at once; steps until the longest output is there."""
         if self._is_new(jobs):
             self._generate(jobs, num_steps=0)  # compiles, outside of the clock
+            self._check_step(self._run_for(jobs))
         began = time.perf_counter()
         _, step_s = self._generate(jobs, num_steps=_num_steps(jobs))
         return PeerTiming(step_s, time.perf_counter() - began)
@@ -140,6 +142,29 @@ class TorchLoopPeer:
             self._synchronize()
         return run.state.history, (time.perf_counter() - began) / max(1, num_steps)
 
+    def _check_step(self, run: _Run) -> None:
+        """Compare what is timed with the step as written, from the state that prompts left behind.
+
+        Raises:
+            RuntimeError: it does not advance, or mostly chooses other tokens than rounding explains.
+        """
+        state, num_equal = run.state, 0
+        with torch.no_grad():
+            for _ in range(_CHECKED_STEPS):
+                tokens, positions = state.tokens.clone(), state.positions.clone()
+                decode_step(self._weights, self._sizes, state)
+                expected = state.tokens.clone()
+                state.tokens.copy_(tokens)
+                state.positions.copy_(positions)
+                run.step()
+                num_equal += int((state.tokens == expected).sum())
+                if not torch.equal(state.positions, positions + 1):
+                    raise RuntimeError("the compiled step does not advance")
+        if 2 * num_equal < _CHECKED_STEPS * len(state.tokens):
+            raise RuntimeError(
+                f"the compiled step chose {num_equal} tokens of {_CHECKED_STEPS * len(state.tokens)} alike"
+            )
+
     def _prefill(self, state: _State, jobs: Sequence[Job], first: int, count: int) -> None:
         """Prompts of one length: caches and first tokens of rows ``first`` to ``first + count``."""
         rows = slice(first, first + count)
@@ -163,8 +188,8 @@ class TorchLoopPeer:
         return self._key != self._key_of(jobs)
 
     def _key_of(self, jobs: Sequence[Job]) -> tuple[int, int]:
-        """Batch, and length of the cache: prompt, outputs, and the step after the last token that a warm-up may do."""
-        needed = max(len(job.prompt) for job in jobs) + _num_steps(jobs) + 1
+        """Batch, and length of the cache: prompt, and as many steps as are timed or checked."""
+        needed = max(len(job.prompt) for job in jobs) + max(_num_steps(jobs), _CHECKED_STEPS) + 1
         return len(jobs), -(-needed // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
 
     def _run_for(self, jobs: Sequence[Job]) -> _Run:
