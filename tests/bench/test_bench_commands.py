@@ -1,6 +1,7 @@
 """The commands: what they ask of the engine, what they print and write."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +100,13 @@ def test_peers_that_cannot_run_on_this_machine_are_reported(
     assert [peer["peer"] for peer in result["peers"]] == ["torch-loop", "transformers"]
     assert all(peer["error"] and peer["ms_per_token"] is None for peer in result["peers"])
     assert "peer torch-loop failed: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("peer", ["torch-loop", "transformers"])
+def test_a_peer_that_is_not_installed_is_one_clear_error(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], peer: str
+) -> None:
+    for name in ("torch", "transformers", "tinyvllm.bench.peer_torch_loop"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert main(["bench", "latency", "--model", str(model), "--device", "cpu", "--peer", peer]) == 2
+    assert f"--peer {peer} needs torch" in capsys.readouterr().err

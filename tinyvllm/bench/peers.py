@@ -44,8 +44,10 @@ def _transformers(source: WeightSource, torch_device: str) -> Peer:
 
 
 def _torch_loop(source: WeightSource, torch_device: str) -> Peer:
-    from tinyvllm.bench.peer_torch_loop import TorchLoopPeer
-
+    try:
+        from tinyvllm.bench.peer_torch_loop import TorchLoopPeer
+    except ImportError as error:
+        raise ConfigError(f"--peer torch-loop needs torch: {error}; pip install torch") from error
     return TorchLoopPeer(source, torch_device=torch_device)
 
 
