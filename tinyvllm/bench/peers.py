@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tinyvllm.bench.source import WeightSource
-from tinyvllm.bench.workload import Job
+from tinyvllm.bench.workload import Job, heap_set_aside
 from tinyvllm.errors import ConfigError
 
 
@@ -85,7 +85,8 @@ class PeerSeries:
         if self._peer is None:
             return
         try:
-            timing = self._peer.run(jobs)
+            with heap_set_aside():
+                timing = self._peer.run(jobs)
         except Exception as error:
             self._failed(error)
             return
