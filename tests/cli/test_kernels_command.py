@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.testing.own_kernel import write_own_kernel
+from tinyvllm.bench.roofline import Machine
 from tinyvllm.cli.main import main
+from tinyvllm.devices.emulator import EmulatorDevice
+from tinyvllm.engine.devices import DeviceChoice
 from tinyvllm.kernels.ops import OPS
 
 
@@ -85,6 +89,35 @@ def test_bench_times_the_cpu_and_writes_the_numbers(tmp_path: Path, capsys: pyte
     for each in found:
         assert each["us"] > 0
         assert each["gigabytes_per_s"] == pytest.approx(each["megabytes"] / each["us"] * 1e3)
+
+
+class TimedEmulator(EmulatorDevice):
+    """With the one thing that an emulator lacks: a clock. A call takes a microsecond for each launch."""
+
+    def time_us(self, work: Callable[[], None], repeats: int) -> float:
+        with self.capture() as graph:
+            work()
+        graph.replay()
+        self.synchronize()
+        return 1.0 * len(graph.tasks)
+
+
+def test_bench_on_a_device_times_calls_on_copies_of_their_operands(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    device = TimedEmulator()
+    monkeypatch.setattr("tinyvllm.bench.kernels._MAX_COPIES", 3)
+    monkeypatch.setattr("tinyvllm.bench.kernels.measure", lambda _: Machine(1e12, 1e15, "a card"))
+    monkeypatch.setattr("tinyvllm.engine.devices.choose_device", lambda _: DeviceChoice("cuda", "for the test"))
+    monkeypatch.setattr("tinyvllm.testing.check.open_device", lambda _: device)
+    arguments = ["--rows", "1", "40", "--context-len", "100", "--implementation", "nvrtc"]
+    for op in ("rms_norm", "attention_decode", "rms_norm_qkv_rope_append", "lm_head_argmax"):
+        assert main(["kernels", "bench", op, *arguments]) == 0
+        first, _, one, many = rows(capsys.readouterr().out)
+        assert first == ["a card: 1000 GB/s, 1000.00 TFLOP/s"]
+        assert one[:4] == [op, "nvrtc", "1", "1.00"]
+        assert many[:3] == [op, "nvrtc", "40"]
+        assert float(many[4]) > float(one[4])
 
 
 def test_bench_refuses_the_emulator_with_a_reason(capsys: pytest.CaptureFixture[str]) -> None:

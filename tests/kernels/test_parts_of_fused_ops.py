@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyvllm.devices.interface import Device
+from tinyvllm.devices.interface import Array, Device
 from tinyvllm.devices.nvrtc import ARCHITECTURES, compile_cubin
 from tinyvllm.errors import DeviceError, ShapeError
 from tinyvllm.kernels.add import Add
@@ -73,6 +75,48 @@ def test_greedy_ids_are_the_lowest_largest_or_minus_one(
     token_ids = poisoned(device, (num_rows,), np.int32)
     make_greedy_ids(device, vocab_size=vocab_size, max_rows=6)(token_ids, put(device, logits))
     assert get(device, token_ids).tolist() == argmax(logits).tolist()
+
+
+def test_the_parts_wait_for_each_other(device: Device) -> None:
+    """Addition, logits and tokens in one graph: each reads what the one before it has written."""
+    rng = np.random.default_rng(0)
+    values = bf16(rng.standard_normal((2, 48)))
+    weight = bf16(rng.standard_normal((61, 48)))
+    weight[7] = np.nan
+    x, head = put(device, bf16(rng.standard_normal((2, 48)))), put(device, weight)
+    residual, more = poisoned(device, (2, 48)), put(device, values)
+    logits, ids = poisoned(device, (2, 61), np.float32), poisoned(device, (2,), np.int32)
+
+    def run(after_each: Callable[[], None]) -> None:
+        for _ in range(2):
+            make_add(device, hidden_size=48)(residual, x)
+            after_each()
+        make_add(device, hidden_size=48)(more, residual)
+        after_each()
+        make_logits(device, hidden_size=48, vocab_size=61, max_rows=8)(logits, more, head)
+        after_each()
+        make_greedy_ids(device, vocab_size=61, max_rows=6)(ids, logits)
+
+    def results() -> list[Array]:
+        return [get(device, buffer) for buffer in (residual, more, logits, ids)]
+
+    def reset() -> None:
+        device.memory.upload(residual, values)
+        device.memory.upload(more, values)
+        for buffer in (logits, ids):
+            device.memory.fill(buffer, 0x7F)
+        device.synchronize()
+
+    reset()
+    run(device.synchronize)
+    separate = results()
+    assert separate[3].tolist() == [-1, -1]
+    reset()
+    with device.capture() as graph:
+        run(lambda: None)
+    graph.replay()
+    for got, expected in zip(results(), separate, strict=True):
+        assert got.tobytes() == expected.tobytes()
 
 
 def test_another_shape_is_refused(device: Device) -> None:

@@ -27,6 +27,7 @@ from . import (
     sanitized,
     test_decode_chain,
     test_lm_head,
+    test_parts_of_fused_ops,
     test_projections,
     test_qkv_rope_append,
     test_rope_append,
@@ -103,6 +104,12 @@ def dependent_scenario(device: Device) -> None:
     test_simple_kernels.test_simple_kernels_wait_for_each_other(device)
 
 
+def parts_scenario(device: Device) -> None:
+    inner(test_parts_of_fused_ops.test_add_is_its_definition)(device, 40, 3, 0)
+    inner(test_parts_of_fused_ops.test_logits_are_sums_of_products_that_are_not_rounded)(device, 192, 61, 3, 8, 0)
+    test_parts_of_fused_ops.test_the_parts_wait_for_each_other(device)
+
+
 SCENARIOS: dict[str, Callable[[Device], None]] = {
     "gemv_core.cuh": gemv_scenario,
     "gemm_small_core.cuh": gemm_scenario,
@@ -116,6 +123,9 @@ SCENARIOS: dict[str, Callable[[Device], None]] = {
     "embedding.cu": simple_scenario,
     "rms_norm.cu": simple_scenario,
     "silu_mul.cu": simple_scenario,
+    "add.cu": parts_scenario,
+    "logits.cu": parts_scenario,
+    "mark_corrupt.cu": parts_scenario,
 }
 
 ADJACENT_PAIRS = (
