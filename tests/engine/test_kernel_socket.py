@@ -235,3 +235,49 @@ def test_a_foreign_sampler_chooses_on_a_device_as_well(tiny: Path, tmp_path: Pat
     llm = LLM(str(tiny), device="emulator", plugins=[str(plugin)], sampler={"name": "seven"}, **TINY)
     (out,) = llm.generate({"prompt_token_ids": [3, 4]}, SamplingParams(max_tokens=4), use_tqdm=False)
     assert list(out.outputs[0].token_ids) == [7] * 4
+
+
+WITH_OPTIONS = """
+from pathlib import Path
+
+from tinyvllm.hookspecs import hookimpl
+from tinyvllm.interfaces import Options
+from tinyvllm.kernels.cuda_kernel import cuda_kernel
+
+class RmsNormOptions(Options):
+    threads: int = 256
+    factor: int = 1
+
+def rms_norm(kernel, out, x, norm):
+    kernel.launch("my_rms_norm", (x.shape[0], 1, 1), kernel.options.threads,
+                  (out, x, norm.weight, x.shape[1], norm.eps))
+
+def supports(spec):
+    return [] if spec.model.hidden_size < 1000 else ["rows are too long for it"]
+
+@hookimpl
+def register_kernels():
+    return [cuda_kernel("tuned", "rms_norm", Path(__file__).with_name("my_rms_norm.cu"), rms_norm,
+                        options=RmsNormOptions, supports=supports,
+                        defines=lambda spec, options: {"FACTOR": options.factor, "SIZE": spec.model.hidden_size})]
+"""
+
+
+def test_options_reach_the_launch_and_the_source(tiny: Path, fused: LLM, own_kernel: Path, tmp_path: Path) -> None:
+    source = own_kernel.with_suffix(".cu")
+    source.write_text(source.read_text().replace("* to_float(weight[i])", "* to_float(weight[i]) * FACTOR"))
+    plugin = tmp_path / "tuned.py"
+    plugin.write_text(WITH_OPTIONS)
+
+    def engine(**options: int) -> LLM:
+        section = {"rms_norm": {"name": "tuned", **options}}
+        return LLM(str(tiny), device="emulator", plugins=[str(plugin)], kernels=section, **TINY)
+
+    assert_agree(engine(threads=64), fused)
+    with pytest.raises(AssertionError):
+        assert_agree(engine(factor=-1), fused)
+    with pytest.raises(KernelError, match="1025"):
+        tokens(engine(threads=1025))
+    assert "thread" in refusal(
+        tiny, ConfigError, plugins=[str(plugin)], kernels={"rms_norm": {"name": "tuned", "thread": 64}}
+    )

@@ -6,22 +6,18 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar, cast
 
-import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
 
 from tinyvllm.devices.interface import Array, Buffer, Device, Shape
-from tinyvllm.kernels.ops import OPS
 from tinyvllm.layers import Linear, Norm
+from tinyvllm.testing.case import definition
+from tinyvllm.testing.numbers import BF16, BF16_ROUNDOFF, F32_ROUNDOFF, SMALLEST, Float64, bf16, dot_error, f64
 
-BF16 = np.dtype(ml_dtypes.bfloat16)
-BF16_ROUNDOFF = 2.0**-8
-"""Most that rounding to bfloat16 (8 significant bits) changes a number, relative."""
-F32_ROUNDOFF = 2.0**-24
-SMALLEST = 2.0**-126
-"""Results below it may be flushed to zero."""
+__all__ = [
+    "BF16", "BF16_ROUNDOFF", "F32_ROUNDOFF", "SMALLEST", "Float64", "assert_close", "bf16", "definition", "dot_error",
+    "f64", "get", "linear_value", "normed_dot_error", "once", "poisoned", "put", "rows_of_many_scales",
+]  # fmt: skip
 
-Float64 = NDArray[np.float64]
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -29,16 +25,6 @@ R = TypeVar("R")
 def once(make: Callable[P, R]) -> Callable[P, R]:
     """``make`` that remembers: a launcher is compiled and bound once for a device and sizes."""
     return cast("Callable[P, R]", functools.cache(make))
-
-
-def bf16(values: Any) -> Array:
-    """Rounded to bfloat16."""
-    return np.asarray(values, np.float32).astype(BF16)
-
-
-def f64(values: Array) -> Float64:
-    """The same values, exactly."""
-    return values.astype(np.float64)
 
 
 def put(device: Device, array: Array) -> Buffer:
@@ -69,14 +55,6 @@ def rows_of_many_scales(rng: np.random.Generator, shape: Sequence[int]) -> Array
     return bf16(values)
 
 
-def dot_error(magnitude: Float64, length: int) -> Float64:
-    """Most that a float32 sum of ``length`` products in any order is off; ``magnitude`` is the sum of the absolutes.
-
-    Twice the textbook bound: a tensor core truncates where others round.
-    """
-    return 2 * length * F32_ROUNDOFF * magnitude
-
-
 def assert_close(got: Array, expected: Array, error: Any) -> None:
     """Every element within ``error`` of ``expected`` and one rounding to bfloat16."""
     allowed = np.asarray(error) * (1 + BF16_ROUNDOFF) + BF16_ROUNDOFF * np.abs(expected) + SMALLEST
@@ -88,16 +66,6 @@ def assert_close(got: Array, expected: Array, error: Any) -> None:
             f"{int(bad.sum())} of {bad.size} wrong; at {first}: got {f64(got)[first]}, expected {expected[first]}, "
             f"off by {off[first]:.3g}, allowed {np.broadcast_to(allowed, off.shape)[first]:.3g}"
         )
-
-
-def definition(op: str) -> Callable[..., Any]:
-    """An op as the composition of the NumPy definitions of its parts; exact inputs in float64 stay so."""
-    compose = OPS[op].compose
-    if compose is not None:
-        return compose(definition)
-    reference = OPS[op].reference
-    assert reference is not None
-    return reference
 
 
 def linear_value(weight: Array, bias: Array | None = None) -> Linear:
