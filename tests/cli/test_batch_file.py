@@ -146,6 +146,18 @@ def test_lines_may_be_token_ids_conversations_or_have_their_own_sampling(
     assert len(found[2]["outputs"]) == 2
 
 
+def test_log_probabilities_that_were_asked_for_are_in_the_results(write_config: WriteConfig, tmp_path: Path) -> None:
+    sampling = {"max_tokens": 2, "n": 2, "logprobs": 1, "prompt_logprobs": 0}
+    (tmp_path / "in.jsonl").write_text(json.dumps({"prompt_token_ids": [1, 2, 3], "sampling": sampling}))
+    assert main(["--config", str(write_config(TEXT))]) == 0
+    result = results(tmp_path)[0]
+    assert [each if each is None else list(each) for each in result["prompt_logprobs"]] == [None, ["2"], ["3"]]
+    for completion in result["outputs"]:
+        chosen = [each[str(token)] for each, token in zip(completion["logprobs"], completion["token_ids"], strict=True)]
+        assert completion["cumulative_logprob"] == pytest.approx(sum(each["logprob"] for each in chosen))
+        assert all(set(each) == {"logprob", "rank", "decoded_token"} for each in chosen)
+
+
 def test_blank_lines_have_a_number_but_no_result(write_config: WriteConfig, tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text('\n{"prompt": "a"}\n\n   \n{"prompt": "b"}\n')
     assert main(["--config", str(write_config(TEXT))]) == 0

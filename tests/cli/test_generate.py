@@ -44,6 +44,22 @@ def test_generate_takes_prompts_and_flags(tiny_model: Path, capsys: pytest.Captu
     assert re.search(r"generated tokens\s+│\s+12 ", out)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "refused"),
+    [
+        (["generate", "a", "--set", "run.sampling.logprobs=1"], "logprobs"),
+        (["generate", "a", "--set", "run.sampling.prompt_logprobs=0"], "prompt_logprobs"),
+        (["chat", "--n", "2"], "n"),
+        (["chat", "--set", "run.sampling.logprobs=1"], "logprobs"),
+    ],
+)
+def test_what_a_command_cannot_show_is_refused(
+    arguments: list[str], refused: str, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--model", str(tiny_model), "--set", "load_format=dummy"]) == 2
+    assert f"run.sampling.{refused} cannot be used here" in capsys.readouterr().err
+
+
 def test_prompts_of_the_command_line_replace_those_of_the_file(
     write_config: WriteConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:

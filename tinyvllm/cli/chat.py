@@ -6,6 +6,7 @@ import argparse
 from dataclasses import replace
 
 from tinyvllm.cli.options import add_config_arguments, add_engine_arguments, add_sampling_arguments, resolve
+from tinyvllm.run.refuse import refuse_fields
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Load the model and talk. Answers end where the model ends them unless ``max_tokens`` says otherwise."""
     resolved = resolve(args)
+    refuse_fields(
+        resolved, ("n", "logprobs", "prompt_logprobs", "detokenize"), "a conversation has one answer, as text"
+    )
     from tinyvllm.llm import LLM
     from tinyvllm.run.chat import Conversation, talk
     from tinyvllm.run.jobs import merged_params

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from tinyvllm.engine.engine import Engine
 from tinyvllm.errors import RequestError
-from tinyvllm.outputs import RequestOutput
+from tinyvllm.outputs import CompletionOutput, RequestOutput, TokenLogprobs
 from tinyvllm.run.jobs import Job
 
 
@@ -25,10 +26,9 @@ class Result:
         line: dict[str, Any] = {"index": self.job.index, "id": self.job.id}
         if self.output is None:
             return {**line, "error": self.error}
-        completions = [
-            {"text": each.text, "token_ids": each.token_ids, "finish_reason": each.finish_reason}
-            for each in self.output.outputs
-        ]
+        if self.output.prompt_logprobs is not None:
+            line["prompt_logprobs"] = [_as_json(each) for each in self.output.prompt_logprobs]
+        completions = [_completion_as_json(each) for each in self.output.outputs]
         line |= completions[0]
         return line if len(completions) == 1 else {**line, "outputs": completions}
 
@@ -86,3 +86,23 @@ def _result(job: Job, output: RequestOutput) -> Result:
 
 def _request_id(job: Job) -> str:
     return f"line-{job.index}"
+
+
+def _completion_as_json(completion: CompletionOutput) -> dict[str, Any]:
+    fields = {"text": completion.text, "token_ids": completion.token_ids, "finish_reason": completion.finish_reason}
+    if completion.logprobs is None:
+        return fields
+    logprobs = [_as_json(each) for each in completion.logprobs]
+    return {**fields, "cumulative_logprob": _number(completion.cumulative_logprob), "logprobs": logprobs}
+
+
+def _as_json(logprobs: TokenLogprobs | None) -> dict[int, dict[str, Any]] | None:
+    """By token id, of which JSON makes text."""
+    if logprobs is None:
+        return None
+    return {token_id: {**asdict(each), "logprob": _number(each.logprob)} for token_id, each in logprobs.items()}
+
+
+def _number(logprob: float | None) -> float | None:
+    """The logarithm of a probability of zero, which JSON does not know, is null."""
+    return logprob if logprob is not None and math.isfinite(logprob) else None

@@ -16,6 +16,7 @@ from tinyvllm.progress import Progress
 from tinyvllm.run.feed import Result, complete
 from tinyvllm.run.jobs import JobReader, merged_params
 from tinyvllm.run.journal import Journal
+from tinyvllm.run.refuse import refuse_fields
 from tinyvllm.run.seal import InputSeal, numbered_lines, seal_file, seal_prompts
 from tinyvllm.run.summary import Summary
 from tinyvllm.run.transcript import print_result
@@ -36,6 +37,8 @@ def generate(resolved: Resolved) -> int:
     run = resolved.config.run
     if run is None or (run.prompts is None and run.prompts_file is None):
         raise ConfigError("there is nothing to generate: give run.prompts or run.prompts_file, or --prompt")
+    if run.prompts is not None and run.output is None:
+        refuse_fields(resolved, ("logprobs", "prompt_logprobs"), "the screen shows text only; name a file: run.output")
     # Before the model, which may take long: mistakes in files should show at once.
     seal = seal_prompts(run.prompts) if run.prompts is not None else seal_file(resolved.path(run.prompts_file or ""))
     with ExitStack() as stack:
