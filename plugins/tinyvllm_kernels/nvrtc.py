@@ -34,10 +34,10 @@ from tinyvllm.kernels.silu_mul import SiluMul
 from tinyvllm.kernels.tiling import Tiling, choose_tiling
 from tinyvllm.layers import AttentionProjection, Linear, Norm
 
-FUSED_ROWS = (1, 8, 16)
-"""Most rows of each version of the fused kernels without a norm; more rows go to the matrix products."""
-FUSED_NORM_ROWS = (1,)
-"""The same where the kernel normalises: with more rows a norm of its own and a matrix product are faster."""
+FUSED_ROWS = (1, 8, 16, 32)
+"""Most rows of each version of the fused kernels; more rows go to the matrix products."""
+FUSED_HEAD_ROWS = (1,)
+"""The same of the vocabulary's projection, which is long enough for the matrix products from two rows on."""
 
 _INVARIANT_TILE = 8
 _WEIGHT_SCHEME = "rows"
@@ -102,9 +102,11 @@ class _Tiers:
             return max(self._max_head_rows, num_rows)
         return next((rows for rows in self._fused_rows if rows >= num_rows), None)
 
-    def tiling(self, size_k: int) -> Tiling | None:
+    def tiling(self, size_k: int, num_outputs: int, *, may_split: bool = True) -> Tiling | None:
         """The launcher's own choice; with ``batch_invariant`` one cut for any number of rows, also for one."""
-        return choose_tiling(size_k, _INVARIANT_TILE) if self._is_invariant else None
+        if not self._is_invariant:
+            return None
+        return choose_tiling(size_k, _INVARIANT_TILE, num_outputs=num_outputs, may_split=may_split)
 
 
 # ---------------------------------------------------------------- simple ops
@@ -131,7 +133,7 @@ def _linear(context: BindContext) -> Launch:
     def made(out_features: int, in_features: int, max_rows: int) -> LinearRows:
         return LinearRows(
             device, in_features=in_features, out_features=out_features, max_rows=max_rows,
-            tiling=tiers.tiling(in_features),
+            tiling=tiers.tiling(in_features, out_features),
         )  # fmt: skip
 
     def linear(out: Buffer, x: Buffer, layer: Linear) -> None:
@@ -170,13 +172,14 @@ def _silu_mul(context: BindContext) -> Launch:
 
 
 def _lm_head(context: BindContext) -> Launch:
-    device, tiers = context.on_device.device, _Tiers(context)
+    device, tiers = context.on_device.device, _Tiers(context, FUSED_HEAD_ROWS)
 
     @cache
     def made(vocab_size: int, hidden_size: int, max_rows: int) -> LogitsRows:
         return LogitsRows(
-            device, hidden_size=hidden_size, vocab_size=vocab_size, max_rows=max_rows, tiling=tiers.tiling(hidden_size)
-        )
+            device, hidden_size=hidden_size, vocab_size=vocab_size, max_rows=max_rows,
+            tiling=tiers.tiling(hidden_size, vocab_size, may_split=False),
+        )  # fmt: skip
 
     def lm_head(logits: Buffer, x: Buffer, head: Linear) -> None:
         rows = tiers.head_rows(x.shape[0])
@@ -250,14 +253,15 @@ def _attention_sizes(context: BindContext, window: int | None) -> AttentionSizes
 
 def _qkv(context: BindContext) -> Launch:
     device, composed = context.on_device.device, device_compose.compose_qkv(context)
-    tiers = _Tiers(context, FUSED_NORM_ROWS)
+    tiers = _Tiers(context)
     model = context.spec.model
+    num_outputs = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim
 
     @cache
     def made(eps: float, max_rows: int) -> QkvRopeAppend:
         return QkvRopeAppend(
             device, hidden_size=model.hidden_size, num_heads=model.num_heads, num_kv_heads=model.num_kv_heads,
-            head_dim=model.head_dim, eps=eps, max_rows=max_rows, tiling=tiers.tiling(model.hidden_size),
+            head_dim=model.head_dim, eps=eps, max_rows=max_rows, tiling=tiers.tiling(model.hidden_size, num_outputs),
         )  # fmt: skip
 
     def rms_norm_qkv_rope_append(
@@ -283,7 +287,7 @@ def _linear_residual(context: BindContext) -> Launch:
     def made(out_features: int, in_features: int, max_rows: int) -> LinearResidual:
         return LinearResidual(
             device, in_features=in_features, out_features=out_features, max_rows=max_rows,
-            tiling=tiers.tiling(in_features),
+            tiling=tiers.tiling(in_features, out_features),
         )  # fmt: skip
 
     def linear_residual(residual: Buffer, x: Buffer, layer: Linear) -> None:
@@ -298,14 +302,14 @@ def _linear_residual(context: BindContext) -> Launch:
 
 def _gate_up(context: BindContext) -> Launch:
     device, composed = context.on_device.device, device_compose.compose_gate_up(context)
-    tiers = _Tiers(context, FUSED_NORM_ROWS)
+    tiers = _Tiers(context)
     model = context.spec.model
 
     @cache
     def made(eps: float, max_rows: int) -> GateUpSilu:
         return GateUpSilu(
             device, hidden_size=model.hidden_size, intermediate_size=model.intermediate_size, eps=eps,
-            max_rows=max_rows, tiling=tiers.tiling(model.hidden_size),
+            max_rows=max_rows, tiling=tiers.tiling(model.hidden_size, 2 * model.intermediate_size),
         )  # fmt: skip
 
     def rms_norm_gate_up_silu(out: Buffer, x: Buffer, norm: Norm, gate_up: Linear) -> None:
@@ -329,13 +333,13 @@ def _lm_head_argmax(context: BindContext) -> Launch:
 def _bind_head(
     launcher: type[LmHeadLogits] | type[LmHeadArgmax], context: BindContext, composed: Callable[..., None]
 ) -> Launch:
-    device, tiers = context.on_device.device, _Tiers(context, FUSED_NORM_ROWS)
+    device, tiers = context.on_device.device, _Tiers(context, FUSED_HEAD_ROWS)
 
     @cache
     def made(vocab_size: int, hidden_size: int, eps: float, max_rows: int) -> LmHeadLogits | LmHeadArgmax:
         return launcher(
             device, hidden_size=hidden_size, vocab_size=vocab_size, eps=eps, max_rows=max_rows,
-            tiling=tiers.tiling(hidden_size),
+            tiling=tiers.tiling(hidden_size, vocab_size, may_split=False),
         )  # fmt: skip
 
     def head_of_rows(out: Buffer, x: Buffer, norm: Norm, head: Linear) -> None:

@@ -56,12 +56,31 @@ def variants(rows: int, size_k: int, kernel: str) -> dict[str, Tiling]:
                         tiling
                     )
         batch_rows = max(8, rows_tier(rows))
-        splits = (1, 2, 4) if kernel in ("o", "down") else (1,)
-        for threads, loads, blocks in ((256, 16, 2), (256, 16, 1), (256, 8, 2), (512, 8, 1), (128, 16, 2), (128, 8, 4)):
-            for split in splits:
-                name = f"mma{batch_rows} {threads} thr, {loads} loads, {blocks} min, split {split}{suffix}"
-                found[name] = Tiling(batch_rows, threads, blocks, loads, split=split, blocks_per_sm=per_sm)
+        per_block = 1 if kernel == "lm_head" else per_sm
+        for warps, per_warp, split, stage_k, blocks in (
+            (1, 16, 1, 64, 1),
+            (1, 16, 1, 64, 2),
+            (2, 32, 1, 64, 2),
+            (2, 16, 4, 128, 2),
+            (4, 32, 4, 128, 2),
+            (4, 16, 2, 256, 2),
+            (8, 16, 1, 256, 2),
+            (8, 16, 1, 512, 2),
+        ):
+            if split == 1 or kernel != "lm_head":
+                name = (
+                    f"mma{batch_rows} {warps} warps/row, {per_warp} rows, split {split}, stage {stage_k}, {blocks} min"
+                )
+                found[name + suffix] = Tiling(
+                    batch_rows, min_blocks=blocks, warps_per_row=warps, rows_per_warp=per_warp, split=split,
+                    stage_k=stage_k, blocks_per_sm=per_block,
+                )  # fmt: skip
     return found
+
+
+def _on_tensor_cores(shape: ChainShape, kernel: str) -> Tiling:
+    num_outputs, size_k = shape.weights[kernel]
+    return choose_tiling(size_k, 8, num_outputs=num_outputs, may_split=kernel != "lm_head")
 
 
 def median_us(device: Device, graph: Graph, replays: int, rounds: int) -> float:
@@ -158,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     report_chain(device, "default tilings", chain({}), shape, options)
     if options.rows == 1:
-        on_tensor_cores = {kernel: choose_tiling(shape.weights[kernel][1], 8) for kernel in KERNELS}
+        on_tensor_cores = {kernel: _on_tensor_cores(shape, kernel) for kernel in KERNELS}
         report_chain(device, "tensor cores for one row", chain(on_tensor_cores), shape, options)
     if options.variants:
         best = {kernel: best_of_variants(device, weights, kernel, options) for kernel in options.kernels}

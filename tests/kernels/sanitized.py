@@ -59,7 +59,7 @@ def run_gemv(device: Device, folder: str | None = None) -> None:
 def run_gemm(device: Device, folder: str | None = None) -> None:
     """Ragged rows, a last tile that hangs over, fewer rows of x than a block can take, several tiles a block."""
     device = device_of(device, folder)
-    tiling = Tiling(8, threads=64, loads=4, blocks_per_sm=1)
+    tiling = Tiling(8, threads=64, warps_per_row=2, rows_per_warp=16, blocks_per_sm=1)
     run = LinearRows(device, in_features=1096, out_features=70, max_rows=8, tiling=tiling)
     run(poisoned(device, (3, 70)), ones(device, 3, 1096), ones(device, 70, 1096))
     gate_up = GateUpSilu(device, hidden_size=200, intermediate_size=64, eps=EPS, max_rows=8, tiling=tiling)
@@ -69,7 +69,7 @@ def run_gemm(device: Device, folder: str | None = None) -> None:
 def run_split(device: Device, folder: str | None = None) -> None:
     """Blocks that share a tile."""
     device = device_of(device, folder)
-    tiling = Tiling(16, threads=64, loads=4, split=3)
+    tiling = Tiling(16, threads=64, warps_per_row=2, rows_per_warp=16, split=3)
     run = LinearResidual(device, in_features=1096, out_features=19, max_rows=16, tiling=tiling)
     run(ones(device, 9, 19), ones(device, 9, 1096), ones(device, 19, 1096))
 
@@ -78,7 +78,7 @@ def run_argmax(device: Device, folder: str | None = None) -> None:
     """Blocks that leave their best for the last."""
     device = device_of(device, folder)
     for rows in (1, 3):
-        tiling = Tiling(1, threads=64) if rows == 1 else Tiling(8, threads=64)
+        tiling = Tiling(1, threads=64) if rows == 1 else Tiling(8, threads=64, rows_per_warp=16)
         run = LmHeadArgmax(device, hidden_size=40, vocab_size=70, eps=EPS, max_rows=rows, tiling=tiling)
         run(poisoned(device, (rows,), np.int32), ones(device, rows, 40), ones(device, 40), ones(device, 70, 40))
 

@@ -16,7 +16,6 @@ from tinyvllm.kernels.add import Add
 from tinyvllm.kernels.greedy_ids import GreedyIds
 from tinyvllm.kernels.launch import source
 from tinyvllm.kernels.logits import LogitsRows
-from tinyvllm.kernels.tiling import choose_tiling
 from tinyvllm.reference.add import add
 from tinyvllm.reference.argmax import argmax
 
@@ -126,11 +125,9 @@ def test_another_shape_is_refused(device: Device) -> None:
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_they_compile_for_every_architecture_without_spills(arch: str) -> None:
-    logits_defines = choose_tiling(2048, 8).defines(2048, 128256)
-    for name, defines in (("add.cu", {"THREADS": 128}), ("mark_corrupt.cu", {"THREADS": 128}),
-                          ("logits.cu", logits_defines)):  # fmt: skip
+    for name in ("add.cu", "mark_corrupt.cu"):
         try:
-            usage = compile_cubin(source(name), arch, defines).usage
+            usage = compile_cubin(source(name), arch, {"THREADS": 128}).usage
         except DeviceError as error:
             pytest.skip(str(error))
         assert all(kernel.spill_bytes == 0 for kernel in usage), usage

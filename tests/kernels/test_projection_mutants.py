@@ -67,9 +67,10 @@ def gemm_scenario(device: Device) -> None:
 
 
 def lm_head_scenario(device: Device) -> None:
-    for head in (test_lm_head.HEADS[1], test_lm_head.HEADS[5]):
+    for head in (test_lm_head.HEADS[1], test_lm_head.HEADS[5], test_lm_head.HEADS[7]):
         inner(test_lm_head.test_logits_are_their_definition)(device, head, 5, 0)
         inner(test_lm_head.test_argmax_is_the_lowest_of_the_largest)(device, head, 5, 0)
+    for head in (test_lm_head.HEADS[1], test_lm_head.HEADS[5]):
         test_lm_head.test_the_winner_is_found_wherever_it_is(device, head)
         test_lm_head.test_a_nan_anywhere_in_a_row_is_reported_for_that_row(device, head)
     inner(test_lm_head.test_argmax_is_the_lowest_of_the_largest)(device, test_lm_head.HEADS[0], 1, 0)
@@ -147,22 +148,25 @@ SLIPS = [
     ("gemv_core.cuh", "values[i] *= scale[i]", "values[i] *= 1.0f"),
     ("gemv_core.cuh", "if (tile == first_tile) squares += chunk_squares;", "squares = chunk_squares;"),
     ("gemv_core.cuh", "(1.0f / SIZE_K) + in.eps", "(1.0f / SIZE_K)"),
-    ("gemm_small_core.cuh", "num_vectors == SPLIT * num_chunks * chunk_steps * num_warps * 4", "true"),
-    ("gemm_small_core.cuh", "ceil_div(split_groups, num_warps)",
-     "split_groups < num_warps ? 1 : split_groups / num_warps"),
-    ("gemm_small_core.cuh", "{low.x, high.x, low.y, high.y}", "{low.x, low.y, high.x, high.y}"),
-    ("gemm_small_core.cuh", "second_x[2] = {x.z, x.w}", "second_x[2] = {x.w, x.z}"),
-    ("gemm_small_core.cuh", "squares[batch_tile] += __shfl_xor_sync(full_warp, squares[batch_tile], 2);", ""),
-    ("gemm_small_core.cuh", "batch_tile = num_batch_tiles - 1; batch_tile >= 0; --batch_tile",
-     "batch_tile = 0; batch_tile < num_batch_tiles; ++batch_tile"),
-    ("gemm_small_core.cuh", "ends_tile ? 0 : chunk + 1;", "0;"),
-    ("gemm_small_core.cuh", "x[j] *= scale[j]", "x[j] *= 1.0f"),
+    ("gemm_small_core.cuh", "SIZE_K == SPLIT * split_stages * STAGE_K", "true"),
+    ("gemm_small_core.cuh", "ceil_div(ceil_div(SIZE_K, STAGE_K), SPLIT)",
+     "SIZE_K < STAGE_K * SPLIT ? 1 : SIZE_K / STAGE_K / SPLIT"),
+    ("gemm_small_core.cuh", "(along * 2 + lane / 16)", "(along * 2 + 1 - lane / 16)"),
+    ("gemm_small_core.cuh", "lane / 8 % 2) ^ row_swizzle ^ step", "lane / 8 % 2) ^ row_swizzle"),
+    ("gemm_small_core.cuh", "i * WARPS_PER_ROW * 2, row_swizzle", "i * 2, row_swizzle"),
+    ("gemm_small_core.cuh", "x[j + 1][0] = r[2], x[j + 1][1] = r[3]", "x[j + 1][0] = r[3], x[j + 1][1] = r[2]"),
+    ("gemm_small_core.cuh", "column / stage_vectors % split_stages;", "0;"),
+    ("gemm_small_core.cuh", "first_tile + int(gridDim.x) * block_tiles;", "first_tile + block_tiles;"),
+    ("gemm_small_core.cuh", "if (has_next()) find_rows();", ""),
+    ("gemm_small_core.cuh", "along < WARPS_PER_ROW; ++along", "along < 1; ++along"),
     ("gemm_small_core.cuh", "split < SPLIT; ++split", "split < SPLIT - 1; ++split"),
+    ("gemm_small_core.cuh", "&& tile + units.tile(i) < num_tiles", ""),
     ("gemm_small_core.cuh", "int(blockIdx.z) * BATCH_ROWS;", "0;"),
     ("lm_head.cu", "other.index < index", "other.index > index"),  # the highest of equals
     ("lm_head.cu", "isnan(logit) ? Best{INFINITY, -1} : Best{logit, row}", "Best{logit, row}"),
     ("lm_head.cu", "int index = no_index", "int index = -1"),
-    ("lm_head.cu", "warp * 8 + lane * 2 + which", "warp * 8 + lane * 2 + 1 - which"),
+    ("lm_head.cu", "values[warp][lane * 2 + which] = best.value", "values[warp][lane * 2 + 1 - which] = best.value"),
+    ("lm_head.cu", "w += num_batch_tiles", "w += num_warps"),
     ("qkv_rope_append.cu", "TileRows{first, first + half_dim}", "TileRows{first, first + projection::tile_pairs}"),
     ("qkv_rope_append.cu", "place.low_row % HEAD_DIM;\n        early.cosine",
      "place.low_row % half_dim / 2;\n        early.cosine"),
@@ -230,13 +234,12 @@ def test_a_missing_barrier_before_an_arrival_is_a_race(tmp_path: Path, name: str
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("sample", "name"), [("gemv", "gemv_core.cuh"), ("gemm", "gemm_small_core.cuh")])
-def test_one_buffer_for_the_sums_of_all_tiles_is_a_race(tmp_path: Path, sample: str, name: str) -> None:
+def test_one_buffer_for_the_sums_of_all_tiles_is_a_race(tmp_path: Path) -> None:
     """The next tile's sums may overwrite those that are being read; the usual orders of threads do not show it."""
-    text = (copy_kernels(tmp_path) / name).read_text()
+    text = (copy_kernels(tmp_path) / "gemv_core.cuh").read_text()
     assert text.count("buffer ^= 1;") == 1
-    (tmp_path / name).write_text(text.replace("buffer ^= 1;", ""))
-    verdict = sanitize(sample, Sanitizer.RACE, tmp_path)
+    (tmp_path / "gemv_core.cuh").write_text(text.replace("buffer ^= 1;", ""))
+    verdict = sanitize("gemv", Sanitizer.RACE, tmp_path)
     assert any(finding.kind == "race" for finding in verdict.findings), verdict.log[-2000:]
 
 
@@ -259,10 +262,10 @@ def test_the_kernels_as_they_are_are_clean(sample: str, sanitizer: Sanitizer) ->
     [
         ("gemv", "gemv_core.cuh", "if (is_whole || vector < num_vectors)", "if (true)"),
         ("gemv", "gemv_core.cuh", "if (GUARD_ROWS)", "if (false)"),
-        ("gemm", "gemm_small_core.cuh", "&& vector < num_vectors)", ")"),
+        ("gemm", "gemm_small_core.cuh", "is_whole || vector < num_vectors", "true"),
         ("gemm", "gemm_small_core.cuh", "if (GUARD_ROWS)", "if (false)"),
-        ("gemm", "gemm_small_core.cuh", "|| row >= in.num_rows", ""),
-        ("gemm", "gemm_small_core.cuh", "max(vector, 0) * 8, vector >= 0", "max(vector, 0) * 8 + SIZE_K, true"),
+        ("gemm", "gemm_small_core.cuh", "vector >= 0 && first_row + row < in.num_rows", "vector >= 0"),
+        ("gemm", "gemm_small_core.cuh", "&& first_row + row < in.num_rows && vector >= 0", "&& vector >= 0"),
         ("simple", "rms_norm.cu", "if (vector < num_vectors) values", "if (true) values"),
         ("simple", "silu_mul.cu", "if (column >= SIZE_F) return;", ""),
         ("simple", "rope_append.cu", "head < num_all && lane < vectors_per_half", "head < num_all"),
@@ -276,8 +279,9 @@ def test_an_unguarded_load_or_store_is_out_of_bounds(
     assert text.count(old) == 1
     (tmp_path / name).write_text(text.replace(old, new))
     verdict = sanitize(sample, Sanitizer.BOUNDS, tmp_path)
-    kinds = [finding.kind for finding in verdict.findings]
-    assert any("overflow" in kind or "SEGV" in kind for kind in kinds), verdict.log[-2000:]
+    kinds = " ".join(finding.kind for finding in verdict.findings)
+    # Far beyond the end lies memory that was given back, or none.
+    assert any(kind in kinds for kind in ("overflow", "use-after-free", "SEGV")), verdict.log[-2000:]
 
 
 @pytest.mark.slow

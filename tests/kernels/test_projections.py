@@ -51,10 +51,10 @@ LAYERS: tuple[tuple[int, int, int | Tiling], ...] = (
     (40, 7, Tiling(1, warps_per_row=1, rows_per_warp=1)),
     (2048, 40, 8),
     (8192, 6, 16),
-    (2112, 17, Tiling(8, split=3, loads=4)),
-    (192, 100, Tiling(8, threads=128, loads=2, blocks_per_sm=1)),
-    (4096, 9, Tiling(16, split=2, threads=512)),
-    (40, 7, Tiling(32, blocks_per_sm=1)),
+    (2112, 17, Tiling(8, warps_per_row=4, rows_per_warp=16, split=3)),
+    (192, 100, Tiling(8, threads=128, warps_per_row=4, rows_per_warp=16, max_stages=2, blocks_per_sm=1)),
+    (4096, 9, Tiling(16, threads=512, warps_per_row=8, rows_per_warp=32, split=2, stage_k=256)),
+    (40, 7, Tiling(32, rows_per_warp=16, blocks_per_sm=1)),
     (8, 70, 32),
 )
 
@@ -65,7 +65,7 @@ NORMED_LAYERS: tuple[tuple[int, int, int | Tiling], ...] = (
     (4096, 32, Tiling(1, warps_per_row=4, rows_per_warp=2, loads=4, blocks_per_sm=1)),
     (2048, 64, replace(choose_tiling(2048, 8), blocks_per_sm=1)),
     (192, 64, 16),
-    (2112, 32, Tiling(32, threads=256, loads=4)),
+    (2112, 32, Tiling(32, threads=192, warps_per_row=2, rows_per_warp=16, split=2)),
 )
 
 seeds = st.integers(0, 2**32 - 1)
@@ -144,12 +144,12 @@ def test_a_row_has_the_same_bits_alone_in_company_and_in_any_place(device: Devic
     w = put(device, weight)
     seen = []
     for batch_rows, order in ((8, np.arange(35)), (16, np.arange(35)[::-1]), (32, rng.permutation(35))):
-        tiling = Tiling(batch_rows, split=split, loads=8)
+        tiling = Tiling(batch_rows, warps_per_row=2, rows_per_warp=16, split=split)
         run = linear(device, in_features=2112, out_features=40, max_rows=40, tiling=tiling)
         out = poisoned(device, (35, 40))
         run(out, put(device, x[order]), w)
         seen.append(get(device, out)[np.argsort(order)].view(np.uint16))
-    tiling = Tiling(8, split=split, loads=8)
+    tiling = Tiling(8, warps_per_row=2, rows_per_warp=16, split=split)
     alone = poisoned(device, (1, 40))
     linear(device, in_features=2112, out_features=40, max_rows=40, tiling=tiling)(alone, put(device, x[7:8]), w)
     assert (seen[0] == seen[1]).all()
@@ -172,7 +172,13 @@ def test_a_launcher_can_be_called_again_at_once(device: Device) -> None:
     rng = np.random.default_rng(0)
     x, weight = put(device, bf16(rng.standard_normal((8, 8192)))), put(device, random_layer(rng, 8192, 6))
     residual = put(device, bf16(np.zeros((8, 6))))
-    run = linear_residual(device, in_features=8192, out_features=6, max_rows=8, tiling=Tiling(8, split=4))
+    run = linear_residual(
+        device,
+        in_features=8192,
+        out_features=6,
+        max_rows=8,
+        tiling=Tiling(8, warps_per_row=8, rows_per_warp=16, split=4, stage_k=256),
+    )
     seen = []
     for _ in range(3):
         device.memory.fill(residual, 0)
@@ -189,11 +195,15 @@ def test_what_does_not_fit_is_refused(device: Device) -> None:
     with pytest.raises(ShapeError, match="batch_rows is 4"):
         choose_tiling(64, 4)
     with pytest.raises(ShapeError, match="shared memory"):
-        GateUpSilu(device, hidden_size=16384, intermediate_size=64, eps=EPS, max_rows=32)
-    with pytest.raises(ShapeError, match="needs a whole row"):
-        GateUpSilu(device, hidden_size=192, intermediate_size=64, eps=EPS, max_rows=8, tiling=Tiling(8, split=2))
-    with pytest.raises(ShapeError, match="static shared memory"):
-        LinearRows(device, in_features=192, out_features=64, max_rows=32, tiling=Tiling(32, threads=512))
-    run = linear(device, in_features=40, out_features=7, max_rows=40, tiling=Tiling(32, blocks_per_sm=1))
+        LinearRows(
+            device, in_features=4096, out_features=64, max_rows=8, tiling=Tiling(8, rows_per_warp=64, stage_k=512)
+        )
+    with pytest.raises(ShapeError, match="16 rows a warp"):
+        Tiling(8)
+    with pytest.raises(ShapeError, match="each 8 of batch_rows"):
+        Tiling(32, threads=64, rows_per_warp=16)
+    run = linear(
+        device, in_features=40, out_features=7, max_rows=40, tiling=Tiling(32, rows_per_warp=16, blocks_per_sm=1)
+    )
     with pytest.raises(ShapeError, match="1 to 40"):
         run(poisoned(device, (41, 7)), poisoned(device, (41, 40)), poisoned(device, (7, 40)))

@@ -129,21 +129,24 @@ def projections(shape: ChainShape, rows: int, *, batch_invariant: bool = False) 
     label = "1 row" if rows == 1 else f"{rows} rows"
     width = (h + 2 * k) * d
 
-    def cut(size_k: int) -> dict[str, Any]:
-        return {"max_rows": rows, "tiling": choose_tiling(size_k, 8) if batch_invariant else None}
+    def cut(size_k: int, num_outputs: int, *, may_split: bool = True) -> dict[str, Any]:
+        tiling = choose_tiling(size_k, 8, num_outputs=num_outputs, may_split=may_split)
+        return {"max_rows": rows, "tiling": tiling if batch_invariant else None}
 
-    yield f"{label} of {e}, {width} out", partial(LinearRows, in_features=e, out_features=width, **cut(e))
+    yield f"{label} of {e}, {width} out", partial(LinearRows, in_features=e, out_features=width, **cut(e, width))
     for size_k in (h * d, f):
-        made = partial(LinearResidual, in_features=size_k, out_features=e, **cut(size_k))
+        made = partial(LinearResidual, in_features=size_k, out_features=e, **cut(size_k, e))
         yield f"{label} of {size_k}, {e} out", made
     heads: dict[str, Any] = {"num_heads": h, "num_kv_heads": k, "head_dim": d}
-    yield f"{label} of {e}, head size {d}", partial(QkvRopeAppend, hidden_size=e, eps=EPS, **heads, **cut(e))
-    yield f"{label} of {e}, 2 x {f} out", partial(GateUpSilu, hidden_size=e, intermediate_size=f, eps=EPS, **cut(e))
+    yield f"{label} of {e}, head size {d}", partial(QkvRopeAppend, hidden_size=e, eps=EPS, **heads, **cut(e, width))
+    mlp: dict[str, Any] = {"hidden_size": e, "intermediate_size": f}
+    yield f"{label} of {e}, 2 x {f} out", partial(GateUpSilu, **mlp, eps=EPS, **cut(e, 2 * f))
     head_label = f"{label} of {e}, {shape.vocab_size} out"
-    yield head_label, partial(LogitsRows, hidden_size=e, vocab_size=shape.vocab_size, **cut(e))
+    head_cut = cut(e, shape.vocab_size, may_split=False)
+    yield head_label, partial(LogitsRows, hidden_size=e, vocab_size=shape.vocab_size, **head_cut)
     for head in (LmHeadLogits, LmHeadArgmax):
         sizes: dict[str, Any] = {"hidden_size": e, "vocab_size": shape.vocab_size, "eps": EPS}
-        yield head_label, partial(head, **sizes, **cut(e))
+        yield head_label, partial(head, **sizes, **head_cut)
 
 
 def simple(shape: ChainShape) -> Iterator[tuple[str, Make]]:

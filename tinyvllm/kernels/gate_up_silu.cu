@@ -8,7 +8,7 @@
 //              multiplies the sums. Rounds once at the end
 //   Traffic    4 F E bytes of weights for up to BATCH_ROWS tokens; bandwidth
 #include "tinyvllm/prelude.cuh"
-#define HAS_NORM 1
+#define HAS_NORM (BATCH_ROWS == 1)
 #include "activation.cuh"
 #include "projection.cuh"
 
@@ -28,9 +28,9 @@ struct GateUpEpilogue {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, min_blocks)
-    gate_up_silu(bf16* out, const bf16* x, const bf16* norm, const bf16* weight, int num_rows, int num_pairs,
-                 int num_tiles, float eps) {
-    const Input in{x, num_rows, norm, eps};
+    gate_up_silu(bf16* out, float* workspace, uint32_t* counters, const bf16* x, const bf16* norm, const bf16* weight,
+                 int num_rows, int num_pairs, int num_tiles, float eps) {
+    const Input in{x, num_rows, norm, eps, workspace, counters};
     GateUpEpilogue epilogue{out, num_pairs};
     const auto rows_of = [=](int tile) {
         const int first = tile * projection::tile_pairs;

@@ -36,13 +36,14 @@ class GateUpSilu:
     ) -> None:
         pairs = largest_power_of_two(intermediate_size)
         tiling = tiling or choose_tiling(
-            hidden_size, rows_tier(max_rows), has_norm=True, max_tile_pairs=max(4, min(pairs, 32))
-        )
+            hidden_size, rows_tier(max_rows), num_outputs=2 * intermediate_size, has_norm=True,
+            max_tile_pairs=max(4, min(pairs, 32)),
+        )  # fmt: skip
         check_multiple("intermediate_size", intermediate_size, tiling.tile_rows // 2)
         self._size, self._eps = intermediate_size, np.float32(eps)
         self._projection = Projection(
             device, "gate_up_silu", size_k=hidden_size, num_outputs=2 * intermediate_size, tiling=tiling,
-            max_rows=max_rows, has_norm=True, pdl=pdl,
+            max_rows=max_rows, pdl=pdl, eps=eps,
         )  # fmt: skip
 
     def __call__(self, out: Buffer, x: Buffer, norm: Buffer, weight: Buffer) -> None:
@@ -62,4 +63,4 @@ class GateUpSilu:
         check_buffer("gate_up_silu norm", norm, (p.size_k,), BFLOAT16)
         check_buffer("gate_up_silu weight", weight, (p.num_outputs, p.size_k), BFLOAT16)
         sizes = (np.int32(num_rows), np.int32(self._size), np.int32(p.num_tiles))
-        p.launch(num_rows, (out, x, norm, weight, *sizes, self._eps))
+        p.launch(num_rows, (out, p.workspace, p.counters, p.normalised(x, norm), norm, weight, *sizes, self._eps))

@@ -31,10 +31,10 @@ class LinearResidual:
         tiling: Tiling | None = None,
         pdl: bool = True,
     ) -> None:
-        tiling = tiling or choose_tiling(in_features, rows_tier(max_rows))
+        tiling = tiling or choose_tiling(in_features, rows_tier(max_rows), num_outputs=out_features)
         self._projection = Projection(
             device, "linear_residual", size_k=in_features, num_outputs=out_features, tiling=tiling, max_rows=max_rows,
-            has_norm=False, pdl=pdl,
+            pdl=pdl,
         )  # fmt: skip
 
     def __call__(self, residual: Buffer, x: Buffer, weight: Buffer, bias: Buffer | None = None) -> None:

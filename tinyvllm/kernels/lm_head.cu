@@ -10,7 +10,7 @@
 //              several: rounded to bfloat16. The larger of two logits is taken exactly, whoever computed them
 //   Traffic    2 V E bytes of weights for up to BATCH_ROWS tokens; bandwidth
 #include "tinyvllm/prelude.cuh"
-#define HAS_NORM 1
+#define HAS_NORM (BATCH_ROWS == 1)
 #include "projection.cuh"
 
 constexpr int no_index = 0x7fffffff;
@@ -61,22 +61,38 @@ struct LogitsEpilogue : NothingEarly {
     }
 };
 
+TINYVLLM_DEVICE void store_best(float* best_values, int* best_indices, int row, const Best& best) {
+    best_values[size_t(row) * gridDim.x + blockIdx.x] = best.value;
+    best_indices[size_t(row) * gridDim.x + blockIdx.x] = best.index;
+}
+
 /// Writes this block's best of each row of x to column blockIdx.x of the scratch arrays.
 TINYVLLM_DEVICE void store_block_best(float* best_values, int* best_indices, ArgmaxEpilogue& epilogue, int num_rows) {
-    const int lane = block_lane(), warp = block_warp();
-    if (BATCH_ROWS == 1 ? warp > 0 : warp >= BATCH_ROWS / 8) return;
+#if BATCH_ROWS == 1  // pairs are spread over the first lanes
+    if (block_warp() > 0) return;
+    for (int offset = 1; offset < warp_size; offset *= 2) epilogue.best[0].take_from_lane(offset);
+    if (block_lane() == 0) store_best(best_values, best_indices, 0, epilogue.best[0]);
+#else
+    constexpr int num_warps = THREADS / warp_size, num_batch_tiles = BATCH_ROWS / 8;
+    __shared__ float values[num_warps][8];
+    __shared__ int indices[num_warps][8];
+    const int lane = block_lane(), warp = block_warp(), row = int(threadIdx.x);
 #pragma unroll
-    for (int which = 0; which < rows_per_lane; ++which) {
+    for (int which = 0; which < 2; ++which) {
         Best& best = epilogue.best[which];
-        // One row of x: its pairs are spread over the first lanes. Several: lane % 4 says which, the others hold pairs.
+        // lane % 4 says which row; the other bits hold pairs.
 #pragma unroll
-        for (int offset = BATCH_ROWS == 1 ? 1 : 4; offset < warp_size; offset *= 2) best.take_from_lane(offset);
-        const bool is_first = BATCH_ROWS == 1 ? lane == 0 : lane < 4;
-        const int row = BATCH_ROWS == 1 ? 0 : int(blockIdx.z) * BATCH_ROWS + warp * 8 + lane * 2 + which;
-        if (!is_first || row >= num_rows) continue;
-        best_values[size_t(row) * gridDim.x + blockIdx.x] = best.value;
-        best_indices[size_t(row) * gridDim.x + blockIdx.x] = best.index;
+        for (int offset = 4; offset < warp_size; offset *= 2) best.take_from_lane(offset);
+        if (lane < 4) values[warp][lane * 2 + which] = best.value, indices[warp][lane * 2 + which] = best.index;
     }
+    __syncthreads();  // the best of all warps are there before they are compared
+    const int row_of_x = int(blockIdx.z) * BATCH_ROWS + row;
+    if (row >= BATCH_ROWS || row_of_x >= num_rows) return;
+    Best best;
+    for (int w = row / 8; w < num_warps; w += num_batch_tiles)
+        best.take(Best{values[w][row % 8], indices[w][row % 8]});
+    store_best(best_values, best_indices, row_of_x, best);
+#endif
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, min_blocks)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tinyvllm.devices.interface import Buffer, Device
+from tinyvllm.errors import ShapeError
 from tinyvllm.kernels.launch import BFLOAT16, FLOAT32, INT32, check_buffer
 from tinyvllm.kernels.projection import Projection, zeros
 from tinyvllm.kernels.tiling import Tiling, choose_tiling, rows_tier
@@ -35,7 +36,7 @@ class LmHeadLogits:
         pdl: bool = True,
     ) -> None:
         self._eps = np.float32(eps)
-        self._projection = _lm_head("lm_head_logits", device, hidden_size, vocab_size, max_rows, tiling, pdl)
+        self._projection = _lm_head("lm_head_logits", device, hidden_size, vocab_size, eps, max_rows, tiling, pdl)
 
     def __call__(self, logits: Buffer, x: Buffer, norm: Buffer, weight: Buffer) -> None:
         """Queue it.
@@ -51,7 +52,7 @@ class LmHeadLogits:
         p = self._projection
         num_rows = _check_inputs(p, x, norm, weight)
         check_buffer("lm_head logits", logits, (num_rows, p.num_outputs), FLOAT32)
-        p.launch(num_rows, (logits, x, norm, weight, *_sizes(p, num_rows), self._eps))
+        p.launch(num_rows, (logits, p.normalised(x, norm), norm, weight, *_sizes(p, num_rows), self._eps))
 
 
 class LmHeadArgmax:
@@ -81,7 +82,7 @@ class LmHeadArgmax:
         pdl: bool = True,
     ) -> None:
         self._eps = np.float32(eps)
-        p = _lm_head("lm_head_argmax", device, hidden_size, vocab_size, max_rows, tiling, pdl)
+        p = _lm_head("lm_head_argmax", device, hidden_size, vocab_size, eps, max_rows, tiling, pdl)
         self._projection = p
         self._best_values = device.memory.alloc((max_rows, p.num_blocks), np.float32)
         self._best_indices = device.memory.alloc((max_rows, p.num_blocks), np.int32)
@@ -102,18 +103,31 @@ class LmHeadArgmax:
         num_rows = _check_inputs(p, x, norm, weight)
         check_buffer("lm_head token_ids", token_ids, (num_rows,), INT32)
         scratch = (self._best_values, self._best_indices, self._counters)
-        p.launch(num_rows, (token_ids, *scratch, x, norm, weight, *_sizes(p, num_rows), self._eps))
+        p.launch(num_rows, (token_ids, *scratch, p.normalised(x, norm), norm, weight, *_sizes(p, num_rows), self._eps))
 
 
 def _lm_head(
-    function: str, device: Device, hidden_size: int, vocab_size: int, max_rows: int, tiling: Tiling | None, pdl: bool
+    function: str,
+    device: Device,
+    hidden_size: int,
+    vocab_size: int,
+    eps: float,
+    max_rows: int,
+    tiling: Tiling | None,
+    pdl: bool,
 ) -> Projection:
     if tiling is None:
         # Some thousand tiles: each block does several, keeps its part of x, and leaves one candidate behind.
-        tiling = choose_tiling(hidden_size, rows_tier(max_rows), has_norm=True, blocks_per_sm=4)
+        batch_rows = rows_tier(max_rows)
+        tiling = choose_tiling(
+            hidden_size, batch_rows, num_outputs=vocab_size, has_norm=True, blocks_per_sm=4 if batch_rows == 1 else 1,
+            may_split=False,
+        )  # fmt: skip
+    if tiling.split > 1:
+        raise ShapeError(f"lm_head: blocks do not share rows, split is {tiling.split}")
     return Projection(
-        device, "lm_head", size_k=hidden_size, num_outputs=vocab_size, tiling=tiling, max_rows=max_rows, has_norm=True,
-        pdl=pdl, function=function,
+        device, "lm_head", size_k=hidden_size, num_outputs=vocab_size, tiling=tiling, max_rows=max_rows, pdl=pdl,
+        eps=eps, function=function,
     )  # fmt: skip
 
 

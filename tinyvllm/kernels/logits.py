@@ -32,10 +32,10 @@ class LogitsRows:
         tiling: Tiling | None = None,
         pdl: bool = True,
     ) -> None:
-        tiling = tiling or choose_tiling(hidden_size, rows_tier(max_rows))
+        tiling = tiling or choose_tiling(hidden_size, rows_tier(max_rows), num_outputs=vocab_size, may_split=False)
         self._projection = Projection(
             device, "logits", size_k=hidden_size, num_outputs=vocab_size, tiling=tiling, max_rows=max_rows,
-            has_norm=False, pdl=pdl,
+            pdl=pdl,
         )  # fmt: skip
 
     def __call__(self, logits: Buffer, x: Buffer, weight: Buffer) -> None:

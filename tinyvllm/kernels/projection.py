@@ -11,7 +11,8 @@ import numpy as np
 
 from tinyvllm.devices.interface import Argument, Buffer, Device
 from tinyvllm.errors import ShapeError
-from tinyvllm.kernels.launch import BFLOAT16, WARP_SIZE, ceil_div, check_buffer, source
+from tinyvllm.kernels.launch import BFLOAT16, ceil_div, check_buffer, source
+from tinyvllm.kernels.rms_norm import RmsNorm
 from tinyvllm.kernels.tiling import Tiling
 
 
@@ -25,13 +26,13 @@ class Projection:
         num_outputs: weight rows.
         tiling: how it is cut up.
         max_rows: most rows of x in a call; memory for partial sums is allocated for them.
-        has_norm: the kernel normalises x.
         pdl: the launch may overlap the end of its predecessor.
+        eps: of the norm of x, if it has one.
         function: name of the kernel.
         defines: further macros.
 
     Raises:
-        ShapeError: x does not fit in the card's shared memory, or ``split`` is asked for where it cannot be.
+        ShapeError: the tiling does not fit in the card's shared memory.
     """
 
     def __init__(
@@ -43,36 +44,38 @@ class Projection:
         num_outputs: int,
         tiling: Tiling,
         max_rows: int,
-        has_norm: bool,
         pdl: bool,
+        eps: float | None = None,
         function: str | None = None,
         defines: Mapping[str, str | int] | None = None,
     ) -> None:
         self._device, self._name, self._pdl = device, name, pdl
         self.size_k, self.num_outputs, self.tiling, self.max_rows = size_k, num_outputs, tiling, max_rows
-        if has_norm and tiling.split > 1:
-            raise ShapeError(f"{name}: the mean square needs a whole row, split is {tiling.split}")
         self.num_tiles = ceil_div(num_outputs, tiling.tile_rows)
+        self.num_jobs = ceil_div(num_outputs, tiling.block_rows)
         per_sm = tiling.blocks_per_sm
-        self.num_blocks = self.num_tiles if per_sm is None else min(self.num_tiles, per_sm * device.properties.num_sms)
-        static_bytes = static_shared_bytes(tiling)
-        if static_bytes > 48 * 1024:
-            raise ShapeError(f"{name}: {tiling} takes {static_bytes} bytes of static shared memory, 49152 are allowed")
-        self._shared_bytes = tiling.staged_bytes(size_k) if has_norm else 0
-        most = device.properties.max_shared_bytes - static_bytes
-        if self._shared_bytes > most:
-            raise ShapeError(
-                f"{name}: {tiling.batch_rows} rows of {size_k} take {self._shared_bytes} bytes of shared memory, the "
-                f"card has {most} left; use fewer rows"
-            )
-        module = device.compile(source(f"{name}.cu"), {**tiling.defines(size_k, num_outputs), **(defines or {})})
+        self.num_blocks = self.num_jobs if per_sm is None else min(self.num_jobs, per_sm * device.properties.num_sms)
+        shape_defines = tiling.defines(size_k, num_outputs)
+        self._shared_bytes = 0
+        if tiling.batch_rows > 1:
+            is_one_job = self.num_blocks == self.num_jobs
+            ring = tiling.ring(device.properties, is_one_job=is_one_job)
+            self._shared_bytes = ring.shared_bytes
+            ring_defines = {"NUM_STAGES": ring.num_stages, "SHARED_BYTES": ring.shared_bytes}
+            shape_defines |= {**ring_defines, "ONE_JOB": int(is_one_job)}
+        module = device.compile(source(f"{name}.cu"), {**shape_defines, **(defines or {})})
         self._function = module.function(function or name, max_dynamic_shared_bytes=self._shared_bytes)
         self.num_row_tiles = ceil_div(max_rows, tiling.batch_rows)
         self.workspace: Buffer | None = None
         self.counters: Buffer | None = None
+        # One row is normalised by the kernel itself, several by a kernel before it, while the weights are on their way.
+        self._norm, self._normed = None, None
+        if eps is not None and tiling.batch_rows > 1:
+            self._norm = RmsNorm(device, hidden_size=size_k, eps=eps, pdl=pdl)
+            self._normed = device.memory.alloc((max_rows, size_k), BFLOAT16)
         if tiling.split > 1:
-            num_jobs = self.num_row_tiles * self.num_tiles
-            sums = (num_jobs, tiling.split, tiling.tile_rows, tiling.batch_rows)
+            num_jobs = self.num_row_tiles * self.num_jobs
+            sums = (num_jobs, tiling.split, tiling.block_rows, tiling.batch_rows)
             self.workspace = device.memory.alloc(sums, np.float32)
             self.counters = zeros(device, num_jobs)
 
@@ -88,6 +91,14 @@ class Projection:
             raise ShapeError(f"{self._name} x has {num_rows} rows, this launcher takes 1 to {self.max_rows}")
         return num_rows
 
+    def normalised(self, x: Buffer, norm: Buffer) -> Buffer:
+        """What the kernel takes for ``x``: its rows normalised, queued here, or ``x`` if the kernel does it itself."""
+        if self._norm is None or self._normed is None:
+            return x
+        normed = self._normed.view(x.shape)
+        self._norm(normed, x, norm)
+        return normed
+
     def launch(self, num_rows: int, arguments: Sequence[Argument]) -> None:
         """Queues the kernel for so many rows of x."""
         self._device.launch(
@@ -98,14 +109,6 @@ class Projection:
             shared_bytes=self._shared_bytes,
             pdl=self._pdl,
         )
-
-
-def static_shared_bytes(tiling: Tiling) -> int:
-    """An upper bound of the static shared memory of a kernel with this tiling: sums in two buffers, squares, flags."""
-    if tiling.batch_rows == 1:
-        return 1024
-    num_warps = tiling.threads // WARP_SIZE
-    return 1024 + num_warps * tiling.batch_rows * 4 * (2 * tiling.tile_rows + 1)
 
 
 def zeros(device: Device, count: int) -> Buffer:

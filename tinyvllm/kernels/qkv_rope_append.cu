@@ -10,7 +10,7 @@
 //              multiplies the sums, rotation in float32, rounds once. A negative slot stores nothing (padding)
 //   Traffic    2 (H + 2K) D E bytes of weights for up to BATCH_ROWS tokens; bandwidth
 #include "tinyvllm/prelude.cuh"
-#define HAS_NORM 1
+#define HAS_NORM (BATCH_ROWS == 1)
 #include "projection.cuh"
 #include "rotate.cuh"
 
@@ -62,11 +62,11 @@ struct QkvEpilogue {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, min_blocks)
-    qkv_rope_append(bf16* query, bf16* key_cache, bf16* value_cache, const bf16* x, const bf16* norm,
-                    const bf16* weight, const bf16* bias, const float* cos_table, const float* sin_table,
+    qkv_rope_append(bf16* query, bf16* key_cache, bf16* value_cache, float* workspace, uint32_t* counters,
+                    const bf16* x, const bf16* norm, const bf16* weight, const bf16* bias, const float* cos_table, const float* sin_table,
                     const int* positions, const int* slot_mapping, int num_rows, int num_heads, int num_kv_heads,
                     int block_size, int num_tiles, float eps) {
-    const Input in{x, num_rows, norm, eps};
+    const Input in{x, num_rows, norm, eps, workspace, counters};
     QkvEpilogue epilogue{query,     key_cache,    value_cache, bias,         cos_table, sin_table,
                          positions, slot_mapping, num_heads,   num_kv_heads, block_size};
     const auto rows_of = [](int tile) {

@@ -40,13 +40,16 @@ class QkvRopeAppend:
     ) -> None:
         check_multiple("head_dim", head_dim, 2 * VECTOR)
         pairs = min(largest_power_of_two(head_dim // 2), 32)
-        tiling = tiling or choose_tiling(hidden_size, rows_tier(max_rows), has_norm=True, max_tile_pairs=pairs)
+        num_outputs = (num_heads + 2 * num_kv_heads) * head_dim
+        tiling = tiling or choose_tiling(
+            hidden_size, rows_tier(max_rows), num_outputs=num_outputs, has_norm=True, max_tile_pairs=pairs
+        )
         check_multiple("half of head_dim", head_dim // 2, tiling.tile_rows // 2)
         self._num_heads, self._num_kv_heads, self._head_dim = num_heads, num_kv_heads, head_dim
         self._eps = np.float32(eps)
         self._projection = Projection(
-            device, "qkv_rope_append", size_k=hidden_size, num_outputs=(num_heads + 2 * num_kv_heads) * head_dim,
-            tiling=tiling, max_rows=max_rows, has_norm=True, pdl=pdl, defines={"HEAD_DIM": head_dim},
+            device, "qkv_rope_append", size_k=hidden_size, num_outputs=num_outputs,
+            tiling=tiling, max_rows=max_rows, pdl=pdl, eps=eps, defines={"HEAD_DIM": head_dim},
         )  # fmt: skip
 
     def __call__(
@@ -90,7 +93,7 @@ class QkvRopeAppend:
         p.launch(
             num_rows,
             (
-                query, key_cache, value_cache, x, norm, weight, bias, cos, sin, positions, slot_mapping,
-                *map(np.int32, numbers), self._eps,
+                query, key_cache, value_cache, p.workspace, p.counters, p.normalised(x, norm), norm, weight, bias, cos,
+                sin, positions, slot_mapping, *map(np.int32, numbers), self._eps,
             ),
         )  # fmt: skip

@@ -32,6 +32,19 @@ TINYVLLM_DEVICE void cp_async16_or_zero(void* to, const void* from, bool valid) 
 #endif
 }
 
+/// As `cp_async16_or_zero`, for weights, which are read once: L2 fetches 256 bytes at a time.
+TINYVLLM_DEVICE void cp_async16_once_or_zero(void* to, const void* from, bool valid) {
+#if defined(TINYVLLM_EMULATOR)
+    emulator::start_copy(to, from, valid);
+#else
+    const int num_bytes = valid ? 16 : 0;
+    asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(
+                     static_cast<uint32_t>(__cvta_generic_to_shared(to))),
+                 "l"(from), "r"(num_bytes)
+                 : "memory");
+#endif
+}
+
 /// Closes the group of the copies started by this thread since the last commit; a group may be empty.
 TINYVLLM_DEVICE void cp_async_commit() {
 #if defined(TINYVLLM_EMULATOR)
