@@ -237,18 +237,11 @@ def test_what_a_device_cannot_do_is_refused_before_anything_is_loaded_there() ->
 
 @pytest.mark.slow
 def test_the_emulator_answers_as_the_cpu_does() -> None:
-    """Prefill, mixed and decode steps through the CUDA sources, with a stop, a seed and log-probabilities."""
+    """Prompts of several chunks, mixed and decode steps, to a stop; test_device_engine.py compares log-probabilities."""
     prompts = ["12+7=", "sort 31425=", "reverse 987="]
-    params = SamplingParams(temperature=0, max_tokens=8, prompt_logprobs=-1, logprobs=-1)
     sections: Any = {"max_model_len": 128, "scheduler": {"max_num_seqs": 2, "max_num_batched_tokens": 16}}
-    there = LLM("demo", device="emulator", **sections).generate(prompts, params)
-    here = LLM("demo", device="cpu", **sections).generate(prompts, params)
-    for a, b in zip(there, here, strict=True):
-        assert a.outputs[0].text == b.outputs[0].text
-        for told, want in zip((a.prompt_logprobs or [])[1:], (b.prompt_logprobs or [])[1:], strict=True):
-            assert told is not None
-            assert want is not None
-            # Likely tokens only: bfloat16 activations keep 8 bits, and differences grow with the depth of the logit.
-            for token_id, each in want.items():
-                if each.logprob > -5:
-                    assert told[token_id].logprob == pytest.approx(each.logprob, abs=0.2)
+    told = [
+        [(o.outputs[0].text, o.outputs[0].finish_reason) for o in llm.generate(prompts, SamplingParams(temperature=0))]
+        for llm in (LLM("demo", device=device, **sections) for device in ("emulator", "cpu"))
+    ]
+    assert told[0] == told[1] == [(text, "stop") for text in ("19", "12345", "789")]

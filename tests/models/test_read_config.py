@@ -39,6 +39,15 @@ def test_a_value_that_would_change_the_result_is_refused_by_name(key: str, value
         read(**{key: value})
 
 
+def test_a_refusal_says_what_may_stand_there() -> None:
+    with pytest.raises(
+        LoadError, match=r'hidden_act = .* is not supported; leave it out, or use "silu", or use "swish"$'
+    ):
+        read(hidden_act="gelu")
+    with pytest.raises(LoadError, match=r"quantization_config = .* is not supported; leave it out$"):
+        read(quantization_config={"bits": 4})
+
+
 @pytest.mark.parametrize("rope_type", ["dynamic", "yarn", "longrope", "su", "mrope"])
 @pytest.mark.parametrize("spelling", ["new", "old", "oldest"])
 def test_rope_types_that_are_not_implemented_are_refused_by_name(rope_type: str, spelling: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,7 +42,8 @@ class ConfigReader:
         self.where = where
         for key, harmless in _UNSUPPORTED.items():
             if raw.get(key) not in harmless:
-                raise self.unsupported(key, raw[key], f"leave it out or use {harmless[-1]!r}")
+                usable = "".join(f", or use {json.dumps(value)}" for value in harmless if value is not None)
+                raise self.unsupported(key, raw[key], f"leave it out{usable}")
 
     def unsupported(self, key: str, value: object, remedy: str) -> LoadError:
         """The error for a value that would change the result and is not implemented."""
