@@ -237,7 +237,7 @@ def test_what_a_device_cannot_do_is_refused_before_anything_is_loaded_there() ->
 
 @pytest.mark.slow
 def test_the_emulator_answers_as_the_cpu_does() -> None:
-    """Prompts of several chunks, mixed and decode steps, to a stop; test_device_engine.py compares log-probabilities."""
+    """Prompts of several chunks, mixed and decode steps, to a stop; test_device_engine.py has log-probabilities."""
     prompts = ["12+7=", "sort 31425=", "reverse 987="]
     sections: Any = {"max_model_len": 128, "scheduler": {"max_num_seqs": 2, "max_num_batched_tokens": 16}}
     told = [
