@@ -10,6 +10,7 @@ import pytest
 
 from tests.engine.tiny import write_checkpoint
 from tests.testing.own_kernel import write_own_kernel
+from tinyvllm.cli.main import main
 from tinyvllm.errors import ConfigError, KernelError, PluginError
 from tinyvllm.llm import LLM
 from tinyvllm.request import SamplingParams
@@ -89,6 +90,21 @@ def test_replacing_a_part_un_fuses_what_contains_it_and_the_report_says_so(
     assert report["linear_residual"] == ("nvrtc", "the first that serves it")
     assert served(fused)["rms_norm_gate_up_silu"] == ("nvrtc", "the first that serves it")
     assert_agree(llm, fused)
+
+
+def test_the_command_line_says_who_serves_what_where_kernels_were_chosen(
+    own_kernel: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = own_kernel.with_name("run.yaml")
+    path.write_text(
+        "model: demo\ndevice: emulator\nmax_model_len: 64\nplugins: [./my_rms_norm.py]\n"
+        "kernels: {rms_norm: my_rms_norm}\nrun: {prompts: ['12+7='], sampling: {temperature: 0, max_tokens: 8}}\n"
+    )
+    assert main(["--config", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "\n19\n" in out
+    assert "op rms_norm: my_rms_norm (named in the configuration)" in out
+    assert "op rms_norm_gate_up_silu: rms_norm + linear + silu_mul (rms_norm is replaced)" in out
 
 
 COUNTING = """

@@ -32,7 +32,7 @@ def test_the_cpus_ops_are_their_definitions(op: str) -> None:
 @pytest.mark.parametrize("op", ON_DEVICE)
 def test_the_devices_ops_are_their_definitions_and_so_are_their_parts_together(op: str, device: str) -> None:
     try:
-        outcomes = check_op(op, device=device, num_cases=12 if device == "emulator" else 50)
+        outcomes = check_op(op, device=device, num_cases=8 if device == "emulator" else 50)
     except DeviceError as error:
         pytest.skip(str(error))
     assert {"parts"} < {each.implementation for each in outcomes} or not OPS[op].device_parts or op == "attention"
@@ -130,6 +130,7 @@ def test_a_load_beyond_the_end_is_named_with_its_line(tmp_path: Path) -> None:
     assert "my_rms_norm.cu:10: heap-buffer-overflow" in outcome.failure
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sanitizer", [Sanitizer.RACE, Sanitizer.BOUNDS])
 def test_nothing_is_found_in_a_right_kernel(sanitizer: Sanitizer, tmp_path: Path) -> None:
     (outcome,) = check_sanitized("rms_norm", sanitizer, plugins=[write_own_kernel(tmp_path)])

@@ -47,7 +47,9 @@ def generate(resolved: Resolved) -> int:
             journal = stack.enter_context(_open_journal(resolved.path(run.output), seal, resolved))
         llm = LLM.from_config(resolved)
         summary = Summary(llm.engine)
-        summary.note(llm.report[0])  # the device, and why
+        # The device, and why; where kernels were chosen, who serves each op and what was made of its parts for them.
+        for line in llm.report if resolved.config.kernels else llm.report[:1]:
+            summary.note(line)
         results = _results(llm, resolved, seal, journal, stack)
         if run.prompts is None:
             num_errors = _write(results, summary, journal)

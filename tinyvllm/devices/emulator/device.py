@@ -21,6 +21,8 @@ from tinyvllm.devices.emulator.task import EmulatorFunction, KernelTask, Watch, 
 from tinyvllm.devices.interface import Argument, Buffer, DeviceProperties, Dim3, Function
 from tinyvllm.errors import KernelError
 
+_MAX_EARLY_FIBRES = 1024
+
 
 @dataclass(frozen=True, slots=True)
 class EmulatorModule:
@@ -93,6 +95,9 @@ class EmulatorDevice:
         self._seeds = itertools.count(seed)
         self._num_workers = num_workers if sanitizer is Sanitizer.NONE and not can_watch else 1
         self._properties = properties_of(arch, num_sms, memory_bytes=16 * 1024**3)
+        # ThreadSanitizer counts 8128 fibres at most, of the launch that runs and of the one that starts early.
+        most = _MAX_EARLY_FIBRES if sanitizer is Sanitizer.RACE else self._properties.max_threads_per_sm * num_sms
+        self._max_resident_threads = most
         self._stream = Stream(lambda buffer: bytes_at(buffer.pointer, buffer.nbytes))
         self._memory = EmulatorMemory(self._runtime, self._stream, has_margins=sanitizer is Sanitizer.NONE)
 
@@ -143,7 +148,7 @@ class EmulatorDevice:
             max_shared_bytes=self._properties.max_shared_bytes,
             is_cooperative=cooperative,
             num_workers=self._num_workers,
-            max_resident_threads=self._properties.max_threads_per_sm * self._properties.num_sms,
+            max_resident_threads=self._max_resident_threads,
         )
         starts_early = pdl and self._properties.arch >= 90
         packed = pack_arguments(what, function.info, arguments)
