@@ -101,6 +101,40 @@ def test_the_kernel_of_the_documentation_is_right(tmp_path: Path) -> None:
     assert outcome.num_cases >= 40
 
 
+ON_THE_CPU = """
+from tinyvllm.hookspecs import hookimpl
+from tinyvllm.interfaces import Plugin
+
+class OwnSilu:
+    def __init__(self, context):
+        pass
+    def ops(self):
+        return ["silu_mul"]
+    def supports(self, op, spec):
+        return [] if spec.device == "cpu" else ["knows NumPy only"]
+    def bind(self, op, context):
+        import numpy as np
+        def silu_mul(gate_up):
+            gate, up = np.split(gate_up, 2, axis=-1)
+            with np.errstate(over="ignore"):
+                return gate / (1 + np.exp(-gate)) * up
+        return silu_mul
+
+@hookimpl
+def register_kernels():
+    return [Plugin("own_silu", OwnSilu)]
+"""
+
+
+@pytest.mark.parametrize("is_right", [True, False])
+def test_a_kernel_of_the_cpu_is_checked_as_well(is_right: bool, tmp_path: Path) -> None:
+    plugin = tmp_path / "own_silu.py"
+    plugin.write_text(ON_THE_CPU if is_right else ON_THE_CPU.replace("gate, up =", "up, gate ="))
+    (outcome,) = check_op("silu_mul", plugins=[plugin], num_cases=20)
+    assert outcome.device == "cpu"
+    assert outcome.is_right == is_right, outcome.failure
+
+
 WITHOUT_BARRIER = (
     'extern "C"',
     """TINYVLLM_DEVICE float sum_of(float x, float* scratch) {
