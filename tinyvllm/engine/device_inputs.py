@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -138,7 +138,9 @@ class DeviceInputs:
         for start, values in zip(starts[:-1], arrays, strict=True):
             host[start : start + len(values)] = values
         self._send(step, starts[-1])
-        return self._buffers(layout, is_decode=batch.is_decode_only, are_all=False)
+        buffers = self._buffers(layout, is_decode=batch.is_decode_only, are_all=False)
+        has_decodes = bool((np.diff(batch.cu_seqlens_q) == 1).any())
+        return replace(buffers, batch=replace(buffers.batch, has_decodes=has_decodes))
 
     def complete(self, buffers: StepBuffers, last_sampled: Buffer) -> None:
         """Queue what the host could not fill in: tokens of the step before, and new entries of block tables."""

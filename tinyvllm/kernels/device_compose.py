@@ -38,7 +38,8 @@ def compose_attention(context: BindContext) -> Callable[..., None]:
     decode, prefill = context.op("attention_decode"), context.op("attention_prefill")
 
     def attention(out: Buffer, query: Buffer, cache: DeviceCache, batch: DeviceBatch, layer: AttentionLayer) -> None:
-        decode(out, query, cache, batch, layer)
+        if batch.has_decodes:
+            decode(out, query, cache, batch, layer)
         if batch.cu_seqlens_q is not None:
             prefill(out, query, cache, batch, layer)
 

@@ -18,7 +18,8 @@ DeviceCache: TypeAlias = tuple[Buffer, Buffer]
 class DeviceBatch:
     """The arrays of a step on the device; see :class:`~tinyvllm.batch.Batch`.
 
-    Rows of padding have position 0, slot -1 and context length 0.
+    Rows of padding have position 0, slot -1 and context length 0. ``has_decodes`` may be false only if no sequence
+    computes exactly one token: a step of prompts alone.
     """
 
     token_ids: Buffer
@@ -27,6 +28,7 @@ class DeviceBatch:
     context_lens: Buffer
     block_tables: Buffer
     cu_seqlens_q: Buffer | None  # None: every sequence computes one token
+    has_decodes: bool = True
 
     @property
     def num_tokens(self) -> int:
