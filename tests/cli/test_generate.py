@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.engine.tiny import write_checkpoint
 from tinyvllm.cli.main import main
 
 WriteConfig = Callable[[str], Path]
@@ -27,6 +28,16 @@ def test_each_prompt_is_printed_with_its_text_and_then_a_table(
     assert table["generated tokens"] == "12"
     assert set(table) >= {"time to first token", "tokens/s", "KV blocks used"}
     assert err == ""
+
+
+def test_tensors_that_are_not_used_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_checkpoint(tmp_path / "model", num_hidden_layers=2)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+    (tmp_path / "in.jsonl").write_text('{"prompt_token_ids": [1, 2], "sampling": {"detokenize": false}}')
+    (tmp_path / "run.yaml").write_text("model: model\nskip_tokenizer_init: true\nrun: {prompts_file: in.jsonl}\n")
+    assert main(["--config", str(tmp_path / "run.yaml")]) == 0
+    assert "checkpoint: 9 tensors not used: model.layers.1.input_layernorm.weight, " in capsys.readouterr().err
 
 
 def test_the_verb_run_is_the_same(write_config: WriteConfig, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from tinyvllm.run.seal import InputSeal, numbered_lines, seal_file, seal_prompts
 from tinyvllm.run.summary import Summary
 from tinyvllm.run.transcript import print_result
 
+_ALWAYS_NOTED = ("device:", "checkpoint:")
 _SOME_FAILED = RequestError.exit_code
 
 
@@ -47,8 +48,7 @@ def generate(resolved: Resolved) -> int:
             journal = stack.enter_context(_open_journal(resolved.path(run.output), seal, resolved))
         llm = LLM.from_config(resolved)
         summary = Summary(llm.engine)
-        # The device, and why; where kernels were chosen, who serves each op and what was made of its parts for them.
-        for line in llm.report if resolved.config.kernels else llm.report[:1]:
+        for line in _notable(llm.report, resolved):
             summary.note(line)
         results = _results(llm, resolved, seal, journal, stack)
         if run.prompts is None:
@@ -64,6 +64,11 @@ def generate(resolved: Resolved) -> int:
         total = journal.num_done if journal is not None else summary.num_results
         print(f"{num_errors} of {total} prompts could not be served; {where}", file=sys.stderr)  # noqa: T201
     return _SOME_FAILED if num_errors else 0
+
+
+def _notable(report: Sequence[str], resolved: Resolved) -> Sequence[str]:
+    """Of the start-up report: the device, and why; tensors that were not used; all, where kernels were chosen."""
+    return report if resolved.config.kernels else [each for each in report if each.startswith(_ALWAYS_NOTED)]
 
 
 def _open_journal(path: Path, seal: InputSeal, resolved: Resolved) -> Journal:
