@@ -74,10 +74,10 @@ class Admission:
             raise RequestError("sampling.stop and bad_words need a tokenizer, and there is none; use stop_token_ids")
         text, token_ids = self._tokens(prompt)
         request = Request(request_id, text, token_ids, params, priority, deadline, time.monotonic())
-        beyond = [t for t in request.prompt_token_ids if t >= self._vocab_size]
-        if beyond:
+        largest = max(request.prompt_token_ids)
+        if largest >= self._vocab_size:
             raise RequestError(
-                f"request {request_id!r}: token {beyond[0]} in the prompt, but the last of the vocabulary is "
+                f"request {request_id!r}: token {largest} in the prompt, but the last of the vocabulary is "
                 f"{self._vocab_size - 1}; was it made with another tokenizer?"
             )
         self._check_length(request)

@@ -53,7 +53,7 @@ class ArgumentPack:
         values = self._values
         for i, (offset, size) in enumerate(self._parameters):
             argument = arguments[i]
-            if isinstance(argument, Buffer) and size == _POINTER.size:
+            if type(argument) is Buffer and size == _POINTER.size:
                 _POINTER.pack_into(values, offset, argument.pointer)
             elif isinstance(argument, np.generic):
                 data = argument.tobytes()
