@@ -1,0 +1,123 @@
+"""The fused ops of a device: one kernel for few rows; for many their parts, or a matrix product that adds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+from tinyvllm.devices.interface import Buffer
+from tinyvllm.interfaces import BindContext
+from tinyvllm.kernels import device_compose
+from tinyvllm.kernels.device_values import DeviceBatch, DeviceCache
+from tinyvllm.kernels.gate_up_silu import GateUpSilu
+from tinyvllm.kernels.linear_residual import LinearResidual
+from tinyvllm.kernels.lm_head import LmHeadArgmax, LmHeadLogits
+from tinyvllm.kernels.qkv_rope_append import QkvRopeAppend
+from tinyvllm.layers import AttentionProjection, Linear, Norm
+from tinyvllm_kernels.tiers import FUSED_HEAD_ROWS, Launch, Tiers
+
+
+def bind_qkv(context: BindContext) -> Launch:
+    """``rms_norm_qkv_rope_append``."""
+    device, composed = context.on_device.device, device_compose.compose_qkv(context)
+    tiers = Tiers(context)
+    model = context.spec.model
+    num_outputs = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim
+
+    @cache
+    def made(eps: float, max_rows: int) -> QkvRopeAppend:
+        return QkvRopeAppend(
+            device, hidden_size=model.hidden_size, num_heads=model.num_heads, num_kv_heads=model.num_kv_heads,
+            head_dim=model.head_dim, eps=eps, max_rows=max_rows, tiling=tiers.tiling(model.hidden_size, num_outputs),
+        )  # fmt: skip
+
+    def rms_norm_qkv_rope_append(
+        query: Buffer, cache: DeviceCache, x: Buffer, norm: Norm, projection: AttentionProjection, batch: DeviceBatch
+    ) -> None:
+        rows = tiers.rows(x.shape[0])
+        if rows is None:
+            composed(query, cache, x, norm, projection, batch)
+            return
+        qkv, rotary = projection.qkv, projection.rotary
+        made(norm.eps, rows)(
+            query, *cache, x, norm.weight, qkv.weight, qkv.bias, rotary.cos, rotary.sin, batch.positions,
+            batch.slot_mapping,
+        )  # fmt: skip
+
+    return rms_norm_qkv_rope_append
+
+
+def bind_linear_residual(context: BindContext) -> Launch:
+    """``linear_residual``."""
+    device, tiers = context.on_device.device, Tiers(context)
+
+    @cache
+    def made(out_features: int, in_features: int, max_rows: int) -> LinearResidual:
+        return LinearResidual(
+            device, in_features=in_features, out_features=out_features, max_rows=max_rows,
+            tiling=tiers.tiling(in_features, out_features),
+        )  # fmt: skip
+
+    def linear_residual(residual: Buffer, x: Buffer, layer: Linear) -> None:
+        rows = tiers.rows(x.shape[0])
+        if rows is None and layer.bias is None:
+            device.gemm(residual, x, layer.weight, accumulate=True)
+        else:
+            made(*layer.weight.shape, rows or tiers.max_tokens)(residual, x, layer.weight, layer.bias)
+
+    return linear_residual
+
+
+def bind_gate_up(context: BindContext) -> Launch:
+    """``rms_norm_gate_up_silu``."""
+    device, composed = context.on_device.device, device_compose.compose_gate_up(context)
+    tiers = Tiers(context)
+    model = context.spec.model
+
+    @cache
+    def made(eps: float, max_rows: int) -> GateUpSilu:
+        return GateUpSilu(
+            device, hidden_size=model.hidden_size, intermediate_size=model.intermediate_size, eps=eps,
+            max_rows=max_rows, tiling=tiers.tiling(model.hidden_size, 2 * model.intermediate_size),
+        )  # fmt: skip
+
+    def rms_norm_gate_up_silu(out: Buffer, x: Buffer, norm: Norm, gate_up: Linear) -> None:
+        rows = tiers.rows(x.shape[0])
+        if rows is None:
+            composed(out, x, norm, gate_up)
+        else:
+            made(norm.eps, rows)(out, x, norm.weight, gate_up.weight)
+
+    return rms_norm_gate_up_silu
+
+
+def bind_rms_norm_lm_head(context: BindContext) -> Launch:
+    """``rms_norm_lm_head``."""
+    return _bind_head(LmHeadLogits, context, device_compose.compose_lm_head(context))
+
+
+def bind_lm_head_argmax(context: BindContext) -> Launch:
+    """``lm_head_argmax``."""
+    return _bind_head(LmHeadArgmax, context, device_compose.compose_lm_head_argmax(context))
+
+
+def _bind_head(
+    launcher: type[LmHeadLogits] | type[LmHeadArgmax], context: BindContext, composed: Callable[..., None]
+) -> Launch:
+    device, tiers = context.on_device.device, Tiers(context, FUSED_HEAD_ROWS)
+
+    @cache
+    def made(vocab_size: int, hidden_size: int, eps: float, max_rows: int) -> LmHeadLogits | LmHeadArgmax:
+        return launcher(
+            device, hidden_size=hidden_size, vocab_size=vocab_size, eps=eps, max_rows=max_rows,
+            tiling=tiers.tiling(hidden_size, vocab_size, may_split=False),
+        )  # fmt: skip
+
+    def head_of_rows(out: Buffer, x: Buffer, norm: Norm, head: Linear) -> None:
+        rows = tiers.head_rows(x.shape[0])
+        if rows is None:
+            composed(out, x, norm, head)
+        else:
+            made(*head.weight.shape, norm.eps, rows)(out, x, norm.weight, head.weight)
+
+    return head_of_rows

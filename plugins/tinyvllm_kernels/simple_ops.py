@@ -1,0 +1,111 @@
+"""The simple ops of a device: a launcher each, made for sizes when they first come."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from tinyvllm.devices.interface import Buffer
+from tinyvllm.interfaces import BindContext
+from tinyvllm.kernels.add import Add
+from tinyvllm.kernels.device_values import DeviceBatch, DeviceCache
+from tinyvllm.kernels.embedding import Embedding
+from tinyvllm.kernels.greedy_ids import GreedyIds
+from tinyvllm.kernels.linear import LinearRows
+from tinyvllm.kernels.logits import LogitsRows
+from tinyvllm.kernels.rms_norm import RmsNorm
+from tinyvllm.kernels.rope_append import RopeAppend
+from tinyvllm.kernels.silu_mul import SiluMul
+from tinyvllm.layers import AttentionProjection, Linear, Norm
+from tinyvllm_kernels.tiers import FUSED_HEAD_ROWS, Launch, Tiers
+
+
+def bind_embedding(context: BindContext) -> Launch:
+    """``embedding``."""
+    return Embedding(context.on_device.device, hidden_size=context.spec.model.hidden_size)
+
+
+def bind_rms_norm(context: BindContext) -> Launch:
+    """``rms_norm``."""
+    device = context.on_device.device
+    made = cache(lambda size, eps: RmsNorm(device, hidden_size=size, eps=eps))
+
+    def rms_norm(out: Buffer, x: Buffer, norm: Norm) -> None:
+        made(x.shape[1], norm.eps)(out, x, norm.weight)
+
+    return rms_norm
+
+
+def bind_linear(context: BindContext) -> Launch:
+    """``linear``."""
+    device, tiers = context.on_device.device, Tiers(context)
+
+    @cache
+    def made(out_features: int, in_features: int, max_rows: int) -> LinearRows:
+        return LinearRows(
+            device, in_features=in_features, out_features=out_features, max_rows=max_rows,
+            tiling=tiers.tiling(in_features, out_features),
+        )  # fmt: skip
+
+    def linear(out: Buffer, x: Buffer, layer: Linear) -> None:
+        rows = tiers.rows(x.shape[0])
+        if rows is None and layer.bias is None:
+            device.gemm(out, x, layer.weight)
+        else:
+            made(*layer.weight.shape, rows or tiers.max_tokens)(out, x, layer.weight, layer.bias)
+
+    return linear
+
+
+def bind_add(context: BindContext) -> Launch:
+    """``add``."""
+    return Add(context.on_device.device, hidden_size=context.spec.model.hidden_size)
+
+
+def bind_rope_append(context: BindContext) -> Launch:
+    """``rope_append``."""
+    device = context.on_device.device
+    made = cache(lambda h, k, d, eps: RopeAppend(device, num_heads=h, num_kv_heads=k, head_dim=d, eps=eps))
+
+    def rope_append(
+        query: Buffer, cache: DeviceCache, qkv: Buffer, projection: AttentionProjection, batch: DeviceBatch
+    ) -> None:
+        p, q_norm, k_norm = projection, projection.q_norm, projection.k_norm
+        launch = made(p.num_heads, p.num_kv_heads, p.head_dim, 0.0 if q_norm is None else q_norm.eps)
+        launch(
+            query, *cache, qkv, p.rotary.cos, p.rotary.sin, batch.positions, batch.slot_mapping,
+            query_norm=None if q_norm is None else q_norm.weight, key_norm=None if k_norm is None else k_norm.weight,
+        )  # fmt: skip
+
+    return rope_append
+
+
+def bind_silu_mul(context: BindContext) -> Launch:
+    """``silu_mul``."""
+    return SiluMul(context.on_device.device, intermediate_size=context.spec.model.intermediate_size)
+
+
+def bind_lm_head(context: BindContext) -> Launch:
+    """``lm_head``."""
+    device, tiers = context.on_device.device, Tiers(context, FUSED_HEAD_ROWS)
+
+    @cache
+    def made(vocab_size: int, hidden_size: int, max_rows: int) -> LogitsRows:
+        return LogitsRows(
+            device, hidden_size=hidden_size, vocab_size=vocab_size, max_rows=max_rows,
+            tiling=tiers.tiling(hidden_size, vocab_size, may_split=False),
+        )  # fmt: skip
+
+    def lm_head(logits: Buffer, x: Buffer, head: Linear) -> None:
+        rows = tiers.head_rows(x.shape[0])
+        if rows is None:
+            device.gemm(logits, x, head.weight)
+        else:
+            made(*head.weight.shape, rows)(logits, x, head.weight)
+
+    return lm_head
+
+
+def bind_argmax(context: BindContext) -> Launch:
+    """``argmax``."""
+    workspace, model = context.on_device, context.spec.model
+    return GreedyIds(workspace.device, vocab_size=model.vocab_size, max_rows=workspace.limits.max_logits_rows)

@@ -1,0 +1,48 @@
+"""Which version of a kernel serves so many rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+from tinyvllm.interfaces import BindContext
+from tinyvllm.kernels.tiling import Tiling, choose_tiling
+
+FUSED_ROWS = (1, 8, 16, 32)
+"""Most rows of each version of the fused kernels; more rows go to the matrix products."""
+FUSED_HEAD_ROWS = (1,)
+"""The same of the vocabulary's projection, which is long enough for the matrix products from two rows on."""
+
+_INVARIANT_TILE = 8
+
+Launch: TypeAlias = Callable[..., None]
+"""An op of a device, bound."""
+
+
+class Tiers:
+    """Which version of a fused kernel serves so many rows."""
+
+    def __init__(self, context: BindContext, fused_rows: Sequence[int] = FUSED_ROWS) -> None:
+        limits = context.on_device.limits
+        self._fused_rows = fused_rows
+        self._is_invariant = limits.batch_invariant
+        self.max_tokens = limits.max_tokens
+        self._max_head_rows = max(limits.max_logits_rows, limits.max_seqs)
+
+    def rows(self, num_rows: int) -> int | None:
+        """Its most rows; None: the matrix products are faster."""
+        if self._is_invariant:
+            return self.max_tokens
+        return next((rows for rows in self._fused_rows if rows >= num_rows), None)
+
+    def head_rows(self, num_rows: int) -> int | None:
+        """The same for the vocabulary."""
+        if self._is_invariant:
+            return max(self._max_head_rows, num_rows)
+        return next((rows for rows in self._fused_rows if rows >= num_rows), None)
+
+    def tiling(self, size_k: int, num_outputs: int, *, may_split: bool = True) -> Tiling | None:
+        """The launcher's own choice; with ``batch_invariant`` one cut for any number of rows, also for one."""
+        if not self._is_invariant:
+            return None
+        return choose_tiling(size_k, _INVARIANT_TILE, num_outputs=num_outputs, may_split=may_split)
