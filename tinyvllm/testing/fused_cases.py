@@ -25,7 +25,7 @@ from tinyvllm.testing.numbers import (
     weights,
 )
 from tinyvllm.testing.parameters import MAX_SEQUENCES, Parameters
-from tinyvllm.testing.simple_cases import RopeAppendCase
+from tinyvllm.testing.rope_cases import RopeAppendCase
 
 
 def normed(x: Array, norm: Norm, roundoff: float) -> tuple[Float64, Float64]:

@@ -19,16 +19,14 @@ from tinyvllm.testing.case import Bench, Case, Mismatch
 from tinyvllm.testing.fused_cases import GateUpCase, HeadArgmaxCase, LinearResidualCase, NormHeadCase, QkvCase
 from tinyvllm.testing.numbers import BF16_ROUNDOFF
 from tinyvllm.testing.parameters import MAX_SEQUENCES, MAX_TOKENS, MODELS, Parameters
+from tinyvllm.testing.rope_cases import KvAppendCase, RopeAppendCase, RopeCase
 from tinyvllm.testing.simple_cases import (
     AddCase,
     ArgmaxCase,
     EmbeddingCase,
-    KvAppendCase,
     LinearCase,
     LmHeadCase,
     RmsNormCase,
-    RopeAppendCase,
-    RopeCase,
     SiluMulCase,
 )
 
