@@ -43,6 +43,15 @@ def run_moments(device: Device, source: str = "", num_rows: int = 6, num_columns
     assert (np.abs(device.memory.download(out) - expected) <= 4 * bound).all()
 
 
+def run_maxima(device: Device, source: str = "", num_rows: int = 6, num_columns: int = 600, seed: int = 0) -> None:
+    function = device.compile(Path(source or KERNELS / "maxima.cu")).function("row_maxima")
+    x = np.random.default_rng(seed).integers(-99, 99, (num_rows, num_columns)).astype(np.float32)
+    out = device.memory.alloc((num_rows, 8, 2), np.float32)
+    device.launch(function, (num_rows, 1, 1), (256, 1, 1), [out, upload(device, x), np.int32(num_columns)])
+    expected = np.stack([x.max(axis=1), x.min(axis=1)], axis=1)  # [R, 2]
+    np.testing.assert_array_equal(device.memory.download(out), np.broadcast_to(expected[:, None], out.shape))
+
+
 def run_transpose(device: Device, source: str = "", num_rows: int = 150, num_columns: int = 70) -> None:
     function = device.compile(Path(source or KERNELS / "transpose.cu")).function("transpose")
     x = np.random.default_rng(0).standard_normal((num_rows, num_columns)).astype(np.float32)
@@ -122,6 +131,7 @@ Sample: TypeAlias = Callable[..., None]
 
 ALL: dict[str, Sample] = {
     "moments": run_moments,
+    "maxima": run_maxima,
     "transpose": run_transpose,
     "gemm": run_gemm,
     "scan": run_scan,

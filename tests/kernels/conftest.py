@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import functools
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tinyvllm.devices.compile_cache import default_cache_dir
+from tinyvllm.devices.emulator.build import Sanitizer, build_runtime, find_compiler
 from tinyvllm.devices.emulator.device import EmulatorDevice
 from tinyvllm.devices.interface import Device
 from tinyvllm.errors import TinyvllmError
@@ -34,3 +38,20 @@ def open_device(name: str) -> Device:
 def device(request: pytest.FixtureRequest) -> Device:
     """Each device in turn; one object for the whole session, so that hypothesis may run a test many times on it."""
     return open_device(request.param)
+
+
+@pytest.fixture(scope="session")
+def mutant_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where mutants are compiled: fresh, but for the emulator's runtime library, which takes seconds."""
+    folder = tmp_path_factory.mktemp("cache")
+    (folder / "emulator").mkdir()
+    shutil.copy(build_runtime(find_compiler(), default_cache_dir(), Sanitizer.NONE), folder / "emulator")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checked_mutant_cache(mutant_cache: Path) -> Path:
+    """The same with the two sanitized runtimes."""
+    for sanitizer in (Sanitizer.RACE, Sanitizer.BOUNDS):
+        shutil.copy(build_runtime(find_compiler(), default_cache_dir(), sanitizer), mutant_cache / "emulator")
+    return mutant_cache

@@ -1,6 +1,6 @@
-"""The table of registers and shared memory in ``docs/reference/kernels.md``.
+"""The tables of registers, shared memory and barriers in ``docs/reference/kernels.md``.
 
-``python -m tests.kernels.kernel_table`` writes it again; it needs NVRTC, no GPU, and half a minute.
+``python -m tests.kernels.kernel_table`` writes them again; it needs NVRTC, no GPU, and half a minute.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from pathlib import Path
 
 from tinyvllm.devices.nvrtc import ARCHITECTURES, KernelUsage, compile_cubin
 
+from . import barriers
 from .variants import KERNELS, Kernel, table_kernels
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "kernels.md"
 COMMAND = "python -m tests.kernels.kernel_table"
-BEGIN, END = "<!-- begin: registers and shared memory -->\n", "<!-- end: registers and shared memory -->\n"
+AGAIN = f"run {COMMAND} and commit what it writes"
+USAGE, BARRIERS = "registers and shared memory", "barriers"
 _MADE_WITH = re.compile(r"^NVRTC (\d+\.\d+)\.$", re.MULTILINE)
 
 
@@ -61,18 +63,30 @@ def nvrtc_version() -> str:
 
 def written() -> tuple[str, list[str]]:
     """The version that the page was made with, and its rows."""
-    text = PAGE.read_text(encoding="utf-8")
-    part = text[text.index(BEGIN) + len(BEGIN) : text.index(END)]
+    part = _part(PAGE.read_text(encoding="utf-8"), USAGE)
     version = _MADE_WITH.search(part)
     assert version, f"no version of NVRTC in {PAGE}"
     return version[1], [line for line in part.splitlines() if line.startswith("| `")]
 
 
+def written_barriers() -> list[str]:
+    """The page's rows about barriers."""
+    return [line for line in _part(PAGE.read_text(encoding="utf-8"), BARRIERS).splitlines() if line.startswith("| `")]
+
+
 def main() -> None:
     """Writes the page."""
     text = PAGE.read_text(encoding="utf-8")
-    before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
-    PAGE.write_text(f"{before}{table()}{after}", encoding="utf-8")
+    head = [_line(("file", "statement", "what it orders", "without it")), _line(("---",) * 4)]
+    for name, lines in ((BARRIERS, "\n".join([*head, *barriers.rows()]) + "\n"), (USAGE, table())):
+        text = text.replace(_part(text, name), lines)
+    PAGE.write_text(text, encoding="utf-8")
+
+
+def _part(text: str, name: str) -> str:
+    """What stands between the marks."""
+    begin, end = f"<!-- begin: {name} -->\n", f"<!-- end: {name} -->\n"
+    return text[text.index(begin) + len(begin) : text.index(end)]
 
 
 def _line(cells: tuple[str, ...]) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
+from tests.kernels.mutants import device_of
 from tests.kernels.support import bf16, poisoned, put
-from tinyvllm.devices.interface import Device, Module
+from tinyvllm.devices.interface import Device
 from tinyvllm.kernels.embedding import Embedding
 from tinyvllm.kernels.gate_up_silu import GateUpSilu
 from tinyvllm.kernels.linear import LinearRows
@@ -21,25 +20,6 @@ from tinyvllm.kernels.silu_mul import SiluMul
 from tinyvllm.kernels.tiling import Tiling
 
 EPS = 1e-5
-
-
-class DeviceOfFolder:
-    """``device``, but every kernel is taken from ``folder``."""
-
-    def __init__(self, device: Device, folder: Path) -> None:
-        self._device, self._folder = device, folder
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._device, name)
-
-    def compile(self, source: Path, defines: Mapping[str, str | int] | None = None) -> Module:
-        """The file of the same name in the folder."""
-        return self._device.compile(self._folder / source.name, defines)
-
-
-def device_of(device: Device, folder: str | Path | None) -> Device:
-    """``device``, with its kernels from ``folder`` if there is one."""
-    return device if folder is None else cast(Device, DeviceOfFolder(device, Path(folder)))
 
 
 def ones(device: Device, *shape: int) -> Any:

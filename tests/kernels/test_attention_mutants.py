@@ -1,4 +1,4 @@
-"""Each barrier and wait of the attention kernels removed in turn, and typical slips: a test must notice.
+"""Typical slips in the attention kernels: a test must notice. Missing barriers are in ``test_barriers``.
 
 A mutant is judged by the tests themselves, called with a few fixed arguments. What values cannot show is shown by a
 sanitizer in a process of its own.
@@ -6,25 +6,18 @@ sanitizer in a process of its own.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import tinyvllm.kernels
-from tinyvllm.devices.emulator import EmulatorDevice, Sanitizer
-from tinyvllm.devices.emulator.check import Verdict, check
-from tinyvllm.devices.emulator.mutants import mutants_of
+from tinyvllm.devices.emulator import Sanitizer
 from tinyvllm.devices.interface import Device
-from tinyvllm.errors import KernelError
 
-from . import attention_samples, sanitized, test_attention_decode, test_attention_prefill
-from .attention_cases import ADVANCE, LAYOUTS
-
-KERNELS = Path(tinyvllm.kernels.__file__).parent
-NUM_SEEDS = 3
+from . import attention_samples, test_attention_decode, test_attention_prefill
+from .attention_cases import LAYOUTS
+from .mutants import Scenario, copy_kernels, is_broken, plant, sanitize
 
 TILE, DECODE, PREFILL = "attention_tile.cuh", "attention_decode.cu", "attention_prefill.cu"
 
@@ -68,7 +61,7 @@ def both_scenarios(device: Device) -> None:
     prefill_scenario(device)
 
 
-SCENARIOS: dict[str, Callable[[Device], None]] = {
+SCENARIOS: dict[str, Scenario] = {
     TILE: both_scenarios, DECODE: decode_scenario, PREFILL: prefill_scenario
 }  # fmt: skip
 
@@ -121,51 +114,11 @@ SLIPS = [
 ]  # fmt: skip
 
 
-def copy_kernels(folder: Path) -> Path:
-    for path in (*(KERNELS / name for name in SCENARIOS), ADVANCE):
-        shutil.copy(path, folder)
-    return folder
-
-
-def plant(folder: Path, name: str, old: str, new: str) -> None:
-    text = (copy_kernels(folder) / name).read_text()
-    assert text.count(old) == 1, f"{old!r} is {text.count(old)} times in {name}"
-    (folder / name).write_text(text.replace(old, new))
-
-
-def is_broken(folder: Path, name: str) -> bool:
-    """Whether the kernels in ``folder`` fail the scenario of the file ``name`` in any of a few orders of threads."""
-    for seed in range(NUM_SEEDS):
-        device = sanitized.device_of(EmulatorDevice(cache_dir=folder / "cache", seed=seed * 1000), folder)
-        try:
-            SCENARIOS[name](device)
-        except (AssertionError, KernelError):
-            return True
-    return False
-
-
-def sanitize(sample: str, sanitizer: Sanitizer, folder: Path | None) -> Verdict:
-    where = {} if folder is None else {"folder": str(folder)}
-    return check(f"{attention_samples.__file__}:run_{sample}", sanitizer, where)
-
-
-def missing_waits() -> list[tuple[str, int]]:
-    return [(name, mutant.line) for name in SCENARIOS for mutant in mutants_of(KERNELS / name)]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "line"), missing_waits())
-def test_a_missing_barrier_or_wait_changes_results(tmp_path: Path, name: str, line: int) -> None:
-    (mutant,) = (mutant for mutant in mutants_of(KERNELS / name) if mutant.line == line)
-    mutant.write(copy_kernels(tmp_path), name)
-    assert is_broken(tmp_path, name), mutant.statement
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("sanitizer", [Sanitizer.RACE, Sanitizer.BOUNDS])
 @pytest.mark.parametrize("sample", ["decode", "splits", "prefill"])
-def test_the_kernels_as_they_are_are_clean(sample: str, sanitizer: Sanitizer) -> None:
-    verdict = sanitize(sample, sanitizer, None)
+def test_the_kernels_as_they_are_are_clean(checked_mutant_cache: Path, sample: str, sanitizer: Sanitizer) -> None:
+    verdict = sanitize(attention_samples.__name__, sample, sanitizer, None, checked_mutant_cache)
     assert verdict.is_clean, verdict.findings
 
 
@@ -184,10 +137,10 @@ def test_the_kernels_as_they_are_are_clean(sample: str, sanitizer: Sanitizer) ->
     ],
 )  # fmt: skip
 def test_an_unguarded_load_or_store_is_out_of_bounds(
-    tmp_path: Path, sample: str, name: str, old: str, new: str
+    tmp_path: Path, checked_mutant_cache: Path, sample: str, name: str, old: str, new: str
 ) -> None:
     plant(tmp_path, name, old, new)
-    verdict = sanitize(sample, Sanitizer.BOUNDS, tmp_path)
+    verdict = sanitize(attention_samples.__name__, sample, Sanitizer.BOUNDS, tmp_path, checked_mutant_cache)
     assert any("overflow" in finding.kind or "SEGV" in finding.kind for finding in verdict.findings), verdict.log[
         -2000:
     ]
@@ -195,13 +148,12 @@ def test_an_unguarded_load_or_store_is_out_of_bounds(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "old", "new"), SLIPS)
-def test_a_slip_changes_results(tmp_path: Path, name: str, old: str, new: str) -> None:
+def test_a_slip_changes_results(tmp_path: Path, mutant_cache: Path, name: str, old: str, new: str) -> None:
     plant(tmp_path, name, old, new)
-    assert is_broken(tmp_path, name)
+    assert is_broken(SCENARIOS[name], tmp_path, mutant_cache)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_the_kernels_as_they_are_pass_every_scenario(tmp_path: Path, name: str) -> None:
-    copy_kernels(tmp_path)
-    assert not is_broken(tmp_path, name)
+def test_the_kernels_as_they_are_pass_every_scenario(tmp_path: Path, mutant_cache: Path, name: str) -> None:
+    assert not is_broken(SCENARIOS[name], copy_kernels(tmp_path), mutant_cache)

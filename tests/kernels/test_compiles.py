@@ -15,6 +15,7 @@ from tinyvllm.devices.nvrtc import ARCHITECTURES, KernelUsage, compile_cubin
 from tinyvllm.errors import DeviceError
 
 from . import kernel_table
+from .kernel_table import AGAIN
 from .variants import KERNELS, Kernel, other_kernels, table_kernels
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +24,6 @@ MAX_STATIC_BYTES = 48 * 1024
 MAX_BYTES = {"80": 163, "86": 99, "89": 99, "90a": 227, "100": 227, "120": 99}
 """KiB of shared memory of one block."""
 
-AGAIN = f"run {kernel_table.COMMAND} and commit what it writes"
 TABLE = table_kernels()
 OTHERS = other_kernels()
 

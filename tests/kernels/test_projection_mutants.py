@@ -1,26 +1,20 @@
-"""Each barrier and wait of the projections and simple kernels removed in turn, and typical slips: a test must notice.
+"""Typical slips in the projections and simple kernels: a test must notice. Missing barriers are in ``test_barriers``.
 
 A mutant is judged by the tests themselves, called with a few fixed arguments. What values cannot show is shown by a
-sanitizer in a process of its own: loads whose values go nowhere, and the barrier before a block publishes to others,
-which an emulator that runs blocks one after the other cannot miss.
+sanitizer in a process of its own: loads whose values go nowhere, and one buffer where there must be two.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-import tinyvllm.kernels
 from tinyvllm.devices.emulator import Sanitizer
-from tinyvllm.devices.emulator.check import Verdict, check
-from tinyvllm.devices.emulator.device import EmulatorDevice
-from tinyvllm.devices.emulator.mutants import mutants_of
 from tinyvllm.devices.interface import Device
-from tinyvllm.errors import KernelError
 from tinyvllm.kernels.tiling import Tiling
 
 from . import (
@@ -33,9 +27,7 @@ from . import (
     test_rope_append,
     test_simple_kernels,
 )
-
-KERNELS = Path(tinyvllm.kernels.__file__).parent
-NUM_SEEDS = 4
+from .mutants import Scenario, copy_kernels, is_broken, plant, sanitize
 
 
 def inner(test: Any) -> Callable[..., None]:
@@ -90,6 +82,17 @@ def rope_scenario(device: Device) -> None:
     dependent_scenario(device)
 
 
+def parts_scenario(device: Device) -> None:
+    tests = test_parts_of_fused_ops
+    tests.test_the_parts_wait_for_each_other(device)
+    for bad in (np.nan, np.inf):
+        tests.test_a_corrupt_row_in_a_chain_is_reported(device, bad)
+    for max_rows in (1, 8):
+        inner(tests.test_logits_are_sums_of_products_that_are_not_rounded)(device, 520, 70, max_rows, max_rows, 0)
+    inner(tests.test_add_is_its_definition)(device, 2112, 3, 0)
+    inner(tests.test_greedy_ids_are_the_lowest_largest_or_minus_one)(device, 5000, 6, 0)
+
+
 def simple_scenario(device: Device) -> None:
     for size in test_simple_kernels.SIZES[1:5]:
         inner(test_simple_kernels.test_embedding_copies_the_rows_of_the_tokens)(device, size, 3, 0)
@@ -105,13 +108,7 @@ def dependent_scenario(device: Device) -> None:
     test_simple_kernels.test_simple_kernels_wait_for_each_other(device)
 
 
-def parts_scenario(device: Device) -> None:
-    inner(test_parts_of_fused_ops.test_add_is_its_definition)(device, 40, 3, 0)
-    inner(test_parts_of_fused_ops.test_logits_are_sums_of_products_that_are_not_rounded)(device, 192, 61, 3, 8, 0)
-    test_parts_of_fused_ops.test_the_parts_wait_for_each_other(device)
-
-
-SCENARIOS: dict[str, Callable[[Device], None]] = {
+SCENARIOS: dict[str, Scenario] = {
     "gemv_core.cuh": gemv_scenario,
     "gemm_small_core.cuh": gemm_scenario,
     "lm_head.cu": lm_head_scenario,
@@ -121,12 +118,12 @@ SCENARIOS: dict[str, Callable[[Device], None]] = {
     "linear_residual.cu": lambda device: linear_scenario(device, (1, 8)),
     "gate_up_silu.cu": gemv_scenario,
     "activation.cuh": simple_scenario,
+    "add.cu": parts_scenario,
+    "mark_corrupt.cu": parts_scenario,
+    "logits.cu": parts_scenario,
     "embedding.cu": simple_scenario,
     "rms_norm.cu": simple_scenario,
     "silu_mul.cu": simple_scenario,
-    "add.cu": parts_scenario,
-    "logits.cu": parts_scenario,
-    "mark_corrupt.cu": parts_scenario,
 }
 
 ADJACENT_PAIRS = (
@@ -189,70 +186,19 @@ SLIPS = [
 ]  # fmt: skip
 
 
-def copy_kernels(folder: Path) -> Path:
-    for path in (*KERNELS.glob("*.cu"), *KERNELS.glob("*.cuh")):
-        shutil.copy(path, folder)
-    return folder
-
-
-def is_broken(folder: Path, name: str) -> bool:
-    """Whether the kernels in ``folder`` fail the scenario of the file ``name`` in any of a few orders of threads."""
-    for seed in range(NUM_SEEDS):
-        device = sanitized.device_of(EmulatorDevice(cache_dir=folder / "cache", seed=seed * 1000), folder)
-        try:
-            SCENARIOS[name](device)
-        except (AssertionError, KernelError):
-            return True
-    return False
-
-
-def missing_waits() -> list[tuple[str, int]]:
-    return [(name, mutant.line) for name in SCENARIOS for mutant in mutants_of(KERNELS / name)]
-
-
-def publishes(name: str, line: int) -> bool:
-    """Whether the barrier is the one before the arrival at a counter."""
-    return "publishes" in (KERNELS / name).read_text().splitlines()[line - 1]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "line"), [place for place in missing_waits() if not publishes(*place)])
-def test_a_missing_barrier_or_wait_changes_results(tmp_path: Path, name: str, line: int) -> None:
-    (mutant,) = (mutant for mutant in mutants_of(KERNELS / name) if mutant.line == line)
-    mutant.write(copy_kernels(tmp_path), name)
-    assert is_broken(tmp_path, name), mutant.statement
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "line"), [place for place in missing_waits() if publishes(*place)])
-def test_a_missing_barrier_before_an_arrival_is_a_race(tmp_path: Path, name: str, line: int) -> None:
-    (mutant,) = (mutant for mutant in mutants_of(KERNELS / name) if mutant.line == line)
-    mutant.write(copy_kernels(tmp_path), name)
-    sample = "split" if name == "gemm_small_core.cuh" else "argmax"
-    verdict = sanitize(sample, Sanitizer.RACE, tmp_path)
-    assert any(finding.kind == "race" for finding in verdict.findings), verdict.log[-2000:]
-
-
-@pytest.mark.slow
-def test_one_buffer_for_the_sums_of_all_tiles_is_a_race(tmp_path: Path) -> None:
+def test_one_buffer_for_the_sums_of_all_tiles_is_a_race(tmp_path: Path, checked_mutant_cache: Path) -> None:
     """The next tile's sums may overwrite those that are being read; the usual orders of threads do not show it."""
-    text = (copy_kernels(tmp_path) / "gemv_core.cuh").read_text()
-    assert text.count("buffer ^= 1;") == 1
-    (tmp_path / "gemv_core.cuh").write_text(text.replace("buffer ^= 1;", ""))
-    verdict = sanitize("gemv", Sanitizer.RACE, tmp_path)
+    plant(tmp_path, "gemv_core.cuh", "buffer ^= 1;", "")
+    verdict = sanitize(sanitized.__name__, "gemv", Sanitizer.RACE, tmp_path, checked_mutant_cache)
     assert any(finding.kind == "race" for finding in verdict.findings), verdict.log[-2000:]
-
-
-def sanitize(sample: str, sanitizer: Sanitizer, folder: Path | None) -> Verdict:
-    where = {} if folder is None else {"folder": str(folder)}
-    return check(f"{sanitized.__file__}:run_{sample}", sanitizer, where)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sanitizer", [Sanitizer.RACE, Sanitizer.BOUNDS])
 @pytest.mark.parametrize("sample", sanitized.ALL)
-def test_the_kernels_as_they_are_are_clean(sample: str, sanitizer: Sanitizer) -> None:
-    verdict = sanitize(sample, sanitizer, None)
+def test_the_kernels_as_they_are_are_clean(checked_mutant_cache: Path, sample: str, sanitizer: Sanitizer) -> None:
+    verdict = sanitize(sanitized.__name__, sample, sanitizer, None, checked_mutant_cache)
     assert verdict.is_clean, verdict.findings
 
 
@@ -273,12 +219,10 @@ def test_the_kernels_as_they_are_are_clean(sample: str, sanitizer: Sanitizer) ->
     ],
 )
 def test_an_unguarded_load_or_store_is_out_of_bounds(
-    tmp_path: Path, sample: str, name: str, old: str, new: str
+    tmp_path: Path, checked_mutant_cache: Path, sample: str, name: str, old: str, new: str
 ) -> None:
-    text = (copy_kernels(tmp_path) / name).read_text()
-    assert text.count(old) == 1
-    (tmp_path / name).write_text(text.replace(old, new))
-    verdict = sanitize(sample, Sanitizer.BOUNDS, tmp_path)
+    plant(tmp_path, name, old, new)
+    verdict = sanitize(sanitized.__name__, sample, Sanitizer.BOUNDS, tmp_path, checked_mutant_cache)
     kinds = " ".join(finding.kind for finding in verdict.findings)
     # Far beyond the end lies memory that was given back, or none.
     assert any(kind in kinds for kind in ("overflow", "use-after-free", "SEGV")), verdict.log[-2000:]
@@ -286,14 +230,12 @@ def test_an_unguarded_load_or_store_is_out_of_bounds(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "old", "new"), SLIPS)
-def test_a_slip_changes_results(tmp_path: Path, name: str, old: str, new: str) -> None:
-    text = (copy_kernels(tmp_path) / name).read_text()
-    assert text.count(old) == 1
-    (tmp_path / name).write_text(text.replace(old, new))
-    assert is_broken(tmp_path, name)
+def test_a_slip_changes_results(tmp_path: Path, mutant_cache: Path, name: str, old: str, new: str) -> None:
+    plant(tmp_path, name, old, new)
+    assert is_broken(SCENARIOS[name], tmp_path, mutant_cache)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_the_kernels_as_they_are_pass_every_scenario(tmp_path: Path, name: str) -> None:
-    assert not is_broken(copy_kernels(tmp_path), name)
+def test_the_kernels_as_they_are_pass_every_scenario(tmp_path: Path, mutant_cache: Path, name: str) -> None:
+    assert not is_broken(SCENARIOS[name], copy_kernels(tmp_path), mutant_cache)

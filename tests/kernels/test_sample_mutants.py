@@ -1,30 +1,17 @@
-"""Every barrier and wait of the sampling kernels removed in turn, and typical slips: a named test must notice each."""
+"""Typical slips in the sampling kernels: a test must notice. Missing barriers are in ``test_barriers``."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-import tinyvllm.kernels
-from tinyvllm.devices.compile_cache import default_cache_dir
-from tinyvllm.devices.emulator.build import Sanitizer, build_runtime, find_compiler
-from tinyvllm.devices.emulator.check import check
-from tinyvllm.devices.emulator.device import EmulatorDevice
-from tinyvllm.devices.emulator.mutants import mutants_of
+from tinyvllm.devices.emulator import Sanitizer
 from tinyvllm.devices.interface import Device
-from tinyvllm.errors import KernelError
-from tinyvllm.kernels import argmax, logprobs, penalties, sample
 
-from . import sampling, test_argmax, test_logprobs, test_penalties, test_philox_device, test_sample
-
-KERNELS = Path(tinyvllm.kernels.__file__).parent
-LAUNCHERS = (argmax, sample, logprobs, penalties)
-Scenario = Callable[[Device], None]
+from . import test_argmax, test_logprobs, test_penalties, test_philox_device, test_sample
+from .mutants import Scenario, copy_kernels, device_of, is_broken, plant, sanitize
 
 
 def argmax_scenario(device: Device) -> None:
@@ -97,9 +84,6 @@ SCENARIOS: dict[str, Scenario] = {
     "philox.cuh": philox_scenario,
 }
 
-# An emulated thread is not interrupted between reading and writing, so that an added bias cannot overwrite a -inf.
-SHOWN_BY_RACES_ALONE = ("forbidden tokens stay so",)
-
 SLIPS = [
     ("philox.cuh", "lane < 2 ? (lane == 0 ? four.x : four.y)", "lane < 2 ? (lane == 0 ? four.y : four.x)"),
     ("philox.cuh", "round < 10", "round < 9"),
@@ -141,68 +125,9 @@ SLIPS = [
 ]  # fmt: skip
 
 
-def broken(name: str, device: Device, folder: Path, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether the kernels in ``folder`` fail the scenario of the file ``name``."""
-    for launcher in LAUNCHERS:
-        monkeypatch.setattr(launcher, "source", lambda file: folder / file)
-    monkeypatch.setattr(test_philox_device, "SOURCE", folder / "philox_words.cu")
-    try:
-        SCENARIOS[name](device)
-    except (AssertionError, KernelError):
-        return True
-    return False
-
-
-@pytest.fixture(scope="module")
-def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Fresh, but for the emulator's runtime library, which takes seconds."""
-    folder = tmp_path_factory.mktemp("cache")
-    (folder / "emulator").mkdir()
-    shutil.copy(build_runtime(find_compiler(), default_cache_dir(), Sanitizer.NONE), folder / "emulator")
-    return folder
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    """A copy of all that the kernels include; launchers made before, or with it, are forgotten."""
-    caches: tuple[Any, ...] = (sampling.make_sample, test_argmax.make_argmax, test_logprobs.make_logprobs)
-    for path in (*KERNELS.glob("*.cu"), *KERNELS.glob("*.cuh")):
-        shutil.copy(path, tmp_path)
-    text = sampling.PHILOX_WORDS.read_text().replace("../../tinyvllm/kernels/", "")
-    (tmp_path / "philox_words.cu").write_text(text)
-    for cache in caches:
-        cache.cache_clear()
-    yield tmp_path
-    for cache in caches:
-        cache.cache_clear()
-
-
-def barriers(*, is_shown: bool) -> list[tuple[str, int]]:
-    """File and line of every barrier and wait that results show, or that they do not."""
-    found = [(name, mutant) for name in SCENARIOS for mutant in mutants_of(KERNELS / name)]
-    lines = {name: (KERNELS / name).read_text().splitlines() for name in SCENARIOS}
-    return [
-        (name, mutant.line)
-        for name, mutant in found
-        if any(part in lines[name][mutant.line - 1] for part in SHOWN_BY_RACES_ALONE) != is_shown
-    ]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "line"), barriers(is_shown=True))
-def test_a_missing_barrier_or_wait_changes_results(
-    folder: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, name: str, line: int
-) -> None:
-    (mutant,) = (mutant for mutant in mutants_of(KERNELS / name) if mutant.line == line)
-    mutant.write(folder, name)
-    device = EmulatorDevice(cache_dir=cache_dir)
-    assert any(broken(name, device, folder, monkeypatch) for _ in range(3)), mutant.statement
-
-
-def run_for_races(device: Device, name: str, folder: str) -> None:
+def run_races(device: Device, name: str, folder: str | None = None) -> None:
     """What the race check runs, in a process of its own: small steps with the kernels in ``folder``."""
-    for launcher in LAUNCHERS:
-        launcher.source = lambda file: Path(folder) / file  # type: ignore[attr-defined]
+    device = device_of(device, folder)
     if name == "penalties.cu":
         test_penalties.test_steps_follow_each_other_without_the_host(device)
         test_penalties.test_biases_and_bad_words_meet_on_the_same_tokens(device)
@@ -215,49 +140,37 @@ def run_for_races(device: Device, name: str, folder: str) -> None:
         test_sample.test_it_waits_for_the_kernel_that_makes_the_logits(device, {"top_k": 5, "top_p": 0.9})
 
 
-def races(name: str, folder: Path) -> list[str]:
-    verdict = check(f"{__name__}:run_for_races", Sanitizer.RACE, {"name": name, "folder": str(folder)})
+def races(name: str, folder: Path | None, cache_dir: Path) -> list[str]:
+    verdict = sanitize(__name__, "races", Sanitizer.RACE, folder, cache_dir, name=name)
     return [str(finding) for finding in verdict.findings]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["argmax.cu", "sample.cu", "logprobs.cu", "penalties.cu"])
-def test_the_race_check_finds_nothing(folder: Path, name: str) -> None:
-    assert races(name, folder) == []
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "line"), barriers(is_shown=False))
-def test_the_race_check_names_what_no_result_shows(folder: Path, name: str, line: int) -> None:
-    (mutant,) = (mutant for mutant in mutants_of(KERNELS / name) if mutant.line == line)
-    path = mutant.write(folder, name)
-    assert any(f"{path}:" in finding for finding in races(name, folder))
+def test_the_race_check_finds_nothing(checked_mutant_cache: Path, name: str) -> None:
+    assert races(name, None, checked_mutant_cache) == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "row"), [("argmax.cu", "row"), ("sample.cu", "b")])
-def test_the_race_check_sees_an_arrival_that_publishes_nothing(folder: Path, name: str, row: str) -> None:
-    text, old = (folder / name).read_text(), f"is_last = is_last_arrival(counters + {row}, num_tiles);"
-    assert text.count(old) == 1
-    new = f"is_last = atomicAdd(counters + {row}, 1u) == num_tiles - 1; if (is_last) counters[{row}] = 0;"
-    (folder / name).write_text(text.replace(old, new))
-    assert any("race" in finding for finding in races(name, folder))
+def test_the_race_check_sees_an_arrival_that_publishes_nothing(
+    tmp_path: Path, checked_mutant_cache: Path, name: str, row: str
+) -> None:
+    plant(
+        tmp_path, name, f"is_last = is_last_arrival(counters + {row}, num_tiles);",
+        f"is_last = atomicAdd(counters + {row}, 1u) == num_tiles - 1; if (is_last) counters[{row}] = 0;",
+    )  # fmt: skip
+    assert any("race" in finding for finding in races(name, tmp_path, checked_mutant_cache))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "old", "new"), SLIPS)
-def test_a_slip_changes_results(
-    folder: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, name: str, old: str, new: str
-) -> None:
-    text = (folder / name).read_text()
-    assert text.count(old) == 1
-    (folder / name).write_text(text.replace(old, new))
-    assert broken(name, EmulatorDevice(cache_dir=cache_dir), folder, monkeypatch)
+def test_a_slip_changes_results(tmp_path: Path, mutant_cache: Path, name: str, old: str, new: str) -> None:
+    plant(tmp_path, name, old, new)
+    assert is_broken(SCENARIOS[name], tmp_path, mutant_cache)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_the_kernels_as_they_are_pass_every_scenario(
-    folder: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    assert not broken(name, EmulatorDevice(cache_dir=cache_dir), folder, monkeypatch)
+def test_the_kernels_as_they_are_pass_every_scenario(tmp_path: Path, mutant_cache: Path, name: str) -> None:
+    assert not is_broken(SCENARIOS[name], copy_kernels(tmp_path), mutant_cache)

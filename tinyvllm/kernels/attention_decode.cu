@@ -268,7 +268,7 @@ extern "C" __global__ void __launch_bounds__(threads, 1)
     const Sizes sizes = {num_sequences, num_kv_heads, max_blocks};
     const Cache cache = {key_cache, value_cache, num_kv_heads};
     pdl_launch_dependents();
-    if (!is_plan_older) pdl_wait();
+    if (!is_plan_older) pdl_wait();  // lengths and ends are the predecessor's
     const int num_chunks =
         make_plan(shared, context_lens, cu_seqlens_q, num_sequences, sliding_window) * num_kv_heads;
     pdl_wait();  // queries, the last keys and values, and the workspace are the predecessors'

@@ -158,7 +158,7 @@ extern "C" __global__ void __launch_bounds__(threads, 1)
                       int is_plan_older) {
     Shared& shared = *dynamic_shared<Shared>();
     pdl_launch_dependents();
-    if (!is_plan_older) pdl_wait();
+    if (!is_plan_older) pdl_wait();  // lengths and ends are the predecessor's
     // The last rows of a prompt see most: they start first.
     const int block = int(gridDim.y - 1 - blockIdx.y), head = int(blockIdx.x);
     const int sequence = find_sequence(cu_seqlens_q, num_sequences, block);
