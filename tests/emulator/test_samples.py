@@ -78,6 +78,27 @@ def test_portable_context_switch(cache_dir: Path, name: str) -> None:
     samples.ALL[name](EmulatorDevice(runtime_flags=("-DTINYVLLM_UCONTEXT",), cache_dir=cache_dir))
 
 
+def test_every_warp_comes_first_in_some_order(cache_dir: Path, tmp_path: Path) -> None:
+    """Also where there are few: an order that nearly always rises would hide missing barriers."""
+    source = tmp_path / "first.cu"
+    source.write_text(
+        '#include "tinyvllm/prelude.cuh"\n'
+        'extern "C" __global__ void first(int* out, int* next) {\n'
+        "    __syncwarp();\n"
+        "    if (lane_id() == 0) out[atomicAdd(next, 1)] = warp_id();\n"
+        "}\n"
+    )
+    first, last = set(), set()
+    for seed in range(60):
+        device = EmulatorDevice(seed=seed, cache_dir=cache_dir)
+        out, counter = device.memory.alloc((4,), np.int32), samples.upload(device, np.zeros(1, np.int32))
+        device.launch(device.compile(source).function("first"), (1, 1, 1), (128, 1, 1), [out, counter])
+        order = device.memory.download(out).tolist()
+        first.add(order[0])
+        last.add(order[3])
+    assert first == last == {0, 1, 2, 3}
+
+
 def test_one_seed_gives_one_order(cache_dir: Path, tmp_path: Path) -> None:
     source = tmp_path / "order.cu"
     source.write_text(

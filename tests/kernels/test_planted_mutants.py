@@ -1,4 +1,4 @@
-"""One typical fault of each kind, planted, and the test that must catch it. Many more: ``test_*_mutants``, ``test_barriers``.
+"""One typical fault of each kind, planted, and the test that must catch it. More: ``test_*_mutants``, ``test_barriers``.
 
 | fault | in | caught by |
 |---|---|---|
