@@ -38,7 +38,7 @@ def all_mutants() -> list[tuple[str, Mutant]]:
     ]
 
 
-def is_caught_by_values(name: str, source: Path, cache_dir: Path, num_seeds: int = 6) -> bool:
+def is_caught_by_values(name: str, source: Path, cache_dir: Path, num_seeds: int = 30) -> bool:
     device = EmulatorDevice(cache_dir=cache_dir)
     try:
         for _ in range(num_seeds):

@@ -1,4 +1,4 @@
-"""One typical fault of each kind, planted, and the test that must catch it. More: ``test_*_mutants``, ``test_barriers``.
+"""One fault of each kind, planted, and the test that must catch it; more in ``test_barriers``, ``test_*_mutants``.
 
 | fault | in | caught by |
 |---|---|---|

@@ -39,7 +39,9 @@ void start_block(Worker& worker, Block& block, uint64_t linear_index) {
     }
     // The order of lanes depends on the seed and the block alone, whatever worker runs it after whatever else.
     worker.random = (config.seed * 0x9e3779b97f4a7c15ull ^ (linear_index + 1) * 0xbf58476d1ce4e5b9ull) | 1;
-    next_random(worker);
+    // Blocks whose warps keep pace, and blocks where one is far ahead before the next has begun.
+    constexpr uint32_t hop_masks[4] = {0xf, 0xf, 0xff, 0xffffff};
+    block.hop_mask = hop_masks[next_random(worker) >> 62];
     const size_t stride = block.team->stacks_bytes / num_threads;
     for (uint32_t i = 0; i < num_threads; ++i) {
         Fibre& fibre = block.team->fibres[i];

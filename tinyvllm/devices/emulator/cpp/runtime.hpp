@@ -134,6 +134,7 @@ struct Block {
     uint32_t num_at_predecessor;
     bool launched_dependents;
     uint8_t poison;
+    uint32_t hop_mask;  // another warp's turn comes, on average, once in so many switches
     const Fibre* first_at_barrier;
     uint32_t phase;
     std::vector<SharedVariable> variables;

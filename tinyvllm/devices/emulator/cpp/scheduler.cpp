@@ -54,7 +54,7 @@ Fibre* take_next(Worker& worker, Block& block, Warp* warp) {
     const uint64_t random = next_random(worker);
     if (worker.has_several_blocks && warp != nullptr && (random >> 20 & 31) == 0) return nullptr;  // another block's turn
     Fibre* next = worker.upcoming;
-    if (warp == nullptr || warp->ready == 0 || (random >> 40 & 15) == 0) {
+    if (warp == nullptr || warp->ready == 0 || (random >> 40 & block.hop_mask) == 0) {
         warp = &block.warps[pick_evenly(block.ready_warps, uint32_t(random >> 48))];
         next = nullptr;
     }
