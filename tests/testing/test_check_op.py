@@ -95,6 +95,15 @@ def test_a_wrong_kernel_is_shown_with_its_input_block_and_thread(change: tuple[s
     assert wrote or "written by nobody" in outcome.failure or "wrote outside the bounds" in outcome.failure
 
 
+def test_a_row_whose_bits_depend_on_its_company_is_wrong_where_they_must_not(tmp_path: Path) -> None:
+    """A factor within the tolerance, in company only: it turns the rounding of an element in some thousands."""
+    plugin = write_own_kernel(tmp_path, (" / size + eps)", " / size + eps) * (gridDim.x > 1 ? 1.000002f : 1.0f)"))
+    (outcome,) = check_op("rms_norm", device="emulator", plugins=[plugin], num_cases=200)
+    assert outcome.failure is not None
+    assert "of the last row, alone and in company (batch_invariant)" in outcome.failure
+    assert "batch_invariant=True" in outcome.failure
+
+
 def test_the_kernel_of_the_documentation_is_right(tmp_path: Path) -> None:
     (outcome,) = check_op("rms_norm", device="emulator", plugins=[write_own_kernel(tmp_path)], num_cases=40)
     assert outcome.is_right, outcome.failure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ class Case(ABC):
     op: str
     is_exact = False
     """Whether the op only copies."""
+    row_arrays: tuple[str, ...] = ()
+    """Attributes with an entry a row, where rows have nothing to do with one another."""
 
     def __init__(self, parameters: Parameters) -> None:
         self.parameters = parameters
@@ -63,6 +66,13 @@ class Case(ABC):
             for name in expected
         )
         return [each for each in found if each is not None]
+
+    def last_row(self) -> Case:
+        """The same case with only its last row."""
+        alone = copy.copy(self)
+        for name in self.row_arrays:
+            setattr(alone, name, getattr(self, name)[-1:])
+        return alone
 
     def norm_value(self, weight: Any) -> Norm:
         """A norm with the case's epsilon."""
@@ -107,6 +117,17 @@ def _mismatch(name: str, got: Array, expected: Float64, allowed: Float64) -> Mis
         name, index, float(values[index]), float(expected[index]), float(allowed[index]),
         int((~is_right).sum()), is_right.size,
     )  # fmt: skip
+
+
+def other_bits(name: str, in_company: Array, alone: Array) -> list[Mismatch]:
+    """What differs between a row computed with others and the same row by itself; empty if not a bit does."""
+    ours, theirs = (np.ascontiguousarray(row).view(np.uint8).reshape(*row.shape, -1) for row in (in_company, alone))
+    differs = (ours != theirs).any(axis=-1)
+    if not differs.any():
+        return []
+    index = tuple(int(i) for i in np.argwhere(differs)[0])
+    what = f"{name} of the last row, alone and in company (batch_invariant)"
+    return [Mismatch(what, index, float(in_company[index]), float(alone[index]), 0.0, int(differs.sum()), differs.size)]
 
 
 def definition(op: str) -> Callable[..., Any]:

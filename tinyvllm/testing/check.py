@@ -153,23 +153,25 @@ class _WrongError(Exception):
         """What is wrong, who wrote it where that can be known, and with which input."""
         lines = [str(self)]
         if self._mismatch is not None and subject.device_name == "emulator":
-            lines.append(f"written by {writer_of(subject, self._parameters, self._mismatch) or 'nobody'}")
+            lines += writer_of(subject, self._parameters, self._mismatch)
         return "\n".join([*lines, f"input: {self._parameters}"])
 
 
-def writer_of(subject: Subject, parameters: Parameters, mismatch: Mismatch) -> str | None:
-    """Which kernel, block and thread wrote an element last, in a second run of the case; None if nobody did."""
+def writer_of(subject: Subject, parameters: Parameters, mismatch: Mismatch) -> list[str]:
+    """A line about which kernel, block and thread wrote a wrong result last, in a second run of the case."""
     from tinyvllm.devices.emulator.device import EmulatorDevice
 
     device = EmulatorDevice(can_watch=True)
     again = subject.on(device)
     queued: list[tuple[Any, ...]] = []
     buffers = CASES[subject.op](parameters).on_device(lambda *arguments: queued.append(arguments), Bench(device))
+    if mismatch.result not in buffers:
+        return []
     watch = device.watch(_element(buffers[mismatch.result], mismatch.index))
     for arguments in queued:
         again.bound(parameters)(*arguments)
     device.synchronize()
-    return watch.writer
+    return [f"written by {watch.writer or 'nobody'}"]
 
 
 def _element(buffer: Buffer, index: tuple[int, ...]) -> Buffer:

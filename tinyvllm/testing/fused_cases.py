@@ -78,6 +78,7 @@ class LinearResidualCase(Case):
     """The down projection's sizes."""
 
     op = "linear_residual"
+    row_arrays = ("x", "residual")
 
     def __init__(self, parameters: Parameters) -> None:
         super().__init__(parameters)
@@ -111,6 +112,7 @@ class GateUpCase(Case):
     """The first half of the MLP."""
 
     op = "rms_norm_gate_up_silu"
+    row_arrays = ("x",)
 
     def __init__(self, parameters: Parameters) -> None:
         super().__init__(parameters)
@@ -143,6 +145,7 @@ class NormHeadCase(Case):
     """Final norm and logits."""
 
     op = "rms_norm_lm_head"
+    row_arrays = ("x",)
 
     def __init__(self, parameters: Parameters) -> None:
         super().__init__(parameters)

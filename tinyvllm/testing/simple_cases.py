@@ -29,6 +29,7 @@ class EmbeddingCase(Case):
     """Rows of any bits."""
 
     op = "embedding"
+    row_arrays = ("ids",)
     is_exact = True
 
     def __init__(self, parameters: Parameters) -> None:
@@ -55,6 +56,7 @@ class RmsNormCase(Case):
     """Rows of many scales, zero and huge among them."""
 
     op = "rms_norm"
+    row_arrays = ("x",)
 
     def __init__(self, parameters: Parameters) -> None:
         super().__init__(parameters)
@@ -83,6 +85,7 @@ class LinearCase(Case):
     """The output projection's sizes, with or without bias."""
 
     op = "linear"
+    row_arrays = ("x",)
 
     def __init__(self, parameters: Parameters) -> None:
         super().__init__(parameters)
@@ -111,6 +114,7 @@ class AddCase(Case):
     """Two matrices."""
 
     op = "add"
+    row_arrays = ("residual", "x")
 
     def __init__(self, parameters: Parameters) -> None:
         super().__init__(parameters)
@@ -136,6 +140,7 @@ class SiluMulCase(Case):
     """Gates of many scales."""
 
     op = "silu_mul"
+    row_arrays = ("gate_up",)
 
     def __init__(self, parameters: Parameters) -> None:
         super().__init__(parameters)
@@ -161,6 +166,7 @@ class LmHeadCase(Case):
     """A vocabulary that fills no tile."""
 
     op = "lm_head"
+    row_arrays = ("x",)
 
     def __init__(self, parameters: Parameters) -> None:
         super().__init__(parameters)
@@ -188,6 +194,7 @@ class ArgmaxCase(Case):
     """Many equals; rows with NaN and infinities."""
 
     op = "argmax"
+    row_arrays = ("logits",)
 
     def __init__(self, parameters: Parameters) -> None:
         super().__init__(parameters)

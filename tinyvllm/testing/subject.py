@@ -15,9 +15,9 @@ from tinyvllm.kernels.ops import OPS
 from tinyvllm.kernels.table import OpTable
 from tinyvllm.registry import Registry, State
 from tinyvllm.testing.attention_cases import AttentionCase, AttentionDecodeCase, AttentionPrefillCase
-from tinyvllm.testing.case import Bench, Case, Mismatch
+from tinyvllm.testing.case import Bench, Case, Mismatch, other_bits
 from tinyvllm.testing.fused_cases import GateUpCase, HeadArgmaxCase, LinearResidualCase, NormHeadCase, QkvCase
-from tinyvllm.testing.numbers import BF16_ROUNDOFF
+from tinyvllm.testing.numbers import BF16_ROUNDOFF, Array
 from tinyvllm.testing.parameters import MAX_SEQUENCES, MAX_TOKENS, MODELS, Parameters
 from tinyvllm.testing.rope_cases import KvAppendCase, RopeAppendCase, RopeCase
 from tinyvllm.testing.simple_cases import (
@@ -91,20 +91,26 @@ class Subject:
         return self._bound[spec, limits]
 
     def mismatches(self, parameters: Parameters) -> list[Mismatch]:
-        """What is wrong with one case.
+        """What is wrong with one case: results, or with ``batch_invariant`` a row whose bits depend on its company.
 
         Raises:
             KernelError: a launch was refused, or failed.
         """
         case = CASES[self.op](parameters)
-        op = self.bound(parameters)
+        got = self._results(case)
+        wrong = case.mismatches(got, 0.0 if self.device is None else BF16_ROUNDOFF)
+        if not wrong and parameters.batch_invariant and case.row_arrays:
+            alone = self._results(case.last_row())
+            wrong = [each for name in got for each in other_bits(name, got[name][-1:], alone[name])]
+        return wrong
+
+    def _results(self, case: Case) -> dict[str, Array]:
+        op = self.bound(case.parameters)
         if self.device is None:
-            got = case.on_host(op, lambda array: array.astype(np.float32))
-            return case.mismatches({name: np.asarray(array) for name, array in got.items()}, 0.0)
-        buffers = case.on_device(op, Bench(self.device))
-        return case.mismatches(
-            {name: self.device.memory.download(buffer) for name, buffer in buffers.items()}, BF16_ROUNDOFF
-        )
+            on_host = case.on_host(op, lambda array: array.astype(np.float32))
+            return {name: np.asarray(array) for name, array in on_host.items()}
+        on_device = case.on_device(op, Bench(self.device))
+        return {name: self.device.memory.download(buffer) for name, buffer in on_device.items()}
 
     def _bind(self, spec: OpSpec, limits: DeviceLimits, parameters: Parameters) -> Callable[..., Any]:
         workspace = None if self.device is None else Workspace(self.device, limits)
