@@ -48,7 +48,8 @@ class LatencyResult:
             data sheet is known.
         bandwidth: bytes a second, measured in this run.
         matrix_rate: operations a second, measured in this run.
-        host_us_per_step: scheduling, batching and bookkeeping.
+        host_us_per_step: scheduling, batching, bookkeeping and, on a device, queueing: the median step.
+        host_us_mean: the same, averaged over all steps, those in which sequences begin or end included.
         device: name of the card, or ``cpu``.
         peers: who did the same work in turn with us.
     """
@@ -65,6 +66,7 @@ class LatencyResult:
     bandwidth: float
     matrix_rate: float
     host_us_per_step: float
+    host_us_mean: float
     device: str
     peers: Sequence[PeerResult] = ()
 
@@ -114,7 +116,8 @@ def measure_latency(
         fraction_of_datasheet=machine.datasheet_fraction(decode_bytes(cost, visible), step_s),
         bandwidth=machine.bandwidth,
         matrix_rate=machine.matrix_rate,
-        host_us_per_step=median(timing.host_s / timing.num_steps for timing in timings) * 1e6,
+        host_us_per_step=median(timing.host_us[0] for timing in timings),
+        host_us_mean=median(timing.host_us[1] for timing in timings),
         device=machine.name,
         peers=[_peer_result(peer, batch_size, step_s) for peer in peers],
     )

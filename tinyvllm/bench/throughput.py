@@ -30,7 +30,8 @@ class ThroughputResult:
         fraction_of_datasheet: bytes that decoding must move on that schedule, over the time and the card's nominal
             bandwidth; None: no data sheet is known.
         bandwidth, matrix_rate: measured in this run.
-        host_us_per_step: scheduling, batching and bookkeeping.
+        host_us_per_step: scheduling, batching, bookkeeping and, on a device, queueing: the median step.
+        host_us_mean: the same, averaged over all steps, those in which sequences begin or end included.
         num_steps: of the engine.
         num_preemptions: sequences that lost their blocks, over all runs.
         device: name of the card, or ``cpu``.
@@ -52,6 +53,7 @@ class ThroughputResult:
     bandwidth: float
     matrix_rate: float
     host_us_per_step: float
+    host_us_mean: float
     num_steps: int
     num_preemptions: int
     device: str
@@ -96,7 +98,8 @@ def measure_throughput(
         fraction_of_datasheet=machine.datasheet_fraction(floor.decode_bytes, duration_s),
         bandwidth=machine.bandwidth,
         matrix_rate=machine.matrix_rate,
-        host_us_per_step=median(1e6 * timing.host_s / timing.num_steps for timing in timings),
+        host_us_per_step=median(timing.host_us[0] for timing in timings),
+        host_us_mean=median(timing.host_us[1] for timing in timings),
         num_steps=num_steps,
         num_preemptions=llm.engine.stats().num_preemptions - before,
         device=machine.name,
