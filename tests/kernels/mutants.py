@@ -7,9 +7,13 @@ process of its own. A mutant that does not compile proves nothing and is an erro
 
 from __future__ import annotations
 
+import faulthandler
+import os
 import re
 import shutil
+import traceback
 from collections.abc import Callable, Mapping
+from enum import IntEnum
 from pathlib import Path
 from typing import Any, cast
 
@@ -79,13 +83,44 @@ def plant(folder: Path, name: str, old: str | re.Pattern[str], new: str) -> Path
 
 
 def is_broken(scenario: Scenario, folder: Path, cache_dir: Path) -> bool:
-    """Whether the kernels in ``folder`` fail the scenario in any of a few orders of threads."""
-    for seed in range(NUM_SEEDS):
-        try:
+    """Whether the kernels in ``folder`` fail the scenario in any of a few orders of threads.
+
+    In a process of its own: a mutant may write anywhere, and so break what runs after it.
+    """
+    child = os.fork()
+    if child == 0:
+        os._exit(_judged(scenario, folder, cache_dir))
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        return True
+    outcome = _Outcome(os.WEXITSTATUS(status))
+    if outcome is _Outcome.DOES_NOT_COMPILE:
+        raise DoesNotCompileError(str(folder))
+    assert outcome is not _Outcome.ERROR, "the scenario itself has failed; see the output"
+    return outcome is _Outcome.BROKEN
+
+
+class _Outcome(IntEnum):
+    RIGHT = 0
+    BROKEN = 1
+    DOES_NOT_COMPILE = 2
+    ERROR = 3
+
+
+def _judged(scenario: Scenario, folder: Path, cache_dir: Path) -> _Outcome:
+    faulthandler.disable()
+    try:
+        for seed in range(NUM_SEEDS):
             scenario(device_of(EmulatorDevice(cache_dir=cache_dir, seed=seed * 1000), folder))
-        except (AssertionError, KernelError):
-            return True
-    return False
+    except (AssertionError, KernelError):
+        return _Outcome.BROKEN
+    except DoesNotCompileError:
+        traceback.print_exc()
+        return _Outcome.DOES_NOT_COMPILE
+    except BaseException:
+        traceback.print_exc()
+        return _Outcome.ERROR
+    return _Outcome.RIGHT
 
 
 def sanitize(
