@@ -112,7 +112,10 @@ class Case:
 
     def put(self, device: Device) -> tuple[Buffer, Buffer, Buffer, Buffer, Buffer]:
         """Query, caches, block tables and context lengths on the device, in the order of the kernels' parameters."""
-        arrays = (self.query, self.key_cache, self.value_cache, self.block_tables, self.context_lens)
+        held = -(-self.context_lens // self.sizes.block_size)
+        is_behind = np.arange(self.block_tables.shape[1]) >= held[:, None]
+        given = np.where(is_behind, np.iinfo(np.int32).max, self.block_tables)  # what no position needs is no block
+        arrays = (self.query, self.key_cache, self.value_cache, given.astype(np.int32), self.context_lens)
         query, key, value, tables, lens = (put(device, array) for array in arrays)
         return query, key, value, tables, lens
 

@@ -15,14 +15,14 @@ from tinyvllm.devices.emulator.device import EmulatorDevice
 from tinyvllm.devices.interface import Device
 from tinyvllm.errors import TinyvllmError
 
-DEVICES = ("emulator", "cuda")
+DEVICES = ("emulator", pytest.param("emulator as sm_80", marks=pytest.mark.slow), "cuda")
 
 
 @functools.cache
 def open_device(name: str) -> Device:
     """The device called ``name``; skips the test where there is none."""
-    if name == "emulator":
-        return EmulatorDevice()
+    if name.startswith("emulator"):
+        return EmulatorDevice(arch=80 if name.endswith("sm_80") else 90)
     try:
         from tinyvllm.devices.cuda import CudaDevice
     except ImportError as error:
