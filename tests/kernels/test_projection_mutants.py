@@ -177,7 +177,7 @@ SLIPS = [
     ("rotate.cuh", "if (slot < 0) return nullptr;", ""),
     ("linear_residual.cu", "low += to_float(early.low) + to_float(early.low_bias)", "low += to_float(early.low)"),
     ("gate_up_silu.cu", "silu(gate) * up", "silu(up) * gate"),
-    ("activation.cuh", "x / (1.0f + expf(-x))", "expf(x) / (1.0f + expf(x))"),
+    ("activation.cuh", "__fdividef(x, 1.0f + __expf(-x))", "__expf(x) / (1.0f + __expf(x))"),
     ("embedding.cu", "id >= 0 && id < vocab_size", "id < vocab_size"),
     ("embedding.cu", "id >= 0 && id < vocab_size", "id >= 0 && id <= vocab_size"),
     ("rms_norm.cu", "* (1.0f / SIZE_E)", "* (1.0f / (num_steps * THREADS * 8))"),
