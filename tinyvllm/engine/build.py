@@ -252,7 +252,7 @@ class _Builder:
             return tables[0]
 
         runner, num_blocks = build_device_runner(
-            device, decoder_config, checkpoint, context, settings, make_sampler, make_table
+            device, decoder_config, checkpoint, context, settings, make_sampler, make_table, self._report.append
         )
         self._report_cache(decoder_config, num_blocks, 2)
         self._report_ops(tables[0])

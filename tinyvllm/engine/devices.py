@@ -97,9 +97,15 @@ def build_device_runner(
     settings: DeviceSettings,
     make_sampler: Callable[[PluginContext], Sampler],
     make_table: Callable[[OpSpec, Workspace], OpTable],
+    tell: Callable[[str], None],
 ) -> tuple[DeviceRunner, int]:
     """Weights, ops, buffers and cache on the device; the runner and the number of KV blocks.
 
+    Args:
+        device, config, checkpoint, context, settings: what runs where, and how.
+        make_sampler: for what the device does not sample.
+        make_table: who serves each op.
+        tell: takes a line for the start-up report.
     Raises:
         ConfigError, PluginError, DeviceError: something asked for does not exist on this device.
         CapacityError: the device's memory does not hold the model and one block.
@@ -119,9 +125,7 @@ def build_device_runner(
     decoder = DeviceDecoder(config.shape, weights, table.op, workspace)
     table.check_used()
     if settings.autotune and not limits.batch_invariant:
-        tune_products(device, weights, limits)
-    num_blocks = settings.num_blocks_override or _num_blocks(device, config, context, settings.utilization)
-    caches = allocate_device_caches(device, config.shape, num_blocks, context.block_size)
+        tell(tune_products(device, weights, limits))
     sampling = DeviceSampling(
         device,
         vocab_size=config.shape.vocab_size,
@@ -130,6 +134,8 @@ def build_device_runner(
         max_context_len=limits.max_context_len,
         is_chosen=settings.sampler == DEVICE_SAMPLER,
     )
+    num_blocks = settings.num_blocks_override or _num_blocks(device, config, context, settings.utilization)
+    caches = allocate_device_caches(device, config.shape, num_blocks, context.block_size)
     runner = DeviceRunner(
         device, decoder, caches, limits, sampling, make_sampler(context), enforce_eager=settings.enforce_eager
     )
