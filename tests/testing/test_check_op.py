@@ -11,6 +11,8 @@ from tinyvllm.devices.emulator import Sanitizer
 from tinyvllm.errors import ConfigError, DeviceError
 from tinyvllm.kernels.ops import OPS
 from tinyvllm.testing import check_op
+from tinyvllm.testing.check import find_subjects
+from tinyvllm.testing.parameters import MODELS, Parameters
 from tinyvllm.testing.sanitized import check_sanitized
 from tinyvllm.testing.subject import CASES
 
@@ -98,10 +100,16 @@ def test_a_wrong_kernel_is_shown_with_its_input_block_and_thread(change: tuple[s
 def test_a_row_whose_bits_depend_on_its_company_is_wrong_where_they_must_not(tmp_path: Path) -> None:
     """A factor within the tolerance, in company only: it turns the rounding of an element in some thousands."""
     plugin = write_own_kernel(tmp_path, (" / size + eps)", " / size + eps) * (gridDim.x > 1 ? 1.000002f : 1.0f)"))
-    (outcome,) = check_op("rms_norm", device="emulator", plugins=[plugin], num_cases=200)
-    assert outcome.failure is not None
-    assert "of the last row, alone and in company (batch_invariant)" in outcome.failure
-    assert "batch_invariant=True" in outcome.failure
+    (subject,) = find_subjects("rms_norm", "emulator", None, [plugin])
+
+    def found(*, batch_invariant: bool) -> str:
+        cases = (
+            Parameters(MODELS[2], (1,) * 7, (0,) * 7, batch_invariant=batch_invariant, seed=seed) for seed in range(40)
+        )
+        return "".join(str(mismatch) for case in cases for mismatch in subject.mismatches(case))
+
+    assert "of the last row, alone and in company (batch_invariant)" in found(batch_invariant=True)
+    assert not found(batch_invariant=False)
 
 
 def test_the_kernel_of_the_documentation_is_right(tmp_path: Path) -> None:
