@@ -26,8 +26,9 @@ INF = float("inf")
 LOGARITHM_ULPS = 16
 """Units in the last place that exp, log and log1p of both devices and the few roundings around them may add up to."""
 
-# Small blocks: a vocabulary of a few hundred tokens has several tiles, and the list of a cut row overflows.
-SMALL: dict[str, Any] = {"threads": 64, "per_thread": 4, "cut_threads": 64, "list_size": 48}
+# Small blocks: a vocabulary of a few hundred tokens has several tiles in a call of a few rows, and several steps in a
+# call of more; and the list of a cut row overflows.
+SMALL: dict[str, Any] = {"threads": 64, "loads": 2, "num_blocks": 12, "cut_threads": 64, "list_size": 48}
 PADDING = -1
 PHILOX_WORDS = Path(__file__).with_name("philox_words.cu")
 

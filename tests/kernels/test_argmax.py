@@ -18,7 +18,7 @@ from .sampling import INF, Step, launch_gumbel, rows_of
 from .support import once
 
 make_argmax = once(Argmax)
-SMALL: dict[str, Any] = {"threads": 64, "per_thread": 8}  # a tile of 512
+SMALL: dict[str, Any] = {"threads": 64, "loads": 2, "num_blocks": 12}  # a tile of 256 or more, a step of 512
 SIZES = (1, 3, 4, 31, 511, 512, 513, 516, 2050, 5000)
 
 
@@ -62,7 +62,7 @@ def test_the_sizes_of_a_real_model(device: Device) -> None:
     logits = np.random.default_rng(1).standard_normal((2, 128_256)).astype(np.float32)
     logits[0, 100_000] = logits[0, 128_255] = 9
     logits[1, 128_255] = 9
-    tokens, _ = argmax(device, logits, threads=256, per_thread=16)
+    tokens, _ = argmax(device, logits, threads=256, loads=4)
     assert tokens.tolist() == [100_000, 128_255]
 
 

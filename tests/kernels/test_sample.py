@@ -31,7 +31,7 @@ from .sampling import (
 )
 from .support import get, put
 
-SIZES = (1, 3, 4, 31, 255, 256, 257, 300, 1029, 2500)  # a tile has 256 tokens, a cut row's list 48
+SIZES = (1, 3, 4, 31, 255, 256, 257, 300, 1029, 2500)  # a tile has 256 tokens or more, a step 512, a cut row's list 48
 
 
 @settings(max_examples=60, deadline=None)
@@ -141,8 +141,28 @@ def test_block_sizes_change_no_token_of_a_cut_row(device: Device) -> None:
     logits, rows = random_batch(np.random.default_rng(0), 8, 1029)
     rows = replace(rows, top_k=np.array([5, 100, 0, 700] * 2, np.int32), top_p=np.full(8, 0.98, np.float32))
     small = draw(device, logits, rows)[0]
-    large = draw(device, logits, rows, threads=128, per_thread=8, cut_threads=256, list_size=1024)[0]
+    large = draw(device, logits, rows, threads=128, loads=4, num_blocks=8, cut_threads=256, list_size=1024)[0]
     np.testing.assert_array_equal(small, large)
+
+
+@pytest.mark.parametrize(
+    ("rise", "temperature"),
+    [(1.0, 1), (0.0, 1e-6), (0.0, 1e-30), (1e30, 1e-30)],
+    ids=["each-beats-those-before", "all-alike-and-far-from-0", "infinite", "infinitely-apart"],
+)
+@pytest.mark.parametrize("vocab_size", [20, 1029])
+def test_more_tokens_may_win_than_a_tile_can_name(
+    device: Device, vocab_size: int, rise: float, temperature: float
+) -> None:
+    logits = np.tile(np.arange(vocab_size) * rise + 3, (8, 1)).astype(np.float32)
+    rows = rows_of(8, temperature=temperature, seed=np.arange(8))
+    check(logits, rows, draw(device, logits, rows)[0])
+
+
+def test_how_rows_are_cut_changes_no_token(device: Device) -> None:
+    logits, rows = random_batch(np.random.default_rng(1), 12, 1029)
+    few, many = (draw(device, logits, rows, **{**SMALL, "num_blocks": num_blocks})[0] for num_blocks in (1, 1000))
+    np.testing.assert_array_equal(few, many)
 
 
 @pytest.mark.parametrize("bad", [np.nan, -np.nan, INF])

@@ -17,6 +17,9 @@ from .mutants import Scenario, copy_kernels, device_of, is_broken, plant, saniti
 def argmax_scenario(device: Device) -> None:
     test_argmax.test_it_waits_for_the_kernel_that_makes_the_logits(device)
     test_argmax.test_the_sizes_of_a_real_model(device)
+    inner = test_argmax.test_it_is_the_largest_logit_and_the_lowest_id_of_equals.hypothesis.inner_test  # type: ignore[attr-defined]
+    for seed in range(3):
+        inner(device, 5000, 5, seed)
     test_argmax.test_a_row_with_a_nan_or_an_infinity_is_corrupt_and_its_neighbours_are_not(device, np.nan, 5000)
 
 
@@ -24,6 +27,9 @@ def race_scenario(device: Device) -> None:
     test_sample.test_it_waits_for_the_kernel_that_makes_the_logits(device, {})
     test_sample.test_nearly_every_token_is_the_references(device)
     test_sample.test_company_and_place_change_no_token(device, 1029)
+    test_sample.test_how_rows_are_cut_changes_no_token(device)
+    for vocab_size, rise, temperature in ((20, 0.0, 1e-6), (1029, 1.0, 1)):
+        test_sample.test_more_tokens_may_win_than_a_tile_can_name(device, vocab_size, rise, temperature)
     test_sample.test_a_corrupt_row_is_reported_and_the_others_go_on(device, np.nan, {})
     test_sample.test_the_sizes_of_a_real_model(device)
 
@@ -39,9 +45,15 @@ def cut_scenario(device: Device) -> None:
     test_sample.test_the_sizes_of_a_real_model(device)
 
 
+def tile_scenario(device: Device) -> None:
+    argmax_scenario(device)
+    race_scenario(device)
+
+
 def logprobs_scenario(device: Device) -> None:
     test_logprobs.test_they_follow_the_sampler_without_the_host(device)
     test_logprobs.test_company_and_block_sizes_change_no_bit(device)
+    test_logprobs.test_rows_that_ask_for_none_or_are_corrupt_get_nan_and_touch_no_other(device, np.nan)
     test_logprobs.test_the_sizes_of_a_real_model(device)
     rng = np.random.default_rng(0)
     for vocab_size in (3, 65, 300):  # ties, all tokens listed
@@ -79,6 +91,7 @@ SCENARIOS: dict[str, Scenario] = {
     "sample_order.cuh": order_scenario,
     "sample_row.cuh": race_scenario,
     "sample_select.cuh": cut_scenario,
+    "sample_tile.cuh": tile_scenario,
     "logprobs.cu": logprobs_scenario,
     "penalties.cu": penalties_scenario,
     "philox.cuh": philox_scenario,
@@ -91,15 +104,24 @@ SLIPS = [
     ("philox.cuh", "uint32_t(seed >> 32)", "0u"),
     ("philox.cuh", "float(word) * 0x1p-32f + 0x1p-33f", "float(word >> 8) * 0x1p-24f + 0x1p-25f"),
     ("philox.cuh", "1.0f - 0x1p-24f)", "1.0f)"),
-    ("philox.cuh", "+ 1) * 0.69315f", ") * 0.69315f"),
-    ("philox.cuh", "- 0.328f", "+ 0.0f"),
+    ("philox.cuh", "22.18081f - __logf", "21.0f - __logf"),
+    ("philox.cuh", "__fdividef(1.0f - u, u)", "__fdividef(1.0f, u)"),
     ("sample_row.cuh", "(x - row_max) / temperature", "x - row_max"),  # missing temperature
     ("philox.cuh", "uint32_t(position)", "0u"),
     ("sample_row.cuh", "columns.temperature[slot] : 1.0f", "columns.temperature[slot] : 0.0f"),
-    ("sample.cu", "words[group * 4 + 1] = four.y", "words[group * 4 + 1] = four.z"),  # wrong lane
-    ("sample.cu", "if (row.is_random && z[i] < hopeless)", "if (row.is_random && z[i] < -3.0f)"),
-    ("sample.cu", "row.scaled(row.logits[token], largest)", "row.scaled(row.logits[token], row.logits[token])"),
-    ("sample.cu", "words(loaded_token(first, group * 4) / 4)", "words(loaded_token(0, group * 4) / 4)"),
+    ("sample.cu", "min(min(four.x, four.y), min(four.z, four.w))", "min(min(four.x, four.x), min(four.z, four.w))"),
+    ("sample.cu", "z[group] + gumbel_max < limit", "z[group] + 1.0f < limit"),
+    ("sample.cu", "counter(loaded_token(at, group * 4) / 4)", "counter(loaded_token(tile.first, group * 4) / 4)"),
+    ("sample.cu", "loaded_token(at, 4 * (__ffs(int(groups)) - 1))", "loaded_token(at, 0)"),
+    ("sample.cu", "i < 2 ? (i == 0 ? x[0] : x[1])", "i < 2 ? (i == 0 ? x[1] : x[0])"),  # wrong lane
+    ("sample.cu", "row.scaled(x, row_max)", "row.scaled(x, x)"),
+    ("sample.cu", "size > shortlist_size ? record_tokens + 1 : list.num_left", "list.num_left"),
+    ("sample.cu", "records[i].num_candidates <= record_tokens", "true"),
+    ("sample.cu", "is_finite &= four[i] < INFINITY", "is_finite &= true"),
+    ("sample_tile.cuh", "is_finite &= x[i] < INFINITY", "is_finite &= true"),
+    ("sample_tile.cuh", "x[i] > largest", "x[i] >= largest"),
+    ("sample_tile.cuh", "load_logits(x, tile.row, at + step,", "load_logits(x, tile.row, at,"),
+    ("sample_tile.cuh", "min(first + tile_size, vocab_size)", "min(first + tile_size / 2, vocab_size)"),
     ("sample_order.cuh", "| ~token_id", "| token_id"),
     ("sample_order.cuh", "x < INFINITY ? x : INFINITY", "x"),
     ("sample_select.cuh", "at < goal && goal <= at + bins[i]", "at <= goal && goal < at + bins[i]"),  # off by one
@@ -138,6 +160,7 @@ def run_races(device: Device, name: str, folder: str | None = None) -> None:
     else:
         test_sample.test_it_waits_for_the_kernel_that_makes_the_logits(device, {})
         test_sample.test_it_waits_for_the_kernel_that_makes_the_logits(device, {"top_k": 5, "top_p": 0.9})
+        test_sample.test_how_rows_are_cut_changes_no_token(device)
 
 
 def races(name: str, folder: Path | None, cache_dir: Path) -> list[str]:

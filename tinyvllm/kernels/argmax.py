@@ -6,8 +6,9 @@ import numpy as np
 
 from tinyvllm.devices.interface import Buffer, Device
 from tinyvllm.errors import ShapeError
-from tinyvllm.kernels.launch import FLOAT32, INT32, ceil_div, check_buffer, source
+from tinyvllm.kernels.launch import FLOAT32, INT32, check_buffer, source
 from tinyvllm.kernels.sample_columns import SampledBuffers
+from tinyvllm.kernels.sample_tiles import RowTiles
 
 
 class Argmax:
@@ -17,8 +18,8 @@ class Argmax:
         device: where it runs.
         vocab_size: ``V``.
         max_rows: most rows of a call.
-        threads: of a block. per_thread: tokens, a multiple of 4. Together the tile of a block; 4096 spreads one row
-            of 128k over 32 blocks.
+        threads: of a block. loads: groups of four tokens that each has under way.
+        num_blocks: of a call; None: what the device holds at once.
         pdl: the launch may overlap the end of its predecessor.
     """
 
@@ -29,16 +30,17 @@ class Argmax:
         vocab_size: int,
         max_rows: int,
         threads: int = 256,
-        per_thread: int = 16,
+        loads: int = 4,
+        num_blocks: int | None = None,
         pdl: bool = True,
     ) -> None:
         self._device, self._vocab_size, self._max_rows, self._threads, self._pdl = (
             device, vocab_size, max_rows, threads, pdl,
         )  # fmt: skip
-        self._num_tiles = ceil_div(vocab_size, threads * per_thread)
-        module = device.compile(source("argmax.cu"), {"THREADS": threads, "PER_THREAD": per_thread})
+        self._tiles = RowTiles.of(device, vocab_size, threads, loads, num_blocks)
+        module = device.compile(source("argmax.cu"), self._tiles.defines)
         self._function = module.function("argmax_rows")
-        self._partial = device.memory.alloc((max_rows, self._num_tiles), np.uint64)
+        self._partial = device.memory.alloc((max_rows, self._tiles.most), np.uint64)
         self._counters = device.memory.alloc((max_rows,), np.uint32)
         device.memory.fill(self._counters, 0)
 
@@ -57,11 +59,12 @@ class Argmax:
         out.check("argmax", num_rows)
         check_buffer("argmax logits", logits, (num_rows, self._vocab_size), FLOAT32)
         check_buffer("argmax slots", slots, (num_rows,), INT32)
+        num_tiles, tile_size = self._tiles.cut(num_rows)
         arguments = (
             out.token_ids, out.is_corrupt, out.slot_tokens, self._partial, self._counters, logits, slots,
-            np.int32(self._vocab_size),
+            np.int32(self._vocab_size), np.int32(tile_size),
         )  # fmt: skip
-        grid = (self._num_tiles, num_rows, 1)
+        grid = (num_tiles, num_rows, 1)
         self._device.launch(self._function, grid, (self._threads, 1, 1), arguments, pdl=self._pdl)
 
 

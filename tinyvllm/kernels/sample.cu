@@ -3,108 +3,230 @@
 //              after its rules, g Gumbel noise of (seed, completion, position, v); argmax of x at temperature 0
 //   Reference  tinyvllm/reference/sampling.py, philox.py; plugins/tinyvllm_samplers/default.py for corrupt rows
 //   Shapes     token_ids, slots, positions [B] int32, is_corrupt [B] uint8, slot_tokens [S] int32, row_max [B],
-//              logits [B, V], adjusted [R, V] float32, columns [S]; workspace partial [B, ceil(V / TILE)] uint2,
+//              logits [B, V], adjusted [R, V] float32, columns [S]; workspace records [B, ceil(V / tile_size)],
 //              counters [B] uint32, zero
-//   Mapping    a block owns a tile of TILE tokens of a row, a thread groups of four, which share one Philox block;
-//              the last block of a row to finish runs the race between the tiles' winners
-//   Numerics   float32. A tile's race is run relative to the tile's maximum, which is known in time; the last race
-//              relative to the row's. Scores and ids are compared as integers, so that no order can matter
-//   Traffic    4 V bytes a row; bandwidth where a few tokens stand out, else the ten rounds of Philox
+//   Mapping    a block owns a tile of a row and walks over it, a thread groups of four tokens, which share one Philox
+//              block; the last block of a row to finish runs the race among what the tiles' blocks have left
+//   Numerics   float32. Only the last race, relative to the row's maximum, chooses: what comes before leaves out what
+//              cannot win it, with room for every rounding. Scores and ids are compared as integers, so that no order
+//              can matter
+//   Traffic    4 V bytes a row; bandwidth for many rows: the ten rounds of Philox, where no token stands out, take
+//              hardly longer, and run beside the loads. For few rows the latency of a block and of the last one
 #include "tinyvllm/prelude.cuh"
 #include "philox.cuh"
 #include "sample_order.cuh"
 #include "sample_row.cuh"
+#include "sample_tile.cuh"
 
-constexpr int tile = THREADS * PER_THREAD, num_groups = PER_THREAD / 4;
-constexpr float hopeless = gumbel_min - gumbel_max;  // below it the luckiest draw loses to the unluckiest at z = 0
+constexpr int shortlist_size = 128, record_tokens = 7;
 
-/// The best of this thread's tokens. A warp draws only what could be its best: bounds of g cost less than logarithms.
-__device__ uint64_t race(const SamplingRow& row, const float (&x)[PER_THREAD], float tile_max, int first) {
-    float z[PER_THREAD];
-    uint32_t words[PER_THREAD];
-    float at_least = -INFINITY;  // some token of this warp scores so much
+/// A token that may win.
+struct Candidate {
+    uint32_t token;
+    float logit;
+};
+
+/// What a tile's block leaves for the row's last block.
+struct alignas(16) Record {
+    float largest;            // of the tile's logits; +inf where one is NaN
+    uint32_t num_candidates;  // that may win the row's race; more than fit: any token may
+    Candidate candidates[record_tokens];
+};
+
+/// What a block knows of its tile's race.
+struct Shortlist {
+    uint32_t best;  // some token scores so much, in growing bits
+    uint32_t size, num_left;
+    Candidate candidates[shortlist_size];  // that are not ruled out yet
+    float scores[shortlist_size];
+};
+
+/// What a score must reach where some token scores `best`, in the tile's race, or else it is below that token's in the
+/// row's race too. Here z is x / temperature, there (x - max x) / temperature, with the same g. The shift is the same
+/// for all tokens, and z rounds by a few 2^-24 of |z|; there too, where |z| < 26 in all tokens that may win.
+TINYVLLM_DEVICE float limit_of(float best) { return best - (1e-3f + fabsf(best) * 0x1p-20f); }
+
+/// A tile's race: tokens that cannot win the row's are left out, group by group and without logarithms where possible.
+/// Comparisons are such that NaN, as from an infinite z, leaves nothing out.
+struct Race {
+    const SamplingRow& row;
+    const Tile& tile;
+    Shortlist& list;
+    float per_temperature;
+    float largest;          // of the thread's logits
+    bool is_finite;         // they are, but for -inf
+    float of_group[LOADS];  // the largest of each group of a step
+
+    /// Takes the logits of a step.
+    TINYVLLM_DEVICE void take(int at, const float (&x)[step_tokens]) {
 #pragma unroll
-    for (int group = 0; group < num_groups; ++group) {
+        for (int group = 0; group < LOADS; ++group) {
+            const float* four = x + group * 4;
+            of_group[group] = fmaxf(fmaxf(four[0], four[1]), fmaxf(four[2], four[3]));
+            largest = fmaxf(largest, of_group[group]);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) is_finite &= four[i] < INFINITY;
+        }
+        if (at != tile.first) return;
+        // What must be reached at first: bounds of a group's scores cost less than the scores.
+        const uint4 words = row.random.words(loaded_token(at, 0) / 4);
+        float best = -INFINITY;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) best = fmaxf(best, x[i] * per_temperature + gumbel_at_least(word_of(words, i)));
+        raise(best);
+    }
+
+    /// Lists what the step has. All threads call it.
+    TINYVLLM_DEVICE void judge(int at) {
+        const float limit = limit_of(float_of_growing(load_relaxed(&list.best)));
+        const uint32_t groups = hopeful(at, limit);
+        if (__any_sync(full_warp, groups != 0)) raise(listed(at, groups, limit));
+    }
+
+    /// Which groups of the step may have a winner, a bit each.
+    TINYVLLM_DEVICE uint32_t hopeful(int at, float limit) const {
+        uint32_t groups = 0;
+        float z[LOADS];
+        uint4 words[LOADS];
         bool has_hope = false;
 #pragma unroll
-        for (int i = group * 4; i < group * 4 + 4; ++i) {
-            z[i] = row.scaled(x[i], tile_max);
-            if (row.is_random && z[i] < hopeless) z[i] = -INFINITY;
-            has_hope |= z[i] > -INFINITY;
+        for (int group = 0; group < LOADS; ++group) {
+            z[group] = of_group[group] * per_temperature;
+            has_hope |= !(z[group] + gumbel_max < limit);
+            words[group] = row.random.counter(loaded_token(at, group * 4) / 4);
         }
-        uint4 four = make_uint4(0, 0, 0, 0);
-        if (row.is_random && has_hope) four = row.random.words(loaded_token(first, group * 4) / 4);
-        words[group * 4 + 0] = four.x;
-        words[group * 4 + 1] = four.y;
-        words[group * 4 + 2] = four.z;
-        words[group * 4 + 3] = four.w;
+        if (!has_hope || largest == -INFINITY) return 0;
+        philox4x32(words, row.random.key);
 #pragma unroll
-        for (int i = group * 4; i < group * 4 + 4; ++i)
-            at_least = fmaxf(at_least, row.is_random ? z[i] + gumbel_at_least(words[i]) : z[i]);
+        for (int group = 0; group < LOADS; ++group) {
+            const uint4 four = words[group];
+            const uint32_t lowest = min(min(four.x, four.y), min(four.z, four.w));
+            if (!(z[group] + gumbel_at_most(lowest) < limit)) groups |= 1u << group;
+        }
+        return groups;
     }
-    at_least = warp_max(at_least);
+
+    /// Lists the tokens of these groups that may win; the best score among them.
+    TINYVLLM_DEVICE float listed(int at, uint32_t groups, float limit) {
+        float best = -INFINITY;
+        for (; groups != 0; groups &= groups - 1) {
+            const int first = loaded_token(at, 4 * (__ffs(int(groups)) - 1));
+            float x[4];
+            load_four(x, tile.row, first, tile.end, tile.vocab_size);
+            const uint4 words = row.random.words(first / 4);
+            uint32_t tokens = 0;
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const bool is_out = x[i] * per_temperature + gumbel_at_most(word_of(words, i)) < limit;
+                tokens |= (x[i] > -INFINITY && !is_out) << i;
+            }
+            for (; tokens != 0; tokens &= tokens - 1) {
+                const int i = __ffs(int(tokens)) - 1;
+                const float logit = i < 2 ? (i == 0 ? x[0] : x[1]) : (i == 2 ? x[2] : x[3]);
+                const float score = logit * per_temperature + gumbel_of(word_of(words, i));
+                if (score < limit) continue;
+                best = fmaxf(best, score);
+                const uint32_t place = atomicAdd(&list.size, 1u);
+                if (place >= shortlist_size) continue;
+                list.candidates[place] = {uint32_t(first + i), logit};
+                list.scores[place] = score;
+            }
+        }
+        return best;
+    }
+
+    /// Tells the block that some token of the warp scores so much. All threads call it.
+    TINYVLLM_DEVICE void raise(float best) {
+        best = warp_max(best);
+        if (lane_id() == 0) atomicMax(&list.best, growing_bits(best));
+    }
+};
+
+/// Leaves in `record` what of the list may still win. All threads call it, after a barrier.
+__device__ void leave(Record& record, Shortlist& list) {
+    const float limit = limit_of(float_of_growing(list.best));
+    const uint32_t size = list.size;
+    for (uint32_t i = threadIdx.x; i < min(size, uint32_t(shortlist_size)); i += THREADS) {
+        if (list.scores[i] < limit) continue;
+        const uint32_t place = atomicAdd(&list.num_left, 1u);
+        if (place < record_tokens) record.candidates[place] = list.candidates[i];
+    }
+    __syncthreads();  // the record's candidates are written, and counted, before their number is
+    if (threadIdx.x == 0) record.num_candidates = size > shortlist_size ? record_tokens + 1 : list.num_left;
+}
+
+/// The best of the thread's share of the tiles' candidates, or of all of the row's tokens.
+__device__ uint64_t last_race(const SamplingRow& row, const Record* records, int num_tiles, float row_max,
+                              bool is_listed, int vocab_size) {
     uint64_t best = 0;
-#pragma unroll
-    for (int i = 0; i < PER_THREAD; ++i) {
-        if (z[i] == -INFINITY) continue;
-        float score = z[i];
-        if (row.is_random) {
-            if (z[i] + gumbel_at_most(words[i]) < at_least) continue;
-            score += gumbel_of(words[i]);
-        }
-        const uint64_t mine = standing(score, loaded_token(first, i));
+    const auto enter = [&](uint32_t token, float x) {
+        if (x == -INFINITY) return;
+        const uint64_t mine = standing(row.score(row.scaled(x, row_max), token), token);
         best = best < mine ? mine : best;
+    };
+    if (!is_listed) {
+        each_logit(row.logits, vocab_size, [&](int token, float x) { enter(token, x); });
+        return best;
     }
+    for (int i = threadIdx.x; i < num_tiles; i += THREADS)
+        for (uint32_t j = 0; j < records[i].num_candidates; ++j)
+            enter(records[i].candidates[j].token, records[i].candidates[j].logit);
     return best;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
-    sample_rows(int* token_ids, uint8_t* is_corrupt, int* slot_tokens, float* row_max, uint2* partial,
+extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
+    sample_rows(int* token_ids, uint8_t* is_corrupt, int* slot_tokens, float* row_max, Record* records,
                 uint32_t* counters, const float* logits, const float* adjusted, const int* slots,
                 const int* positions, const float* temperature, const float* top_p, const float* min_p,
                 const int* top_k, const uint64_t* seed, const int* completion_index, const int* rule_row,
-                int vocab_size) {
+                int vocab_size, int tile_size) {
+    __shared__ Shortlist list;
     __shared__ float maxima[32];
     __shared__ uint64_t scratch[32];
     __shared__ bool is_last;
     pdl_launch_dependents();
+    if (threadIdx.x == 0) list.best = list.size = list.num_left = 0;
+    __syncthreads();  // the list is empty before anybody lists anything
     pdl_wait();  // the logits, and perhaps the columns, are the predecessor's
-    const int b = blockIdx.y, slot = slots[b], first = blockIdx.x * tile, num_tiles = gridDim.x;
+    const int b = blockIdx.y, slot = slots[b], num_tiles = gridDim.x;
     if (slot < 0) return;  // padding, or a prompt that has not ended: all blocks of the row leave
     const SamplingColumns columns = {temperature, top_p, min_p, top_k, seed, completion_index, rule_row};
     const SamplingRow row = read_row(columns, logits, adjusted, b, slot, positions[b], vocab_size);
+    const Tile tile = tile_of_block(row.logits, tile_size, vocab_size);
+    records += size_t(b) * num_tiles;
+    Record& mine = records[blockIdx.x];
 
-    float x[PER_THREAD];
-    load_logits(x, row.logits, first, vocab_size);
-    float largest = x[0];
-#pragma unroll
-    for (int i = 1; i < PER_THREAD; ++i) largest = fmaxf(largest, x[i]);
-    largest = block_max(largest, maxima);
-    uint64_t best = 0;
-    if (is_sound(largest) && !row.is_cut()) best = block_best(race(row, x, largest, first), scratch);
-
-    uint2* of_row = partial + size_t(b) * num_tiles;
-    if (threadIdx.x == 0) {
-        of_row[blockIdx.x] = make_uint2(__float_as_uint(largest), token_of(best));
-        is_last = is_last_arrival(counters + b, num_tiles);
+    if (row.is_random && !row.is_cut()) {
+        Race race = {row, tile, list, 1.0f / row.temperature, -INFINITY, true};
+        const auto take = [&](int at, const float(&x)[step_tokens]) { race.take(at, x); };
+        each_step(tile, take, [&](int at) { race.judge(at); });
+        const float largest = block_max(race.is_finite ? race.largest : INFINITY, maxima);
+        if (threadIdx.x == 0) mine.largest = largest;
+        leave(mine, list);
+    } else {
+        const uint64_t best = block_best(most_likely(tile), scratch);
+        if (threadIdx.x == 0) {
+            mine.largest = score_of(best);
+            mine.num_candidates = 1;
+            mine.candidates[0] = {token_of(best), score_of(best)};
+        }
     }
+    if (threadIdx.x == 0) is_last = is_last_arrival(counters + b, num_tiles);
     __syncthreads();  // all threads know whether theirs is the last block, and it sees what the others wrote
     if (!is_last) return;
 
-    largest = -INFINITY;
-    for (int i = threadIdx.x; i < num_tiles; i += THREADS) largest = fmaxf(largest, __uint_as_float(of_row[i].x));
-    largest = block_max(largest, maxima);
-    const bool sound = is_sound(largest);
-    best = 0;
-    if (sound && !row.is_cut()) {
-        for (int i = threadIdx.x; i < num_tiles; i += THREADS) {
-            if (__uint_as_float(of_row[i].x) == -INFINITY) continue;  // a tile of nothing but -inf has no winner
-            const uint32_t token = of_row[i].y;
-            const uint64_t mine = standing(row.score(row.scaled(row.logits[token], largest), token), token);
-            best = best < mine ? mine : best;
-        }
-        best = block_best(best, scratch);
+    float largest = -INFINITY;
+    bool is_listed = true;
+    for (int i = threadIdx.x; i < num_tiles; i += THREADS) {
+        largest = fmaxf(largest, records[i].largest);
+        is_listed &= records[i].num_candidates <= record_tokens;
     }
+    largest = block_max(largest, maxima);
+    is_listed = __syncthreads_and(is_listed);  // of all tiles
+    const bool sound = is_sound(largest);
+    uint64_t best = 0;
+    if (sound && !row.is_cut())
+        best = block_best(last_race(row, records, num_tiles, largest, is_listed, vocab_size), scratch);
     if (threadIdx.x == 0) {
         is_corrupt[b] = !sound;
         row_max[b] = largest;

@@ -7,13 +7,16 @@ import numpy as np
 from tinyvllm.devices.interface import Buffer, Device
 from tinyvllm.errors import ShapeError
 from tinyvllm.kernels.argmax import check_rows
-from tinyvllm.kernels.launch import FLOAT32, INT32, ceil_div, check_buffer, source
+from tinyvllm.kernels.launch import FLOAT32, INT32, check_buffer, source
 from tinyvllm.kernels.sample_columns import DeviceSamplingColumns, SampledBuffers
+from tinyvllm.kernels.sample_tiles import RowTiles
 
 MAX_VOCAB_SIZE = 2**20
 """A token's place in an order has 20 bits for its id."""
 LIST_SIZE = 3072
 """Tokens of a row that fit in shared memory beside the histogram, within the 48 KiB of every card."""
+_RECORD_WORDS = 16
+_MIN_BLOCKS = 4  # of an SM: 64 registers a thread hide more latency than 80
 
 
 class Sample:
@@ -23,7 +26,8 @@ class Sample:
         device: where it runs.
         vocab_size: ``V``, at most 2**20.
         max_rows: most rows of a call.
-        threads: of a block of the pass over all rows. per_thread: its tokens, a multiple of 4.
+        threads: of a block of the pass over all rows. loads: groups of four tokens that each has under way.
+        num_blocks: that pass's in a call; None: what the device holds at once. No token depends on it.
         cut_threads: of a block that cuts a row, a power of two.
         list_size: tokens that it can hold.
         pdl: the launches may overlap the end of their predecessors.
@@ -36,7 +40,8 @@ class Sample:
         vocab_size: int,
         max_rows: int,
         threads: int = 256,
-        per_thread: int = 8,
+        loads: int = 2,
+        num_blocks: int | None = None,
         cut_threads: int = 1024,
         list_size: int = LIST_SIZE,
         pdl: bool = True,
@@ -44,13 +49,13 @@ class Sample:
         check_vocab_size("sample", vocab_size)
         self._device, self._vocab_size, self._max_rows, self._pdl = device, vocab_size, max_rows, pdl
         self._threads, self._cut_threads = threads, cut_threads
-        self._num_tiles = ceil_div(vocab_size, threads * per_thread)
-        module = device.compile(source("sample.cu"), {"THREADS": threads, "PER_THREAD": per_thread})
+        self._tiles = RowTiles.of(device, vocab_size, threads, loads, num_blocks)
+        module = device.compile(source("sample.cu"), {**self._tiles.defines, "MIN_BLOCKS": _MIN_BLOCKS})
         self._sample = module.function("sample_rows")
         module = device.compile(source("sample_cut.cu"), {"THREADS": cut_threads, "LIST_SIZE": list_size})
         self._cut = module.function("sample_cut_rows")
         self._row_max = device.memory.alloc((max_rows,), np.float32)
-        self._partial = device.memory.alloc((max_rows, self._num_tiles, 2), np.uint32)
+        self._records = device.memory.alloc((max_rows, self._tiles.most, _RECORD_WORDS), np.uint32)
         self._counters = device.memory.alloc((max_rows,), np.uint32)
         device.memory.fill(self._counters, 0)
 
@@ -91,12 +96,13 @@ class Sample:
             columns.seed, columns.completion_index, columns.rule_row, np.int32(self._vocab_size),
         )  # fmt: skip
         chosen = (out.token_ids, out.is_corrupt, out.slot_tokens)
-        workspace = (self._row_max, self._partial, self._counters)
-        grid, block = (self._num_tiles, num_rows, 1), (self._threads, 1, 1)
-        self._device.launch(self._sample, grid, block, (*chosen, *workspace, *inputs), pdl=self._pdl)
+        workspace = (self._row_max, self._records, self._counters)
+        num_tiles, tile_size = self._tiles.cut(num_rows)
+        arguments = (*chosen, *workspace, *inputs, np.int32(tile_size))
+        self._device.launch(self._sample, (num_tiles, num_rows, 1), (self._threads, 1, 1), arguments, pdl=self._pdl)
         if may_cut:
-            arguments = (out.token_ids, out.slot_tokens, self._row_max, *inputs)
-            self._device.launch(self._cut, (num_rows, 1, 1), (self._cut_threads, 1, 1), arguments, pdl=self._pdl)
+            cut = (out.token_ids, out.slot_tokens, self._row_max, *inputs)
+            self._device.launch(self._cut, (num_rows, 1, 1), (self._cut_threads, 1, 1), cut, pdl=self._pdl)
 
 
 def check_vocab_size(op: str, vocab_size: int) -> None:

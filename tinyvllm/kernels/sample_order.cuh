@@ -51,26 +51,28 @@ TINYVLLM_DEVICE uint64_t block_total(uint64_t x, uint64_t* scratch) {
     return block_join(x, scratch, [](uint64_t a, uint64_t b) { return a + b; });
 }
 
-/// This thread's logits of a tile that starts at token `first`: groups of four neighbours, group g being the
-/// (g * blockDim + threadIdx)-th of the tile. Beyond the vocabulary -inf; a NaN becomes +inf.
-template <int count>
-TINYVLLM_DEVICE void load_logits(float (&x)[count], const float* row, int first, int vocab_size) {
+/// The logits of four neighbours, the first a multiple of four; -inf from `end` on, a multiple of four or the
+/// vocabulary's.
+TINYVLLM_DEVICE void load_four(float* x, const float* row, int first, int end, int vocab_size) {
+    if (vocab_size % 4 == 0 && first < end) {  // then every row begins at a multiple of 16 bytes
+        const uint4 bits = load16(row + first);
+        x[0] = __uint_as_float(bits.x);
+        x[1] = __uint_as_float(bits.y);
+        x[2] = __uint_as_float(bits.z);
+        x[3] = __uint_as_float(bits.w);
+    } else {
 #pragma unroll
-    for (int group = 0; group < count / 4; ++group) {
-        const int id = first + (group * int(blockDim.x) + int(threadIdx.x)) * 4;
-        if (vocab_size % 4 == 0 && id < vocab_size) {  // then every row begins at a multiple of 16 bytes
-            const uint4 bits = load16(row + id);
-            x[group * 4 + 0] = __uint_as_float(bits.x);
-            x[group * 4 + 1] = __uint_as_float(bits.y);
-            x[group * 4 + 2] = __uint_as_float(bits.z);
-            x[group * 4 + 3] = __uint_as_float(bits.w);
-        } else {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) x[group * 4 + i] = id + i < vocab_size ? row[id + i] : -INFINITY;
-        }
+        for (int i = 0; i < 4; ++i) x[i] = first + i < end ? row[first + i] : -INFINITY;
     }
+}
+
+/// This thread's logits of the tokens [first, end): groups of four neighbours, group g being the
+/// (g * blockDim + threadIdx)-th.
+template <int count>
+TINYVLLM_DEVICE void load_logits(float (&x)[count], const float* row, int first, int end, int vocab_size) {
 #pragma unroll
-    for (int i = 0; i < count; ++i) x[i] = nan_as_infinity(x[i]);
+    for (int group = 0; group < count / 4; ++group)
+        load_four(x + group * 4, row, first + (group * int(blockDim.x) + int(threadIdx.x)) * 4, end, vocab_size);
 }
 
 /// The token of element `i` of `load_logits`.
@@ -78,15 +80,16 @@ TINYVLLM_DEVICE int loaded_token(int first, int i) {
     return first + (i / 4 * int(blockDim.x) + int(threadIdx.x)) * 4 + i % 4;
 }
 
-/// Calls `visit(id, logit)` for this thread's share of a whole row; eight logits are under way before the first visit.
+/// Calls `visit(id, logit)` for this thread's share of a whole row, a NaN being +inf; eight logits are under way before
+/// the first visit.
 template <class Visit>
 TINYVLLM_DEVICE void each_logit(const float* row, int vocab_size, Visit visit) {
     for (int first = 0; first < vocab_size; first += 8 * int(blockDim.x)) {
         float x[8];
-        load_logits(x, row, first, vocab_size);
+        load_logits(x, row, first, vocab_size, vocab_size);
 #pragma unroll
         for (int i = 0; i < 8; ++i)
-            if (loaded_token(first, i) < vocab_size) visit(loaded_token(first, i), x[i]);
+            if (loaded_token(first, i) < vocab_size) visit(loaded_token(first, i), nan_as_infinity(x[i]));
     }
 }
 

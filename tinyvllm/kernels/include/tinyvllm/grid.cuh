@@ -29,6 +29,15 @@ TINYVLLM_DEVICE void pdl_launch_dependents() {
 #endif
 }
 
+/// The value of `*address`, global or shared, which others may be changing with atomics; it orders nothing else.
+TINYVLLM_DEVICE uint32_t load_relaxed(const uint32_t* address) {
+#if defined(TINYVLLM_EMULATOR)
+    return __atomic_load_n(address, __ATOMIC_RELAXED);
+#else
+    return *static_cast<const volatile uint32_t*>(address);
+#endif
+}
+
 /// The value of `*address`; what its writer released is visible afterwards.
 TINYVLLM_DEVICE uint32_t load_acquire(const uint32_t* address) {
 #if defined(TINYVLLM_EMULATOR)

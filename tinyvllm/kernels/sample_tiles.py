@@ -1,0 +1,51 @@
+"""How the rows of a call are cut into tiles, one a block, for kernels whose results do not depend on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tinyvllm.devices.interface import Device
+from tinyvllm.kernels.launch import ceil_div, round_up
+
+_BLOCKS_PER_SM = 4
+"""Of 256 threads with 64 registers each: what an SM holds. Twice as many were slower for 32, 128 and 256 rows."""
+_MOST_TILES = 64
+"""Of a row: beyond it a block has less to do than to begin and to end."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowTiles:
+    """Tiles of rows of ``vocab_size`` tokens: as few as fill the device, since each block has a price.
+
+    Attributes:
+        vocab_size: ``V``.
+        threads: of a block. loads: groups of four tokens that a thread has under way.
+        num_blocks: wanted in a call.
+    """
+
+    vocab_size: int
+    threads: int
+    loads: int
+    num_blocks: int
+
+    @classmethod
+    def of(cls, device: Device, vocab_size: int, threads: int, loads: int, num_blocks: int | None) -> RowTiles:
+        """``num_blocks`` None: what the device holds at once."""
+        wanted = _BLOCKS_PER_SM * device.properties.num_sms if num_blocks is None else num_blocks
+        return cls(vocab_size, threads, loads, wanted)
+
+    @property
+    def most(self) -> int:
+        """Tiles of a row, at most."""
+        return self.cut(1)[0]
+
+    @property
+    def defines(self) -> dict[str, str | int]:
+        """Macros of ``sample_tile.cuh``."""
+        return {"THREADS": self.threads, "LOADS": self.loads}
+
+    def cut(self, num_rows: int) -> tuple[int, int]:
+        """The number of tiles of each of so many rows, and the tokens of a tile."""
+        num_tiles = min(max(self.num_blocks // num_rows, 1), _MOST_TILES)
+        tile_size = round_up(ceil_div(self.vocab_size, num_tiles), 4 * self.threads)
+        return ceil_div(self.vocab_size, tile_size), tile_size
