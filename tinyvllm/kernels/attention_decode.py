@@ -38,6 +38,7 @@ class AttentionDecode:
         self._function = module.function("attention_decode", max_dynamic_shared_bytes=shared_bytes)
         self._shared_bytes, self._threads = shared_bytes, WARP_SIZE * int(defines["NUM_WARPS"])
         self._grid = device.properties.num_sms * _blocks_per_sm(device.properties, shared_bytes, self._threads)
+        self._num_sms = device.properties.num_sms
         num_items = sizes.max_batch * sizes.num_kv_heads
         num_parts = num_items * sizes.max_splits if sizes.batch_invariant else 2 * self._grid
         self._workspace = device.memory.alloc((num_parts, sizes.group_size, sizes.head_dim + 2), FLOAT32)
@@ -71,8 +72,9 @@ class AttentionDecode:
             context_lens: ``[B]``, int32; this step's token included.
             cu_seqlens_q: ``[B+1]``, int32. None: sequence ``b`` is row ``b``. Otherwise only sequences with exactly
                 one token are computed, row ``cu_seqlens_q[b]`` each: the decode part of a mixed step.
-            is_plan_older: ``context_lens`` and ``cu_seqlens_q`` were complete before the predecessor in the stream
-                could start, so they may be read before it ends: true for all layers but a graph's first.
+            is_plan_older: ``context_lens``, ``cu_seqlens_q`` and ``block_tables`` were complete before the
+                predecessor in the stream could start, so they may be read before it ends: true for all layers but a
+                graph's first.
         Raises:
             ShapeError: a buffer has another shape or dtype.
         """
@@ -83,7 +85,7 @@ class AttentionDecode:
             raise ShapeError(f"attention_decode: {query.shape[0]} query rows for {num_sequences} sequences")
         self._device.launch(
             self._function,
-            (self._grid, 1, 1),
+            (self._num_blocks(num_sequences), 1, 1),
             (self._threads, 1, 1),
             (
                 out, query, key_cache, value_cache, block_tables, context_lens, cu_seqlens_q, self._workspace,
@@ -94,6 +96,11 @@ class AttentionDecode:
             shared_bytes=self._shared_bytes,
             pdl=self._pdl,
         )  # fmt: skip
+
+    def _num_blocks(self, num_sequences: int) -> int:
+        """One block an SM where items are few: more and smaller parts take longer to merge than they save."""
+        num_items = num_sequences * self._sizes.num_kv_heads
+        return self._num_sms if 4 * num_items <= self._num_sms else self._grid
 
 
 def decode_defines(sizes: AttentionSizes) -> dict[str, str | int]:
@@ -113,9 +120,9 @@ def decode_defines(sizes: AttentionSizes) -> dict[str, str | int]:
         "WARP_KEYS": warp_keys,
         "NUM_STAGES": num_stages,
         "SPLIT_TILES": sizes.split_tiles if sizes.batch_invariant else 0,
-        "MIN_CHUNKS": 1 if sizes.batch_invariant else num_stages,
+        "MIN_TILES": 1 if sizes.batch_invariant else num_stages,
         "MAX_BATCH": sizes.max_batch,
-        "SHARED_BYTES": round_up(shared_bytes, 4),
+        "SHARED_BYTES": round_up(shared_bytes, 8),
     }
 
 
