@@ -34,7 +34,10 @@ BY_RACES_ALONE = {
 }
 """Part of a comment, and why no result shows it."""
 
-BY_NOTHING: dict[str, str] = {}
+BY_NOTHING = {
+    "still ends after its predecessor": "no kernel of the emulator ends before its predecessor",
+    "have read the stage": "the product after the last read is one of the whole warp",
+}
 """Part of a comment, and why neither results nor the race check show it."""
 
 

@@ -30,31 +30,13 @@ def variants(rows: int, size_k: int, kernel: str) -> dict[str, Tiling]:
         {"": None, " x2/SM": 2, " x3/SM": 3, " x4/SM": 4} if kernel in ("gate_up", "down", "lm_head") else {"": None}
     )
     found: dict[str, Tiling] = {}
+    if rows == 1:
+        for threads, blocks in ((256, 3), (384, 2), (512, 2), (768, 1)):
+            for per_warp in (2, 4, 8):
+                for num_stages in (2, 3, 4, 6, 8, 13):
+                    tiling = Tiling(1, threads, blocks, rows_per_warp=per_warp, max_stages=num_stages, blocks_per_sm=1)
+                    found[f"{threads} thr, {per_warp} rows, {num_stages} stages"] = tiling
     for suffix, per_sm in looped.items():
-        if rows == 1:
-            for threads, warps, per_warp, loads, blocks in (
-                (256, 8, 8, 8, 3),
-                (256, 8, 8, 8, 4),
-                (256, 8, 4, 4, 4),
-                (256, 8, 4, 8, 3),
-                (256, 8, 2, 8, 3),
-                (256, 8, 16, 16, 2),
-                (256, 4, 4, 8, 3),
-                (256, 1, 1, 8, 3),
-                (256, 4, 1, 8, 3),
-                (256, 2, 2, 8, 3),
-                (128, 4, 4, 8, 6),
-                (128, 4, 8, 16, 4),
-                (512, 16, 8, 8, 1),
-                (512, 16, 4, 8, 1),
-                (1024, 32, 8, 8, 1),
-            ):
-                tiling = Tiling(1, threads, blocks, loads, warps, per_warp, blocks_per_sm=per_sm)
-                # At least one vector for each lane, and weights for at most 16 loads in one chunk.
-                if size_k // 8 >= warps * 32:
-                    found[f"{threads} thr, {warps} warps/row, {per_warp} rows, {loads} loads, {blocks} min{suffix}"] = (
-                        tiling
-                    )
         batch_rows = max(8, rows_tier(rows))
         per_block = 1 if kernel == "lm_head" else per_sm
         for warps, per_warp, split, stage_k, blocks in (

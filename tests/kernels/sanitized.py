@@ -29,7 +29,7 @@ def ones(device: Device, *shape: int) -> Any:
 def run_gemv(device: Device, folder: str | None = None) -> None:
     """Ragged rows and a last tile that hangs over, several tiles a block."""
     device = device_of(device, folder)
-    tiling = Tiling(1, warps_per_row=2, rows_per_warp=2, threads=128, blocks_per_sm=1)
+    tiling = Tiling(1, rows_per_warp=2, threads=128, max_stages=3, blocks_per_sm=1)
     run = LinearResidual(device, in_features=1096, out_features=19, tiling=tiling)
     run(ones(device, 1, 19), ones(device, 1, 1096), ones(device, 19, 1096), ones(device, 19))
     head = LmHeadLogits(device, hidden_size=40, vocab_size=70, eps=EPS)

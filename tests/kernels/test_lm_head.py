@@ -25,7 +25,7 @@ HEADS: tuple[tuple[int, int, int | Tiling], ...] = (
     (2048, 139, 1),
     (192, 3001, 1),
     (40, 5, 1),
-    (192, 500, Tiling(1, warps_per_row=1, rows_per_warp=1)),
+    (192, 500, Tiling(1, rows_per_warp=2)),
     (2048, 139, 8),
     (192, 3001, 16),
     (40, 5, 32),

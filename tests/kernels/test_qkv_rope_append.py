@@ -54,7 +54,7 @@ LAYERS = (
 def tiling_of(layer: tuple[int, int, int, int, int], is_looped: bool) -> Tiling | None:
     """None, the default; or as the default, with few blocks that do several tiles each."""
     size_k, _, _, _, rows = layer
-    return replace(choose_tiling(size_k, rows, max_tile_pairs=8), blocks_per_sm=1) if is_looped else None
+    return replace(choose_tiling(size_k, rows), blocks_per_sm=1) if is_looped else None
 
 
 @settings(max_examples=60, deadline=None)
@@ -116,5 +116,5 @@ def test_a_tile_that_crosses_heads_is_refused(device: Device) -> None:
     with pytest.raises(ShapeError, match="half of head_dim is 40"):
         QkvRopeAppend(
             device, hidden_size=64, num_heads=1, num_kv_heads=1, head_dim=80, eps=EPS,
-            tiling=Tiling(1, warps_per_row=1, rows_per_warp=4),
+            tiling=Tiling(1, rows_per_warp=32),
         )  # fmt: skip

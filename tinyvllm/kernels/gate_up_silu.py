@@ -7,7 +7,7 @@ import numpy as np
 from tinyvllm.devices.interface import Buffer, Device
 from tinyvllm.kernels.launch import BFLOAT16, check_buffer, check_multiple
 from tinyvllm.kernels.projection import Projection
-from tinyvllm.kernels.tiling import Tiling, choose_tiling, largest_power_of_two, rows_tier
+from tinyvllm.kernels.tiling import Tiling, choose_tiling, rows_tier
 
 
 class GateUpSilu:
@@ -34,11 +34,9 @@ class GateUpSilu:
         tiling: Tiling | None = None,
         pdl: bool = True,
     ) -> None:
-        pairs = largest_power_of_two(intermediate_size)
         tiling = tiling or choose_tiling(
-            hidden_size, rows_tier(max_rows), num_outputs=2 * intermediate_size, has_norm=True,
-            max_tile_pairs=max(4, min(pairs, 32)),
-        )  # fmt: skip
+            hidden_size, rows_tier(max_rows), num_outputs=2 * intermediate_size, has_norm=True
+        )
         check_multiple("intermediate_size", intermediate_size, tiling.tile_rows // 2)
         self._size, self._eps = intermediate_size, np.float32(eps)
         self._projection = Projection(

@@ -1,36 +1,32 @@
 // The core for one row of x: products and sums in float32.
 //
-// WARPS_PER_ROW warps side by side share a weight row, so that a thread's part of x stays in its registers while
-// ROWS_PER_WARP rows (and, with fewer blocks than tiles, further tiles) go by: x is read once a block.
+// A warp has a tile of ROWS_PER_WARP weight rows for itself, and then the next one of its tiles; no barrier after x has
+// been staged in shared memory. In a step it takes 512 bytes of each row, 16 a lane:
 //
 //                      vector 0 .. 31   32 .. 63  ...             (a vector is 8 neighbours: 16 bytes)
-//   row 0 of the tile  [ warp 0 lanes ][ warp 1  ] ... [ warp 7 ]
-//   row 1              [ warp 0 lanes ][ warp 1  ] ...              with WARPS_PER_ROW = 8 and K = 2048
+//   row 0 of the tile  [    step 0    ][  step 1  ] ... [ step 7 ]
+//   row 1              [    step 0    ][  step 1  ] ...              with K = 2048
 //
-// Where a row is longer than the loads in flight allow, it is done in chunks of `chunk_steps` vectors a lane.
+// Weights come through a ring in shared memory, NUM_STAGES steps deep for each warp. It holds more than memory needs to
+// have in flight, with few registers, so that the next kernel fits on the SM as well and fills its own ring while this
+// one runs: memory then has work while a kernel ends and the next one waits for it.
+//
+// Defines besides those of projection.cuh: NUM_STAGES (of the ring, at most the steps of a row).
 #pragma once
 
 namespace projection {
 
 constexpr int num_warps = THREADS / warp_size;
-constexpr int num_groups = num_warps / WARPS_PER_ROW;
-constexpr int tile_rows = num_groups * ROWS_PER_WARP;
-constexpr int tile_pairs = tile_rows / 2;
-constexpr int lanes_per_row = WARPS_PER_ROW * warp_size;
+constexpr int tile_rows = ROWS_PER_WARP, tile_pairs = tile_rows / 2;
 constexpr int num_vectors = SIZE_K / 8;
-constexpr int num_steps = ceil_div(num_vectors, lanes_per_row);
-constexpr int most_steps = LOADS > ROWS_PER_WARP ? LOADS / ROWS_PER_WARP : 1;
-constexpr int chunk_steps = num_steps < most_steps ? num_steps : most_steps;
-constexpr int num_chunks = ceil_div(num_steps, chunk_steps);
-constexpr bool is_whole = num_vectors == num_chunks * chunk_steps * lanes_per_row;
-constexpr int num_chains = ROWS_PER_WARP < 4 ? 2 : 1;
-static_assert(num_groups == 1 || num_groups % 2 == 0, "a group's rows are in one run of the tile");
-static_assert(tile_rows % 2 == 0 && tile_pairs <= warp_size, "one warp finishes a tile");
-
-using Row = uint4[chunk_steps];
+constexpr int num_steps = ceil_div(num_vectors, warp_size);
+constexpr bool is_whole = num_vectors % warp_size == 0;
+constexpr int depth = num_steps < NUM_STAGES ? num_steps : NUM_STAGES;  // steps in flight, of at most two tiles
+constexpr int num_chains = tile_rows < 4 ? 2 : 1;
+static_assert(tile_rows >= 2 && (tile_rows & (tile_rows - 1)) == 0, "a tile is pairs, and its sums are halved");
 
 /// The sums over the 32 lanes of `rows` values each: lane l receives the sum of value l / (32 / rows).
-/// Each exchange halves the number of values instead of the number of lanes: 14 shuffles for 8 values, not 40.
+/// Each exchange halves the number of values instead of the number of lanes: 6 shuffles for 4 values, not 20.
 template <int rows>
 TINYVLLM_DEVICE float sum_rows(float (&values)[rows]) {
     const int lane = block_lane();
@@ -51,47 +47,14 @@ TINYVLLM_DEVICE float sum_rows(float (&values)[rows]) {
     return values[0];
 }
 
-/// The vectors of this lane in one chunk of a row; zeros beyond its end.
-template <uint4 (*load)(const void*)>
-TINYVLLM_DEVICE void load_chunk(Row& to, const bf16* row, int chunk, int column) {
-#pragma unroll
-    for (int step = 0; step < chunk_steps; ++step) {
-        const int vector = (chunk * chunk_steps + step) * lanes_per_row + column;
-        to[step] = make_uint4(0, 0, 0, 0);
-        if (is_whole || vector < num_vectors) to[step] = load(row + vector * 8);
-    }
-}
-
-TINYVLLM_DEVICE const bf16* row_at(const bf16* weight, TileRows rows, int num_outputs, int local) {
-    int row = local < tile_pairs ? rows.low + local : rows.high + local - tile_pairs;
-    if (GUARD_ROWS) row = min(row, num_outputs - 1);  // beyond the last, it repeats the last
-    return weight + size_t(row) * SIZE_K;
-}
-
-/// One chunk of all rows of a tile that this warp works on.
-TINYVLLM_DEVICE void load_weights(Row (&to)[ROWS_PER_WARP], const bf16* weight, TileRows rows, int num_outputs,
-                                  int chunk, int group, int column) {
-    // The rows of a group follow each other in memory (where it has the whole tile, in two runs): one or two addresses
-    // and constant offsets do, if no row must be guarded.
-    constexpr int run = num_groups == 1 ? tile_pairs : ROWS_PER_WARP;
-    const int first = group * ROWS_PER_WARP;
-    const bf16* const runs[2] = {row_at(weight, rows, num_outputs, first),
-                                 row_at(weight, rows, num_outputs, num_groups == 1 ? tile_pairs : first)};
-#pragma unroll
-    for (int i = 0; i < ROWS_PER_WARP; ++i) {
-        const bf16* row = GUARD_ROWS ? row_at(weight, rows, num_outputs, first + i) : runs[i / run] + i % run * SIZE_K;
-        load_chunk<load16_once>(to[i], row, chunk, column);
-    }
-}
-
-/// Eight neighbours of x as the products need them: times the norm's weight in float32, or just as they came.
+/// x as the products need it, in shared memory: times the norm's weight in float32, or just as it came.
 #if HAS_NORM
-struct Eight {
-    float values[8];
+struct StagedX {
+    float4 low[num_steps * warp_size], high[num_steps * warp_size];  // of each vector the first and the last four
 
-    /// Takes x and the norm's weight; adds the squares of x to `squares`.
-    TINYVLLM_DEVICE void set(const uint4& x, const uint4& norm, float& squares) {
-        float scale[8];
+    /// Takes a vector of x and of the norm's weight; returns the sum of the squares of x.
+    TINYVLLM_DEVICE float set(int vector, const uint4& x, const uint4& norm) {
+        float values[8], scale[8], squares = 0.0f;
         unpack8(values, x);
         unpack8(scale, norm);
 #pragma unroll
@@ -99,37 +62,121 @@ struct Eight {
             squares = fmaf(values[i], values[i], squares);
             values[i] *= scale[i];
         }
+        low[vector] = make_float4(values[0], values[1], values[2], values[3]);
+        high[vector] = make_float4(values[4], values[5], values[6], values[7]);
+        return squares;
     }
 
-    TINYVLLM_DEVICE float2 pair(int i) const { return make_float2(values[2 * i], values[2 * i + 1]); }
+    TINYVLLM_DEVICE void get(float (&values)[8], int vector) const {
+        const float4 a = low[vector], b = high[vector];
+        values[0] = a.x, values[1] = a.y, values[2] = a.z, values[3] = a.w;
+        values[4] = b.x, values[5] = b.y, values[6] = b.z, values[7] = b.w;
+    }
 };
 #else
-struct Eight {
-    uint4 packed;
+struct StagedX {
+    uint4 vectors[num_steps * warp_size];
 
-    TINYVLLM_DEVICE void set(const uint4& x, const uint4&, float&) { packed = x; }
-    TINYVLLM_DEVICE float2 pair(int i) const { return unpack_bf16(word(packed, i)); }
+    TINYVLLM_DEVICE float set(int vector, const uint4& x, const uint4&) {
+        vectors[vector] = x;
+        return 0.0f;
+    }
+
+    TINYVLLM_DEVICE void get(float (&values)[8], int vector) const { unpack8(values, vectors[vector]); }
 };
 #endif
 
-/// Makes a chunk of x ready for the products; its squares are added to `squares`.
-TINYVLLM_DEVICE void set_x(Eight (&x)[chunk_steps], float& squares, const Row& vectors, const Row& norm) {
+struct Shared {
+    uint4 ring[num_warps][depth][tile_rows][warp_size];
+    StagedX x;
+    float squares[num_warps];
+};
+static_assert(sizeof(Shared) == SHARED_BYTES, "the launcher computes the same size");
+
+/// The tiles of this warp and their weights in flight, in the order in which it uses them.
+///
+/// Neighbouring tiles are in different blocks, so that each has as many. A lane copies what it reads itself and nothing
+/// else, so that no barrier is needed.
+template <class RowsOf>
+class Ring {
+public:
+    TINYVLLM_DEVICE Ring(Shared& shared, const bf16* weight, int num_outputs, int num_tiles, RowsOf rows_of)
+        : own_(&shared.ring[block_warp()][0][0][block_lane()]), weight_(weight), num_outputs_(num_outputs),
+          num_tiles_(num_tiles), tile_(block_warp() * gridDim.x + blockIdx.x), rows_of_(rows_of) {
+        start_tile();
+    }
+
+    /// The tile whose first step is the oldest, or one beyond the last.
+    TINYVLLM_DEVICE int tile() const { return tile_; }
+
+    /// Starts the copies of the next step, if there is one, to where the oldest was; a group in any case.
+    TINYVLLM_DEVICE void fetch() {
+        if (step_ == num_steps) {
+            step_ = 0;
+            tile_ += num_warps * gridDim.x;
+            start_tile();
+        }
+        if (tile_ < num_tiles_) copy_step();
+        cp_async_commit();
+        ++step_;
+        fetched_ = fetched_ + 1 == depth ? 0 : fetched_ + 1;
+    }
+
+    TINYVLLM_DEVICE void wait() {
+        cp_async_wait<depth - 1>();  // the oldest step has landed, as far as this lane reads it
+    }
+
+    /// This lane's vector of the oldest step.
+    TINYVLLM_DEVICE uint4 vector(int row) const { return load16(slot(oldest_, row)); }
+
+    /// When all its vectors have been read.
+    TINYVLLM_DEVICE void pop() { oldest_ = oldest_ + 1 == depth ? 0 : oldest_ + 1; }
+
+private:
+    TINYVLLM_DEVICE uint4* slot(int stage, int row) const { return own_ + (stage * tile_rows + row) * warp_size; }
+
+    TINYVLLM_DEVICE void start_tile() {
+        rows_ = rows_of_(min(tile_, num_tiles_ - 1));
+        low_ = weight_ + size_t(rows_.low) * SIZE_K + block_lane() * 8;
+        high_ = weight_ + size_t(rows_.high) * SIZE_K + block_lane() * 8;
+    }
+
+    /// Neighbouring rows follow each other in memory: constant offsets do, if no row must be guarded.
+    TINYVLLM_DEVICE const bf16* address(int i) const {
+        int row = i % tile_pairs;
+        if (GUARD_ROWS) {  // beyond the last, it repeats the last
+            const int first = i < tile_pairs ? rows_.low : rows_.high;
+            row = min(first + row, num_outputs_ - 1) - first;
+        }
+        return (i < tile_pairs ? low_ : high_) + row * SIZE_K + step_ * (warp_size * 8);
+    }
+
+    TINYVLLM_DEVICE void copy_step() const {
+        const bool is_there = is_whole || step_ * warp_size + block_lane() < num_vectors;
 #pragma unroll
-    for (int step = 0; step < chunk_steps; ++step) x[step].set(vectors[step], norm[step], squares);
-}
+        for (int i = 0; i < tile_rows; ++i) cp_async16_or_zero(slot(fetched_, i), address(i), is_there);
+    }
+
+    uint4* own_;
+    const bf16 *weight_, *low_, *high_;  // the rows of the tile that is fetched, at this lane's first vector
+    int num_outputs_, num_tiles_;
+    int tile_, step_ = 0;  // what is fetched next
+    TileRows rows_;
+    RowsOf rows_of_;
+    int fetched_ = 0, oldest_ = 0;  // stages
+};
 
 /// Adds the products of eight x and the weights of all rows. Few rows get two chains of additions each, so that one
 /// need not wait for the other.
-TINYVLLM_DEVICE void add_products(float (&sums)[ROWS_PER_WARP][num_chains], const Row (&w)[ROWS_PER_WARP],
-                                  const Eight& x, int step) {
+TINYVLLM_DEVICE void add_products(float (&sums)[tile_rows][num_chains], const uint4 (&w)[tile_rows],
+                                  const float (&x)[8]) {
 #pragma unroll
     for (int pair = 0; pair < 4; ++pair) {
-        const float2 x_pair = x.pair(pair);
 #pragma unroll
-        for (int i = 0; i < ROWS_PER_WARP; ++i) {
-            const float2 w_pair = unpack_bf16(word(w[i][step], pair));
-            sums[i][0] = fmaf(w_pair.x, x_pair.x, sums[i][0]);
-            sums[i][num_chains - 1] = fmaf(w_pair.y, x_pair.y, sums[i][num_chains - 1]);
+        for (int i = 0; i < tile_rows; ++i) {
+            const float2 w_pair = unpack_bf16(word(w[i], pair));
+            sums[i][0] = fmaf(w_pair.x, x[2 * pair], sums[i][0]);
+            sums[i][num_chains - 1] = fmaf(w_pair.y, x[2 * pair + 1], sums[i][num_chains - 1]);
         }
     }
 }
@@ -142,86 +189,81 @@ TINYVLLM_DEVICE float add_up(const float (&values)[count]) {
     return sum;
 }
 
-/// All tiles of this block, `rows_of(tile)` giving their rows: blockIdx.x, and those gridDim.x further on. No block is
-/// without a tile.
+/// All tiles of this block, `rows_of(tile)` giving their rows. A warp may be without one.
 template <class RowsOf, class Epilogue>
 TINYVLLM_DEVICE void project(const Input& in, const bf16* weight, int num_outputs, int num_tiles, RowsOf rows_of,
                              Epilogue& epilogue) {
-    __shared__ alignas(16) float partial[2][tile_rows][WARPS_PER_ROW];
-    __shared__ alignas(16) float partial_squares[WARPS_PER_ROW];
-    const int lane = block_lane(), warp = block_warp();
-    const int group = num_groups == 1 ? 0 : warp / WARPS_PER_ROW, slice = num_groups == 1 ? warp : warp % WARPS_PER_ROW;
-    const int column = slice * warp_size + lane;
-    const bool finishes = threadIdx.x < tile_pairs;
-    const int first_tile = blockIdx.x;
+    constexpr int staged_vectors = ceil_div(num_steps * warp_size, THREADS);  // by each thread
+    constexpr int lanes_per_row = warp_size / tile_rows;
+    Shared& shared = *dynamic_shared<Shared>();
+    const int lane = block_lane(), warp = block_warp(), pair = lane / lanes_per_row;
+    const bool finishes = lane % lanes_per_row == 0 && lane < warp_size / 2;
 
-    Row w[ROWS_PER_WARP], norm;
-    load_weights(w, weight, rows_of(first_tile), num_outputs, 0, group, column);
-    if (HAS_NORM) load_chunk<load16_constant>(norm, in.norm, 0, column);
+    Ring<RowsOf> ring(shared, weight, num_outputs, num_tiles, rows_of);
+    const int first_tile = ring.tile();
+    for (int s = 0; s < depth; ++s) ring.fetch();
+    uint4 x[staged_vectors], norm[staged_vectors];
+#pragma unroll
+    for (int i = 0; i < staged_vectors; ++i) {
+        const int vector = i * THREADS + threadIdx.x;
+        x[i] = norm[i] = make_uint4(0, 0, 0, 0);
+        if (HAS_NORM && vector < num_vectors) norm[i] = load16_constant(in.norm + vector * 8);
+    }
     pdl_launch_dependents();
     pdl_wait();  // x, and what the epilogue reads, are the predecessor's
 
-    // Everything that the first tile needs is asked for before anything is used, be it a weight that is still on its way.
-    Row vectors;
-    load_chunk<load16>(vectors, in.x, 0, column);
-    const auto place_of = [=](TileRows rows) {
-        return Place{rows.low + int(threadIdx.x), rows.high + int(threadIdx.x), 0, 0};
+    // Everything that comes from memory is asked for before anything is used.
+#pragma unroll
+    for (int i = 0; i < staged_vectors; ++i) {
+        const int vector = i * THREADS + threadIdx.x;
+        if (vector < num_vectors) x[i] = load16(in.x + vector * 8);
+    }
+    const auto place_of = [=](int tile) {
+        const TileRows rows = rows_of(tile);
+        return Place{rows.low + pair, rows.high + pair, 0, 0};
     };
     typename Epilogue::Token token{};
     typename Epilogue::Early early{};
-    if (finishes) {
+    if (finishes && first_tile < num_tiles) {
         token = epilogue.token(0);
-        early = epilogue.early(token, place_of(rows_of(first_tile)));
+        early = epilogue.early(token, place_of(first_tile));
     }
-    Eight x[chunk_steps];
     float squares = 0.0f, rstd = 1.0f;
-    if (num_chunks == 1) set_x(x, squares, vectors, norm);
-    int buffer = 0, tile = first_tile;
-    do {
-        const Place place = place_of(rows_of(tile));
+#pragma unroll
+    for (int i = 0; i < staged_vectors; ++i) {
+        const int vector = i * THREADS + threadIdx.x;
+        if (vector < num_steps * warp_size) squares += shared.x.set(vector, x[i], norm[i]);  // zeros beyond the end
+    }
+    if (HAS_NORM) {
+        squares = warp_sum(squares);
+        if (lane == 0) shared.squares[warp] = squares;
+    }
+    __syncthreads();  // x and the sums of its squares are there before any warp reads them
+    if (HAS_NORM) rstd = 1.0f / sqrtf(add_up(shared.squares) * (1.0f / SIZE_K) + in.eps);
+
+    for (int tile = first_tile; tile < num_tiles; tile = ring.tile()) {
+        const Place place = place_of(tile);
         if (finishes && tile != first_tile) early = epilogue.early(token, place);
-        float sums[ROWS_PER_WARP][num_chains] = {};
+        float sums[tile_rows][num_chains] = {};
 #pragma unroll 1
-        for (int chunk = 0; chunk < num_chunks; ++chunk) {
-            if (num_chunks > 1) {
-                float chunk_squares = 0.0f;
-                if (chunk > 0 || tile != first_tile) load_chunk<load16>(vectors, in.x, chunk, column);
-                set_x(x, chunk_squares, vectors, norm);
-                if (tile == first_tile) squares += chunk_squares;
-            }
+        for (int step = 0; step < num_steps; ++step) {
+            float values[8];
+            uint4 w[tile_rows];
+            shared.x.get(values, step * warp_size + lane);
+            ring.wait();
 #pragma unroll
-            for (int step = 0; step < chunk_steps; ++step) add_products(sums, w, x[step], step);
-            // The next weights start to arrive while these sums are reduced.
-            const bool ends_tile = chunk + 1 == num_chunks;
-            const int next_tile = ends_tile ? tile + int(gridDim.x) : tile, next_chunk = ends_tile ? 0 : chunk + 1;
-            if (next_tile < num_tiles) {
-                load_weights(w, weight, rows_of(next_tile), num_outputs, next_chunk, group, column);
-                if (HAS_NORM && num_chunks > 1) load_chunk<load16_constant>(norm, in.norm, next_chunk, column);
-            }
+            for (int i = 0; i < tile_rows; ++i) w[i] = ring.vector(i);
+            add_products(sums, w, values);
+            ring.pop();
+            ring.fetch();
         }
-        float lane_sums[ROWS_PER_WARP];
+        float lane_sums[tile_rows];
 #pragma unroll
-        for (int i = 0; i < ROWS_PER_WARP; ++i) lane_sums[i] = add_up(sums[i]);
-        const float sum = sum_rows(lane_sums);
-        constexpr int lanes_per_sum = warp_size / ROWS_PER_WARP;
-        if (lane % lanes_per_sum == 0)
-            partial[buffer][group * ROWS_PER_WARP + lane / lanes_per_sum][slice] = sum;
-        if (HAS_NORM && tile == first_tile) {
-            squares = warp_sum(squares);
-            if (group == 0 && lane == 0) partial_squares[slice] = squares;
-        }
-        // This tile's sums are there before they are added up, and those of the last tile but one, in the same
-        // buffer, had been read before the barrier of the last tile.
-        __syncthreads();
-        if (finishes) {
-            if (HAS_NORM && tile == first_tile)
-                rstd = 1.0f / sqrtf(add_up(partial_squares) * (1.0f / SIZE_K) + in.eps);
-            epilogue.store(token, early, place, add_up(partial[buffer][threadIdx.x]) * rstd,
-                           add_up(partial[buffer][tile_pairs + threadIdx.x]) * rstd);
-        }
-        buffer ^= 1;
-        tile += gridDim.x;
-    } while (tile < num_tiles);
+        for (int i = 0; i < tile_rows; ++i) lane_sums[i] = add_up(sums[i]);
+        // Lanes 0 to 15 have the sums of the low rows, the others those of the high ones.
+        const float low = sum_rows(lane_sums) * rstd, high = __shfl_down_sync(full_warp, low, warp_size / 2);
+        if (finishes) epilogue.store(token, early, place, low, high);
+    }
 }
 
 }  // namespace projection

@@ -18,6 +18,7 @@ INT32 = np.dtype(np.int32)
 WARP_SIZE = 32
 VECTOR = 8
 """Elements of bfloat16 in the 16 bytes of one load."""
+VECTOR_BYTES = 16
 
 
 def source(name: str) -> Path:

@@ -68,12 +68,20 @@ TINYVLLM_DEVICE void store_best(float* best_values, int* best_indices, int row, 
 
 /// Writes this block's best of each row of x to column blockIdx.x of the scratch arrays.
 TINYVLLM_DEVICE void store_block_best(float* best_values, int* best_indices, ArgmaxEpilogue& epilogue, int num_rows) {
-#if BATCH_ROWS == 1  // pairs are spread over the first lanes
-    if (block_warp() > 0) return;
-    for (int offset = 1; offset < warp_size; offset *= 2) epilogue.best[0].take_from_lane(offset);
-    if (block_lane() == 0) store_best(best_values, best_indices, 0, epilogue.best[0]);
+    constexpr int num_warps = THREADS / warp_size;
+#if BATCH_ROWS == 1
+    __shared__ float values[num_warps];
+    __shared__ int indices[num_warps];
+    Best& best = epilogue.best[0];
+#pragma unroll
+    for (int offset = 1; offset < warp_size; offset *= 2) best.take_from_lane(offset);
+    if (block_lane() == 0) values[block_warp()] = best.value, indices[block_warp()] = best.index;
+    __syncthreads();  // the best of all warps are there before thread 0 compares them
+    if (threadIdx.x > 0) return;
+    for (int w = 1; w < num_warps; ++w) best.take(Best{values[w], indices[w]});
+    store_best(best_values, best_indices, 0, best);
 #else
-    constexpr int num_warps = THREADS / warp_size, num_batch_tiles = BATCH_ROWS / 8;
+    constexpr int num_batch_tiles = BATCH_ROWS / 8;
     __shared__ float values[num_warps][8];
     __shared__ int indices[num_warps][8];
     const int lane = block_lane(), warp = block_warp(), row = int(threadIdx.x);

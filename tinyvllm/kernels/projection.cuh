@@ -5,11 +5,11 @@
 // A tile is two runs of `tile_pairs` neighbouring weight rows, low and high; the thread that finishes a pair has both
 // sums at hand, so that a rotation (rows i and i + D/2) or a gate and its up need no exchange.
 //
-// Both cores load the first weights into registers *before* they wait for the predecessor: the loads run while its
-// last blocks finish. The norm is folded in: x times the norm's weight goes in, 1 / rms multiplies the sum.
+// Both cores load the first weights *before* they wait for the predecessor: the loads run while it does. For one row the
+// norm is folded in: x times the norm's weight goes in, 1 / rms multiplies the sum.
 //
-// Defines: SIZE_K (length of a row of x), BATCH_ROWS, THREADS, MIN_BLOCKS (per SM), LOADS (16-byte loads of weights
-// that a lane has in flight), GUARD_ROWS (1 if the last tile may hang over), and of each core what it says there.
+// Defines: SIZE_K (length of a row of x), BATCH_ROWS, THREADS, MIN_BLOCKS (per SM), NUM_STAGES (of the
+// ring), SHARED_BYTES, GUARD_ROWS (1 if the last tile may hang over), and of each core what it says there.
 // The kernel's source defines HAS_NORM before it includes this file.
 #pragma once
 #include "vectors.cuh"

@@ -15,6 +15,9 @@ from tinyvllm.kernels.launch import BFLOAT16, ceil_div, check_buffer, source
 from tinyvllm.kernels.rms_norm import RmsNorm
 from tinyvllm.kernels.tiling import Tiling
 
+_STATIC_BYTES = 1024
+"""At most what a kernel for one row has besides: candidates of the warps, a flag."""
+
 
 class Projection:
     """One compiled projection.
@@ -63,6 +66,11 @@ class Projection:
             self._shared_bytes = ring.shared_bytes
             ring_defines = {"NUM_STAGES": ring.num_stages, "SHARED_BYTES": ring.shared_bytes}
             shape_defines |= {**ring_defines, "ONE_JOB": int(is_one_job)}
+        else:
+            most_bytes = device.properties.max_shared_bytes - _STATIC_BYTES
+            ring = tiling.row_ring(size_k, most_bytes, has_norm=eps is not None)
+            self._shared_bytes = ring.shared_bytes
+            shape_defines |= {"NUM_STAGES": ring.num_stages, "SHARED_BYTES": ring.shared_bytes}
         module = device.compile(source(f"{name}.cu"), {**shape_defines, **(defines or {})})
         self._function = module.function(function or name, max_dynamic_shared_bytes=self._shared_bytes)
         self.num_row_tiles = ceil_div(max_rows, tiling.batch_rows)

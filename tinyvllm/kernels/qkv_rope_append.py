@@ -8,7 +8,7 @@ from tinyvllm.devices.interface import Buffer, Device
 from tinyvllm.kernels.launch import BFLOAT16, VECTOR, check_buffer, check_multiple
 from tinyvllm.kernels.projection import Projection
 from tinyvllm.kernels.rope_append import check_cache_and_angles
-from tinyvllm.kernels.tiling import Tiling, choose_tiling, largest_power_of_two, rows_tier
+from tinyvllm.kernels.tiling import Tiling, choose_tiling, rows_tier
 
 
 class QkvRopeAppend:
@@ -39,11 +39,8 @@ class QkvRopeAppend:
         pdl: bool = True,
     ) -> None:
         check_multiple("head_dim", head_dim, 2 * VECTOR)
-        pairs = min(largest_power_of_two(head_dim // 2), 32)
         num_outputs = (num_heads + 2 * num_kv_heads) * head_dim
-        tiling = tiling or choose_tiling(
-            hidden_size, rows_tier(max_rows), num_outputs=num_outputs, has_norm=True, max_tile_pairs=pairs
-        )
+        tiling = tiling or choose_tiling(hidden_size, rows_tier(max_rows), num_outputs=num_outputs, has_norm=True)
         check_multiple("half of head_dim", head_dim // 2, tiling.tile_rows // 2)
         self._num_heads, self._num_kv_heads, self._head_dim = num_heads, num_kv_heads, head_dim
         self._eps = np.float32(eps)

@@ -1,4 +1,4 @@
-"""How a projection is cut up: which core, how many warps and rows, how many loads in flight. Knows nothing of buffers.
+"""How a projection is cut up: which core, how many warps and rows, how much in flight. Knows nothing of buffers.
 
 The defaults are for one H200-like card and the shapes of small models; ``tests/kernels/bench_decode_chain.py`` tries
 others. They depend on the sizes of the layer and on ``batch_rows``, never on the number of rows of a call, so that a
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from tinyvllm.devices.interface import DeviceProperties
 from tinyvllm.errors import ShapeError
-from tinyvllm.kernels.launch import VECTOR, WARP_SIZE, ceil_div, round_up
+from tinyvllm.kernels.launch import VECTOR, VECTOR_BYTES, WARP_SIZE, ceil_div, round_up
 
 BATCH_ROWS = (1, 8, 16, 32)
 """Rows of x that a block can work on: one on the arithmetic units, the others on the tensor cores."""
@@ -23,7 +23,8 @@ _FEWEST_BLOCKS = 120  # that keep the 132 SMs of an H200 busy
 _LONG_K = 4096
 _SPLIT_ROWS = 64
 _STAGE_ELEMENTS = 8192
-_MOST_STEPS = 8  # 16-byte loads of one row that a lane has in flight
+_STEP = WARP_SIZE * VECTOR  # elements of a row that a warp takes at a time, for one row of x
+_NORMED_BYTES, _PLAIN_BYTES = 105 * 1024, 121 * 1024  # a block of each, and what the system takes, fill a Hopper SM
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,21 +35,20 @@ class Tiling:
         batch_rows: rows of x a block works on; one of ``BATCH_ROWS``.
         threads: in a block.
         min_blocks: blocks of an SM that registers and shared memory must allow; the successor's first are among them.
-        loads: 16-byte loads of weights in flight in each lane; ``batch_rows`` 1 only.
-        warps_per_row: warps that share a weight row.
-        rows_per_warp: weight rows that a warp works on at once; a multiple of 16 on the tensor cores.
-        split: blocks that share a row; ``batch_rows`` above 1 only, as the next two.
+        warps_per_row: warps that share a weight row; ``batch_rows`` above 1 only.
+        rows_per_warp: weight rows that a warp works on at once: a power of two from 2 where ``batch_rows`` is 1, else a
+            multiple of 16.
+        split: blocks that share a row; ``batch_rows`` above 1 only, as the next one.
         stage_k: elements of a row that a stage of the ring in shared memory holds; a multiple of 64.
-        max_stages: of the ring.
+        max_stages: of the ring. Where ``batch_rows`` is 1, a stage is 256 elements of a warp's rows.
         blocks_per_sm: blocks that are started for each SM, each doing several tiles; None: one block a tile.
     """
 
     batch_rows: int
     threads: int = 256
     min_blocks: int = 2
-    loads: int = 8
     warps_per_row: int = 1
-    rows_per_warp: int = 1
+    rows_per_warp: int = 2
     split: int = 1
     stage_k: int = 64
     max_stages: int = 8
@@ -64,11 +64,13 @@ class Tiling:
     @property
     def tile_rows(self) -> int:
         """Weight rows of a tile."""
-        return _MMA_ROWS if self.batch_rows > 1 else self.block_rows
+        return _MMA_ROWS if self.batch_rows > 1 else self.rows_per_warp
 
     @property
     def block_rows(self) -> int:
-        """Weight rows that a block works on at once; on the tensor cores several tiles."""
+        """Weight rows for which a block is started: a warp's, or on the tensor cores all that it works on at once."""
+        if self.batch_rows == 1:
+            return self.rows_per_warp
         return self.threads // WARP_SIZE // self.warps_per_row * self.rows_per_warp
 
     def defines(self, size_k: int, num_outputs: int) -> dict[str, str | int]:
@@ -79,12 +81,11 @@ class Tiling:
             "THREADS": self.threads,
             "MIN_BLOCKS": self.min_blocks,
             "GUARD_ROWS": int(num_outputs % self.tile_rows != 0),
-            "WARPS_PER_ROW": self.warps_per_row,
             "ROWS_PER_WARP": self.rows_per_warp,
         }
         if self.batch_rows == 1:
-            return {**defines, "LOADS": self.loads}
-        return {**defines, "SPLIT": self.split, "STAGE_K": self.stage_k}
+            return defines
+        return {**defines, "WARPS_PER_ROW": self.warps_per_row, "SPLIT": self.split, "STAGE_K": self.stage_k}
 
     def ring(self, properties: DeviceProperties, *, is_one_job: bool) -> Ring:
         """The shared memory of a kernel on the tensor cores: as many stages as leave room for the successor's block.
@@ -105,10 +106,27 @@ class Tiling:
             )
         return ring
 
+    def row_ring(self, size_k: int, most_bytes: int, *, has_norm: bool) -> Ring:
+        """The shared memory of a kernel for one row: x, and as many stages as fit with it, at most those of a row.
+
+        Raises:
+            ShapeError: one stage does not fit.
+        """
+        x_bytes = round_up(size_k, _STEP) * (4 if has_norm else 2)
+        fixed_bytes = x_bytes + round_up(4 * self.threads // WARP_SIZE, VECTOR_BYTES)
+        stage_bytes = self.rows_per_warp * self.threads * VECTOR_BYTES
+        num_stages = min(self.max_stages, ceil_div(size_k, _STEP), (most_bytes - fixed_bytes) // stage_bytes)
+        if num_stages < 1:
+            raise ShapeError(
+                f"{self}: x of {size_k} and one stage take {fixed_bytes + stage_bytes} bytes of shared memory, "
+                f"there are {most_bytes}"
+            )
+        return Ring(num_stages, fixed_bytes + num_stages * stage_bytes)
+
 
 @dataclass(frozen=True, slots=True)
 class Ring:
-    """How many stages a kernel on the tensor cores has, and its shared memory with all that is in it."""
+    """How many stages a kernel has, and its shared memory with all that is in it."""
 
     num_stages: int
     shared_bytes: int
@@ -120,7 +138,6 @@ def choose_tiling(
     *,
     num_outputs: int = 0,
     has_norm: bool = False,
-    max_tile_pairs: int = 32,
     blocks_per_sm: int | None = None,
     may_split: bool = True,
 ) -> Tiling:
@@ -131,9 +148,7 @@ def choose_tiling(
         batch_rows: one of ``BATCH_ROWS``.
         num_outputs: weight rows; it changes no result where ``batch_rows`` is 1.
         has_norm: x is normalised by the kernel, and so held in float32: only where ``batch_rows`` is 1.
-        max_tile_pairs: pairs of weight rows that the epilogue can take in a tile of one row of x; a power of two, at
-            least 4.
-        blocks_per_sm: as in ``Tiling``.
+        blocks_per_sm: as in ``Tiling``, where ``batch_rows`` is above 1; one row takes one block an SM.
         may_split: blocks may share rows.
 
     Raises:
@@ -145,22 +160,16 @@ def choose_tiling(
         raise ShapeError(f"batch_rows is {batch_rows}, expected one of {', '.join(map(str, BATCH_ROWS))}")
     if batch_rows > 1:
         return _tensor_core_tiling(size_k, batch_rows, num_outputs, blocks_per_sm, may_split=may_split)
-    # The split that leaves the fewest lanes idle, of those whose rows are in flight at once; the widest of equals.
-    widths = [warps for warps in (8, 4, 2, 1) if _num_steps(size_k, warps) <= _MOST_STEPS] or [8]
-    warps_per_row = max(widths, key=lambda warps: size_k / (_num_steps(size_k, warps) * warps))
-    num_steps = _num_steps(size_k, warps_per_row)
-    rows_per_warp = 1 << (_MOST_STEPS // num_steps).bit_length() - 1 if num_steps <= _MOST_STEPS else 1
-    # 80 registers hold eight loads and x, unless x is long and in float32, or ends of rows must be guarded.
-    is_whole = size_k // VECTOR == num_steps * warps_per_row * WARP_SIZE
-    min_blocks = 3 if is_whole and (num_steps == 1 or not has_norm) else 2
-    tiling = Tiling(
-        1, min_blocks=min_blocks, warps_per_row=warps_per_row, rows_per_warp=rows_per_warp, blocks_per_sm=blocks_per_sm
-    )
-    if tiling.tile_rows < 2:
-        tiling = replace(tiling, rows_per_warp=2)
-    while tiling.tile_rows > 2 * max_tile_pairs and tiling.rows_per_warp > 1:
-        tiling = replace(tiling, rows_per_warp=tiling.rows_per_warp // 2)
-    return tiling
+    # A layer's kernels with and without a norm take turns. One block of either fits on a Hopper SM beside one of the
+    # other, which fills its ring meanwhile. Two of one kind do not: they would lie on one SM and leave another without.
+    # Those with a norm have many threads, whose registers take more than half, the others much shared memory.
+    if has_norm:
+        kind, most_bytes = Tiling(1, threads=768, min_blocks=1, rows_per_warp=2, max_stages=64), _NORMED_BYTES
+    else:
+        rows_per_warp = 4 if size_k <= 8 * _STEP else 2
+        kind, most_bytes = Tiling(1, min_blocks=3, rows_per_warp=rows_per_warp, max_stages=64), _PLAIN_BYTES
+    max_stages = kind.row_ring(size_k, most_bytes, has_norm=has_norm).num_stages
+    return replace(kind, max_stages=max_stages, blocks_per_sm=1)
 
 
 def _tensor_core_tiling(
@@ -192,13 +201,3 @@ def _tensor_core_tiling(
 def rows_tier(max_rows: int) -> int:
     """The smallest of ``BATCH_ROWS`` that holds ``max_rows``, or the largest."""
     return next((rows for rows in BATCH_ROWS if rows >= max_rows), BATCH_ROWS[-1])
-
-
-def largest_power_of_two(size: int) -> int:
-    """The largest power of two that divides ``size``."""
-    return size & -size
-
-
-def _num_steps(size_k: int, warps: int) -> int:
-    """Vectors of a row for each lane, when so many warps share it."""
-    return ceil_div(size_k // VECTOR, warps * WARP_SIZE)

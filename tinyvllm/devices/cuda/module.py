@@ -16,6 +16,7 @@ from tinyvllm.devices.interface import Argument, Buffer
 from tinyvllm.errors import KernelError
 
 _DEFAULT_SHARED_BYTES = 48 * 1024
+_MOST_SHARED_PERCENT = 100
 _POINTER = struct.Struct("=Q")
 
 
@@ -133,6 +134,9 @@ class CudaModule:
             raise driver.failure(driver.api.cuModuleGetFunction, status)
         function = CudaFunction(driver, self.source, name, handle, self)
         function.allow_shared(driver, max_dynamic_shared_bytes, self._max_shared_bytes)
+        # An SM runs two kernels at once only if they agree on how its memory is divided between L1 and shared memory.
+        kind = driver.api.CUfunction_attribute.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT
+        driver.call(driver.api.cuFuncSetAttribute, handle, kind, _MOST_SHARED_PERCENT)
         return function
 
 
