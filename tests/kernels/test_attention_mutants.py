@@ -94,7 +94,7 @@ SLIPS = [
     (DECODE, "cu_seqlens_q[b + 1] - cu_seqlens_q[b] != 1", "false"),
     (DECODE, "return max(1, ", "return max(0, "),
     (DECODE, "int before = scanned - num_chunks;", "int before = 0;"),
-    (DECODE, "<= chunk)\n", "< chunk)\n"),
+    (DECODE, "<= begin) ++sequence", "< begin) ++sequence"),
     (DECODE, "cut.is_cut ? begin + 1 : min(end, piece.item_end)", "min(end, piece.item_end)"),
     (DECODE, "const float sum = warp_sum<4>(rows.sum[0][0]);", "const float sum = rows.sum[0][0];"),
     (PREFILL, "range.position(row) + 1 - position", "range.position(row) - position"),

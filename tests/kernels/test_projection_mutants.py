@@ -135,8 +135,8 @@ ADJACENT_PAIRS = (
 SLIPS = [
     # A reduction that is wrong for row lengths that do not fill the lanes, or the chunks.
     ("gemv_core.cuh", "num_vectors % warp_size == 0", "true"),
-    ("gemv_core.cuh", "ceil_div(num_vectors, warp_size)",
-     "num_vectors < warp_size ? 1 : num_vectors / warp_size"),
+    ("gemv_core.cuh", "step_ * warp_size + block_lane() < num_vectors",
+     "step_ * warp_size + block_lane() < num_vectors / warp_size * warp_size"),  # the ragged end of a row
     ("gemv_core.cuh", "32 * half / rows", "16 * half / rows"),
     ("gemv_core.cuh", "offset = 16 / rows; offset", "offset = 8 / rows; offset"),
     ("gemv_core.cuh", "(i < tile_pairs ? low_ : high_)", "low_"),
