@@ -32,7 +32,8 @@ def check_buffer(what: str, buffer: Buffer, shape: tuple[int | None, ...], dtype
     Raises:
         ShapeError: naming ``what``, what was got and what was expected.
     """
-    check_shape(what, buffer.shape, shape)
+    if buffer.shape != shape:  # one comparison where no size is free: this runs thousands of times a step
+        check_shape(what, buffer.shape, shape)
     if buffer.dtype != dtype:
         raise ShapeError(f"{what} has dtype {buffer.dtype}, expected {dtype}")
 
