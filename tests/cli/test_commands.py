@@ -1,5 +1,6 @@
 """The command line as a whole: verbs, exit codes, errors as one clear line."""
 
+import functools
 import io
 import json
 import os
@@ -114,7 +115,13 @@ def test_a_reader_that_goes_away_ends_the_command_quietly(arguments: list[str]) 
 def test_control_c_is_exit_code_130(write_config: WriteConfig, tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text("\n".join(json.dumps({"prompt": f"{i}"}) for i in range(5000)))
     path = write_config("run: {prompts_file: in.jsonl, output: out.jsonl, sampling: {max_tokens: 50}}\n")
-    process = subprocess.Popen([*COMMAND, "--config", str(path)], stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [*COMMAND, "--config", str(path)],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        # Whoever runs the tests in the background of a shell has them ignore Ctrl-C, and their children with them.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 30
     while not ((tmp_path / "out.jsonl").exists() and (tmp_path / "out.jsonl").stat().st_size):
         assert time.monotonic() < deadline
