@@ -92,7 +92,7 @@ class DeviceRunner:
             return None
         temperature, mode = self._last_mode
         if step.sampling.temperature is not temperature:  # otherwise these are the rows of the step before
-            can_sample = all(self.can_run_ahead(tokens.params, tokens.rules) for tokens in step.tokens)
+            can_sample = self._sampling.can_sample_all(step.slots)
             mode = SamplingMode.of(step.sampling) if can_sample else None
             self._last_mode = (step.sampling.temperature, mode)
         return mode

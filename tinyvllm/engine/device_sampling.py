@@ -85,6 +85,7 @@ class DeviceSampling:
         self._device, self._vocab_size, self._num_slots = device, vocab_size, num_slots
         self._max_context_len, self._is_chosen = max_context_len, is_chosen
         self._columns = DeviceSamplingColumns(device, num_slots)
+        self._is_served = np.ones(num_slots, bool)  # by slot
         self._sample = Sample(device, vocab_size=vocab_size, max_rows=max_rows)
         self._rules: _Rules | None = None
         self._logprobs: Logprobs | None = None
@@ -113,16 +114,19 @@ class DeviceSampling:
     def start(self, started: Started) -> None:
         """Take the parameters of sequences that have been given a slot."""
         rows = started.sampling
-        has_rules = [
-            bool(has) and self.can_sample(tokens.params, tokens.rules)
-            for has, tokens in zip(rows.has_rules, started.tokens, strict=True)
-        ]
+        is_served = np.array([self.can_sample(tokens.params, tokens.rules) for tokens in started.tokens])
+        self._is_served[started.slots] = is_served
+        has_rules: list[bool] = (rows.has_rules & is_served).tolist()
         self._columns.write(started.slots, rows, np.where(has_rules, started.slots, NO_RULES).astype(np.int32))
         self._columns.upload()
         if any(has_rules) and self._rules is None:
             self._rules = _Rules(self._device, self._num_slots, self._vocab_size, self._max_context_len)
         if self._rules is not None:
             self._rules.start(started.slots, started.tokens, has_rules)
+
+    def can_sample_all(self, slots: Int32) -> bool:
+        """Whether the sequences in these slots can all be sampled here."""
+        return bool(self._is_served.take(slots).all())
 
     def prepare(self, mode: SamplingMode) -> None:
         """Allocate what a mode needs beside the rest; while a graph is recorded nothing can be."""
