@@ -96,7 +96,8 @@ class StepLauncher:
         if not schedule.stands:
             return in_flight
         late_tokens = self._late_tokens[: len(rows)]
-        return replace(in_flight, run=StandingRun(self._table, rows, slots, step, completions, late_tokens))
+        run = StandingRun(self._table, rows, slots, step, pending, completions, late_tokens)
+        return replace(in_flight, run=run)
 
     def launch_next(self, run: StandingRun) -> InFlight | None:
         """Carry out the next step of a decision, if it still stands."""

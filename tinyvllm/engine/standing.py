@@ -29,7 +29,8 @@ class StandingRun:
         table: the columns.
         rows: ``[B]``, in order of slots; each computes its newest token, step after step.
         slots: ``[B]``, theirs.
-        step: the first of these steps, just launched. Its arrays become this object's, and change from step to step.
+        step: the first of these steps. Its arrays become this object's, and change from step to step.
+        pending: that step, just launched.
         completions: of the rows.
         in_flight: ``[B]``, what stands for tokens that the host has not seen; see ``Step``.
 
@@ -43,6 +44,7 @@ class StandingRun:
         rows: Int32,
         slots: Int32,
         step: Step,
+        pending: Pending,
         completions: Sequence[Completion],
         in_flight: Int32,
     ) -> None:
@@ -67,7 +69,7 @@ class StandingRun:
         self._stop_ids = stop_ids if (stop_ids >= 0).any() else None
         self._changes = table.changes
         self._num_launched = self._num_read = 0  # that the columns do not count yet
-        self._newest: Pending | None = None
+        self._newest = pending
 
     def next_step(self) -> Step | None:
         """The step after the last one; None if the decision stands no longer, and then nothing has changed."""
