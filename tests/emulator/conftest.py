@@ -1,30 +1,24 @@
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
 
-from tinyvllm.devices.compile_cache import default_cache_dir
 from tinyvllm.devices.emulator import EmulatorDevice, Sanitizer
-from tinyvllm.devices.emulator.build import build_runtime, find_compiler
+
+from .caches import add_runtimes
 
 
 @pytest.fixture(scope="session")
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the tests compile: fresh, but for the runtime library, which takes seconds and is the user's own."""
-    folder = tmp_path_factory.mktemp("cache")
-    (folder / "emulator").mkdir()
-    shutil.copy(build_runtime(find_compiler(), default_cache_dir(), Sanitizer.NONE), folder / "emulator")
-    return folder
+    return add_runtimes(tmp_path_factory.mktemp("cache"), Sanitizer.NONE)
 
 
 @pytest.fixture(scope="session")
 def checked_cache_dir(cache_dir: Path) -> Path:
     """The same with the two sanitized runtimes."""
-    for sanitizer in (Sanitizer.RACE, Sanitizer.BOUNDS):
-        shutil.copy(build_runtime(find_compiler(), default_cache_dir(), sanitizer), cache_dir / "emulator")
-    return cache_dir
+    return add_runtimes(cache_dir, Sanitizer.RACE, Sanitizer.BOUNDS)
 
 
 @pytest.fixture(scope="session")

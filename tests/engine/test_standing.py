@@ -7,6 +7,7 @@ import pytest
 
 from tests.engine.fake_runner import complete, fake_engine
 from tinyvllm.interfaces import Schedule, SchedulerView
+from tinyvllm.outputs import RequestOutput
 from tinyvllm.request import SamplingParams
 
 
@@ -32,7 +33,7 @@ def test_a_sequence_that_is_passed_over_goes_on_from_its_own_token(lag: int, num
     engine = fake_engine(PassesOver(), lag=lag, is_late=True)
     prompts = {"first": [5, 6, 7], "second": [8, 9]}
     engine.add_request("first", prompts["first"], SamplingParams(max_tokens=12))
-    finished = {}
+    finished: dict[str, RequestOutput] = {}
     for _ in range(num_steps):
         engine.step()
     engine.add_request("second", prompts["second"], SamplingParams(max_tokens=8))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tinyvllm.devices.compile_cache import default_cache_dir
-from tinyvllm.devices.emulator.build import Sanitizer, build_runtime, find_compiler
+from tests.emulator.caches import add_runtimes
+from tinyvllm.devices.emulator.build import Sanitizer
 from tinyvllm.devices.emulator.device import EmulatorDevice
 from tinyvllm.devices.interface import Device
 from tinyvllm.errors import TinyvllmError
@@ -43,15 +42,10 @@ def device(request: pytest.FixtureRequest) -> Device:
 @pytest.fixture(scope="session")
 def mutant_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where mutants are compiled: fresh, but for the emulator's runtime library, which takes seconds."""
-    folder = tmp_path_factory.mktemp("cache")
-    (folder / "emulator").mkdir()
-    shutil.copy(build_runtime(find_compiler(), default_cache_dir(), Sanitizer.NONE), folder / "emulator")
-    return folder
+    return add_runtimes(tmp_path_factory.mktemp("cache"), Sanitizer.NONE)
 
 
 @pytest.fixture(scope="session")
 def checked_mutant_cache(mutant_cache: Path) -> Path:
     """The same with the two sanitized runtimes."""
-    for sanitizer in (Sanitizer.RACE, Sanitizer.BOUNDS):
-        shutil.copy(build_runtime(find_compiler(), default_cache_dir(), sanitizer), mutant_cache / "emulator")
-    return mutant_cache
+    return add_runtimes(mutant_cache, Sanitizer.RACE, Sanitizer.BOUNDS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import numpy as np
 
@@ -66,18 +67,24 @@ class StepBuffers:
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """Where each array begins in the one buffer that goes up, in elements; how many of it are in use."""
+    """Where each array begins in the one buffer that goes up, in elements.
+
+    Attributes:
+        num_tokens, num_sequences, num_sampled: of the step.
+        starts: of token ids, positions, slot mapping; context lengths; slots, positions, rows; cu_seqlens_q; updates.
+    """
 
     num_tokens: int
     num_sequences: int
     num_sampled: int
+    starts: tuple[int, ...]
 
-    @property
-    def starts(self) -> tuple[int, ...]:
-        """Of token ids, positions, slot mapping; context lengths; slots, positions, rows; cu_seqlens_q; updates."""
-        t, b, s = (round_up(size, _ALIGNMENT) for size in (self.num_tokens, self.num_sequences, self.num_sampled))
-        sizes = (t, t, t, b, s, s, s, round_up(self.num_sequences + 1, _ALIGNMENT))
-        return tuple(np.cumsum([0, *sizes]).tolist())
+    @classmethod
+    def of(cls, num_tokens: int, num_sequences: int, num_sampled: int) -> _Layout:
+        """The layout of a step of that size."""
+        t, b, s = (round_up(size, _ALIGNMENT) for size in (num_tokens, num_sequences, num_sampled))
+        sizes = (t, t, t, b, s, s, s, round_up(num_sequences + 1, _ALIGNMENT))
+        return cls(num_tokens, num_sequences, num_sampled, tuple(accumulate(sizes, initial=0)))
 
 
 class DeviceInputs:
@@ -93,7 +100,7 @@ class DeviceInputs:
         self._max_blocks = ceil_div(limits.max_context_len, limits.block_size)
         self._updates_size = 1 + 3 * limits.max_seqs
         most = max(1, limits.max_seqs)
-        size = _Layout(limits.max_tokens, most, most).starts[-1] + self._updates_size
+        size = _Layout.of(limits.max_tokens, most, most).starts[-1] + self._updates_size
         self._host = np.zeros(size, np.int32)
         self._buffer = device.memory.alloc((size,), INT32)
         self._tables = device.memory.alloc((limits.max_seqs, self._max_blocks), INT32)
@@ -107,7 +114,7 @@ class DeviceInputs:
     def upload_decode(self, step: Step, size: int) -> StepBuffers:
         """The arrays of a step of one token a sequence, all of them sampled, padded to ``size`` sequences."""
         if size not in self._padded:
-            layout = _Layout(size, size, size)
+            layout = _Layout.of(size, size, size)
             self._padded[size] = (layout.starts, self._buffers(layout, is_decode=True, are_all=True))
         starts, buffers = self._padded[size]
         batch, host, count = step.batch, self._host, step.batch.num_sequences
@@ -128,7 +135,7 @@ class DeviceInputs:
     def upload(self, step: Step) -> StepBuffers:
         """The arrays of any step."""
         batch, host = step.batch, self._host
-        layout = _Layout(batch.num_tokens, batch.num_sequences, len(step.sampled))
+        layout = _Layout.of(batch.num_tokens, batch.num_sequences, len(step.sampled))
         starts = layout.starts
         new_positions = _NONE if step.sampling is None else step.sampling.position
         arrays = (

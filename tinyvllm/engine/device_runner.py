@@ -11,7 +11,7 @@ from tinyvllm.batch import Float32, Int32, LogprobColumns, SampleCall, Sampled
 from tinyvllm.devices.interface import Buffer, Device, Graph
 from tinyvllm.engine.device_inputs import DeviceInputs, SampledRows, StepBuffers
 from tinyvllm.engine.device_sampling import DeviceSampling, PendingTokens, SamplingMode
-from tinyvllm.engine.runner import Done, Pending, PromptLogprobs, Step, StepResult
+from tinyvllm.engine.runner import Done, Pending, PromptLogprobs, Step, StepResult, joined
 from tinyvllm.interfaces import Sampler
 from tinyvllm.kernels.launch import BFLOAT16
 from tinyvllm.models.device_decoder import DeviceDecoder, DeviceLimits
@@ -168,11 +168,7 @@ class DeviceRunner:
             first = wish.first + start
             logits = self._rows_of_logits(np.arange(first, first + len(targets), dtype=np.int32))
             parts.append(logprob_columns(logits, targets, wish.num_logprobs))
-        return LogprobColumns(
-            np.concatenate([p.token_ids for p in parts]),
-            np.concatenate([p.logprobs for p in parts]),
-            np.concatenate([p.rank for p in parts]),
-        )
+        return joined(parts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -168,11 +168,16 @@ class ModelRunner:
             first = wish.first + start
             logits = self._decoder.logits(hidden[first : first + len(targets)])
             parts.append(logprob_columns(logits, targets, wish.num_logprobs))
-        return LogprobColumns(
-            np.concatenate([p.token_ids for p in parts]),
-            np.concatenate([p.logprobs for p in parts]),
-            np.concatenate([p.rank for p in parts]),
-        )
+        return joined(parts)
+
+
+def joined(parts: Sequence[LogprobColumns]) -> LogprobColumns:
+    """The rows of all parts, which are equally wide, one after the other."""
+    return LogprobColumns(
+        np.concatenate([p.token_ids for p in parts]),
+        np.concatenate([p.logprobs for p in parts]),
+        np.concatenate([p.rank for p in parts]),
+    )
 
 
 def allocate_caches(shape: ModelShape, num_blocks: int, block_size: int) -> list[LayerCache]:

@@ -104,7 +104,7 @@ class StandingRun:
         if sampled is None:
             self._token_ids[:] = self._in_flight
         else:
-            self._store(sampled.token_ids)
+            self._table.write(self._slots, sampled.token_ids)
             self._token_ids[:] = sampled.token_ids
         known = self._new_positions + 1
         if self._steps_left:
@@ -119,7 +119,7 @@ class StandingRun:
         self._num_read += 1
         token_ids = sampled.token_ids
         if not is_stored:
-            self._store(token_ids)
+            self._table.write(self._slots, token_ids)
             if pending is self._newest:
                 self._token_ids[:] = token_ids
         looked_at = self._table.is_watched.take(self.rows)
@@ -137,13 +137,6 @@ class StandingRun:
         table.num_in_flight[rows] += num_launched - num_read
         table.last_token[rows] = self._token_ids
         self._num_launched = self._num_read = 0
-
-    def _store(self, token_ids: Int32) -> None:
-        table, slots = self._table, self._slots
-        counts = table.num_stored.take(slots)
-        table.token_store[slots, counts] = token_ids
-        counts += 1
-        table.num_stored[slots] = counts
 
     def _extended(self, lacking: NDArray[np.intp]) -> Step:
         """Gives a block to each of the rows that lack one; the step with what is new in the block tables."""

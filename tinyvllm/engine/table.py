@@ -238,13 +238,16 @@ class SequenceTable:
         self._running = None
         self.changes += 1
 
-    def store(self, rows: Int32, token_ids: Int32) -> None:
-        """Write one new token of each of these running rows; the newest where no further one is in flight."""
-        slots = self.slot.take(rows)
+    def write(self, slots: Int32, token_ids: Int32) -> None:
+        """Write one new token of the sequence in each of these slots."""
         counts = self.num_stored.take(slots)
         self.token_store[slots, counts] = token_ids
         counts += 1
         self.num_stored[slots] = counts
+
+    def store(self, rows: Int32, token_ids: Int32) -> None:
+        """Write one new token of each of these running rows; the newest where no further one is in flight."""
+        self.write(self.slot.take(rows), token_ids)
         is_newest = self.num_in_flight.take(rows) == 0
         if np.count_nonzero(is_newest):
             self.last_token[rows[is_newest]] = token_ids[is_newest]

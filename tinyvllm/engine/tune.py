@@ -40,14 +40,14 @@ def tune_products(device: Device, weights: DecoderWeights, limits: DeviceLimits)
         return "matrix products: the device's own, in one version"
     began, num_timed = time.perf_counter(), 0
     layer = weights.layers[0]
-    products: list[tuple[Buffer, bool, int]] = [
+    layers: list[tuple[Buffer, bool, int]] = [
         (layer.projection.qkv.weight, False, limits.max_tokens),
         (layer.output.weight, True, limits.max_tokens),
         (layer.gate_up.weight, False, limits.max_tokens),
         (layer.down.weight, True, limits.max_tokens),
         (weights.head.weight, False, limits.max_logits_rows),
     ]
-    for weight, accumulate, most_rows in products:
+    for weight, accumulate, most_rows in layers:
         num_out, num_in = weight.shape
         out_dtype = FLOAT32 if weight is weights.head.weight else BFLOAT16
         wanted = [rows for rows in _ROWS if rows <= most_rows]
@@ -55,13 +55,14 @@ def tune_products(device: Device, weights: DecoderWeights, limits: DeviceLimits)
             continue
         out_rows = device.memory.alloc((wanted[-1], num_out), out_dtype)
         x_rows = device.memory.alloc((wanted[-1], num_in), BFLOAT16)
-        x = np.random.default_rng(0).standard_normal(x_rows.shape, np.float32) * _SIGMA
-        device.memory.upload(x_rows, x.astype(BFLOAT16))
-        for rows in wanted:
-            out, some = first_rows(out_rows, rows), first_rows(x_rows, rows)
-            if not device.is_gemm_tuned(out, some, weight, accumulate=accumulate):
-                device.tune_gemm(out, some, weight, accumulate=accumulate)
-                num_timed += 1
+        products = [(first_rows(out_rows, rows), first_rows(x_rows, rows)) for rows in wanted]
+        unknown = [each for each in products if not device.is_gemm_tuned(*each, weight, accumulate=accumulate)]
+        if unknown:
+            x = np.random.default_rng(0).standard_normal(x_rows.shape, np.float32) * _SIGMA
+            device.memory.upload(x_rows, x.astype(BFLOAT16))
+        for out, x_of_rows in unknown:
+            device.tune_gemm(out, x_of_rows, weight, accumulate=accumulate)
+        num_timed += len(unknown)
     if num_timed:
         return f"matrix products: {num_timed} timed in {time.perf_counter() - began:.1f} s, and remembered"
     return "matrix products: as timed at an earlier start"
