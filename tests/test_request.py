@@ -121,6 +121,12 @@ def test_bad_values_are_refused_by_field_value_and_range(fields: dict[str, Any],
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("field", DEFAULTS)
+def test_no_field_takes_just_anything(field: str) -> None:
+    with pytest.raises(RequestError, match=rf"sampling\.{field}"):
+        SamplingParams(**{field: object()})  # type: ignore[arg-type]
+
+
 def test_spellings_are_normalised() -> None:
     from_json: Any = {"12": 3}
     params = SamplingParams(

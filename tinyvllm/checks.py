@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
+from operator import countOf
 from typing import Any, NoReturn
 
 from tinyvllm.errors import RequestError
@@ -31,6 +32,9 @@ def check_number(
     where: str, value: Any, low: float, high: float = math.inf, *, open_low: bool = False, remedy: str = ""
 ) -> float:
     """A finite float from ``low`` to ``high``; above ``low`` if ``open_low``."""
+    # As nearly always; asking an abstract class whether it knows the type takes far longer.
+    if type(value) in (float, int) and low <= value <= high < math.inf and not (open_low and value == low):
+        return float(value)
     expected = f"a number above {low:g}" if open_low else f"a number from {low:g}"
     if high != math.inf:
         expected += f" and at most {high:g}" if open_low else f" to {high:g}"
@@ -47,6 +51,8 @@ def check_number(
 
 def check_integer(where: str, value: Any, low: int, high: int = _INT32_MAX, remedy: str = "") -> int:
     """An int from ``low`` to ``high``; a bool or a float with an integral value is not one."""
+    if type(value) is int and low <= value <= high:
+        return value
     if isinstance(value, bool) or not isinstance(value, Integral) or not low <= int(value) <= high:
         refuse(where, value, f"an integer from {low} to {high}", remedy)
     return int(value)
@@ -74,7 +80,7 @@ def check_token_ids(where: str, value: Any, *, most: int) -> tuple[int, ...]:
         value = value.tolist()  # an array
     items = _items(where, value, "a list of token ids", most)
     # Plain ints in range, as nearly always: three passes in C, because prompts are long.
-    if set(map(type, items)) == {int} and min(items) >= 0 and max(items) <= _INT32_MAX:
+    if items and countOf(map(type, items), int) == len(items) and min(items) >= 0 and max(items) <= _INT32_MAX:
         return items
     for i, item in enumerate(items):
         if type(item) is not int or not 0 <= item <= _INT32_MAX:
@@ -95,7 +101,8 @@ def check_token_numbers(where: str, value: Any, *, most: int, largest: float) ->
 
 
 def _items(where: str, value: Any, expected: str, most: int) -> tuple[Any, ...]:
-    if not isinstance(value, Iterable) or isinstance(value, (str, bytes, Mapping)):
+    is_plain = type(value) is list or type(value) is tuple  # which an abstract class would be long in finding out
+    if not is_plain and (not isinstance(value, Iterable) or isinstance(value, (str, bytes, Mapping))):
         refuse(where, value, expected)
     items = tuple(value)
     if len(items) > most:

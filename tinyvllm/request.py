@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from functools import partial
+from typing import Any, NoReturn
 
 from tinyvllm.checks import (
     check_flag,
@@ -38,13 +39,6 @@ MAX_TEMPERATURE = 100.0
 MAX_LOGIT_BIAS_VALUE = 1e6
 
 _MAX_PROMPT_TOKENS = 2**24  # far above any model; the engine checks against max_model_len
-_FLAGS = (
-    "ignore_eos",
-    "detokenize",
-    "skip_special_tokens",
-    "spaces_between_special_tokens",
-    "include_stop_str_in_output",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,18 +107,14 @@ class SamplingParams:
     extra_args: Mapping[str, Any] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
-        checked = _checked_numbers(self) | _checked_lengths(self) | _checked_lists(self)
-        for name, value in checked.items():
-            object.__setattr__(self, name, value)  # frozen from here on
-        for name in _FLAGS:
-            check_flag(f"sampling.{name}", getattr(self, name))
+        for name, default in _DEFAULTS.items():
+            value = getattr(self, name)
+            if value is not default:  # most are their default, and a request's way to its first token begins here
+                object.__setattr__(self, name, _CHECKS[name](f"sampling.{name}", value))  # frozen from here on
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            refuse("sampling.min_tokens", self.min_tokens, f"at most max_tokens, which is {self.max_tokens}")
         if self.stop and not self.detokenize:
             refuse("sampling.stop", self.stop, "empty when detokenize is false", "use stop_token_ids instead")
-        if self.structured_outputs is not None:
-            raise RequestError(
-                f"sampling.structured_outputs is not available in this version, got {shown(self.structured_outputs)}; "
-                "leave it out"
-            )
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> SamplingParams:
@@ -172,13 +162,13 @@ class SamplingParams:
         Raises:
             RequestError: naming the field and the first id that does not.
         """
-        named: dict[str, Iterable[int]] = {
-            "stop_token_ids": self.stop_token_ids or (),
-            "logit_bias": self.logit_bias or (),
-            "allowed_token_ids": self.allowed_token_ids or (),
-        }
-        for name, token_ids in named.items():
-            for token_id in token_ids:
+        named: tuple[tuple[str, Iterable[int] | None], ...] = (
+            ("stop_token_ids", self.stop_token_ids),
+            ("logit_bias", self.logit_bias),
+            ("allowed_token_ids", self.allowed_token_ids),
+        )
+        for name, token_ids in named:
+            for token_id in token_ids or ():
                 if token_id >= vocab_size:
                     raise RequestError(
                         f"sampling.{name} names token {token_id}, but the last one is {vocab_size - 1}; remove it"
@@ -233,59 +223,66 @@ class Request:
         object.__setattr__(self, "prompt_token_ids", token_ids)
 
 
-def _checked_numbers(params: SamplingParams) -> dict[str, Any]:
-    """The fields that scale or cut the distribution, in plain types."""
-    top_k = check_integer("sampling.top_k", params.top_k, -1, remedy="0 or -1 keeps all tokens")
-    seed = params.seed
-    if seed is not None:
-        seed = check_integer("sampling.seed", seed, -1, 2**64 - 1, remedy="leave it out for one given by the engine")
-    return {
-        "n": check_integer("sampling.n", params.n, 1, MAX_N, remedy="send several requests for more"),
-        "presence_penalty": check_number("sampling.presence_penalty", params.presence_penalty, -2, 2),
-        "frequency_penalty": check_number("sampling.frequency_penalty", params.frequency_penalty, -2, 2),
-        "repetition_penalty": check_number(
-            "sampling.repetition_penalty", params.repetition_penalty, 0, 1e4, open_low=True, remedy="1 changes nothing"
-        ),
-        "temperature": check_number(
-            "sampling.temperature", params.temperature, 0, MAX_TEMPERATURE, remedy="0 is greedy"
-        ),
-        "top_p": check_number("sampling.top_p", params.top_p, 0, 1, open_low=True, remedy="1 keeps all tokens"),
-        "top_k": max(top_k, 0),
-        "min_p": check_number("sampling.min_p", params.min_p, 0, 1, remedy="0 keeps all tokens"),
-        "seed": None if seed == -1 else seed,
-    }
+def _check_seed(where: str, value: Any) -> int | None:
+    seed = check_integer(where, value, -1, 2**64 - 1, remedy="leave it out for one given by the engine")
+    return None if seed == -1 else seed
 
 
-def _checked_lengths(params: SamplingParams) -> dict[str, Any]:
-    """The fields that count tokens, in plain types."""
-    checked: dict[str, Any] = {"min_tokens": check_integer("sampling.min_tokens", params.min_tokens, 0)}
-    if params.max_tokens is not None:
-        checked["max_tokens"] = check_integer("sampling.max_tokens", params.max_tokens, 1)
-        if params.min_tokens > params.max_tokens:
-            refuse("sampling.min_tokens", params.min_tokens, f"at most max_tokens, which is {params.max_tokens}")
-    for name in ("logprobs", "prompt_logprobs"):
-        if (value := getattr(params, name)) is not None:
-            checked[name] = check_integer(f"sampling.{name}", value, -1, remedy="-1 gives the whole vocabulary")
-    return checked
+def _check_max_tokens(where: str, value: Any) -> int | None:
+    return None if value is None else check_integer(where, value, 1)
 
 
-def _checked_lists(params: SamplingParams) -> dict[str, Any]:
-    """The fields that hold strings, token ids or mappings and were given, as tuples and dicts."""
-    checked: dict[str, Any] = {}
-    for name, most in (("stop", MAX_STOP_STRINGS), ("bad_words", MAX_BAD_WORDS)):
-        if (value := getattr(params, name)) is not None:
-            checked[name] = check_strings(f"sampling.{name}", value, most=most, most_characters=MAX_STRING_CHARACTERS)
-    for name, most in (("stop_token_ids", MAX_STOP_TOKEN_IDS), ("allowed_token_ids", MAX_ALLOWED_TOKEN_IDS)):
-        if (value := getattr(params, name)) is not None:
-            checked[name] = tuple(dict.fromkeys(check_token_ids(f"sampling.{name}", value, most=most)))
-    if checked.get("allowed_token_ids") == ():
-        refuse("sampling.allowed_token_ids", [], "a list of at least one token id", "leave it out to allow all")
-    if params.logit_bias is not None:
-        checked["logit_bias"] = check_token_numbers(
-            "sampling.logit_bias", params.logit_bias, most=MAX_LOGIT_BIAS, largest=MAX_LOGIT_BIAS_VALUE
-        )
-    if params.extra_args is not None:
-        if not isinstance(params.extra_args, Mapping) or not all(isinstance(key, str) for key in params.extra_args):
-            refuse("sampling.extra_args", params.extra_args, "a mapping with strings as keys")
-        checked["extra_args"] = dict(params.extra_args)
-    return checked
+def _check_num_logprobs(where: str, value: Any) -> int:
+    return check_integer(where, value, -1, remedy="-1 gives the whole vocabulary")
+
+
+def _check_stop_token_ids(where: str, value: Any) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(check_token_ids(where, value, most=MAX_STOP_TOKEN_IDS)))
+
+
+def _check_allowed_token_ids(where: str, value: Any) -> tuple[int, ...]:
+    token_ids = tuple(dict.fromkeys(check_token_ids(where, value, most=MAX_ALLOWED_TOKEN_IDS)))
+    if not token_ids:
+        refuse(where, [], "a list of at least one token id", "leave it out to allow all")
+    return token_ids
+
+
+def _check_extra_args(where: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        refuse(where, value, "a mapping with strings as keys")
+    return dict(value)
+
+
+def _refuse_structured_outputs(where: str, value: Any) -> NoReturn:
+    raise RequestError(f"{where} is not available in this version, got {shown(value)}; leave it out")
+
+
+_DEFAULTS = {f.name: f.default for f in fields(SamplingParams)}
+_CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
+    "n": partial(check_integer, low=1, high=MAX_N, remedy="send several requests for more"),
+    "presence_penalty": partial(check_number, low=-2, high=2),
+    "frequency_penalty": partial(check_number, low=-2, high=2),
+    "repetition_penalty": partial(check_number, low=0, high=1e4, open_low=True, remedy="1 changes nothing"),
+    "temperature": partial(check_number, low=0, high=MAX_TEMPERATURE, remedy="0 is greedy"),
+    "top_p": partial(check_number, low=0, high=1, open_low=True, remedy="1 keeps all tokens"),
+    "top_k": lambda where, value: max(check_integer(where, value, -1, remedy="0 or -1 keeps all tokens"), 0),
+    "min_p": partial(check_number, low=0, high=1, remedy="0 keeps all tokens"),
+    "seed": _check_seed,
+    "stop": partial(check_strings, most=MAX_STOP_STRINGS, most_characters=MAX_STRING_CHARACTERS),
+    "stop_token_ids": _check_stop_token_ids,
+    "ignore_eos": check_flag,
+    "max_tokens": _check_max_tokens,
+    "min_tokens": partial(check_integer, low=0),
+    "logprobs": _check_num_logprobs,
+    "prompt_logprobs": _check_num_logprobs,
+    "detokenize": check_flag,
+    "skip_special_tokens": check_flag,
+    "spaces_between_special_tokens": check_flag,
+    "include_stop_str_in_output": check_flag,
+    "logit_bias": partial(check_token_numbers, most=MAX_LOGIT_BIAS, largest=MAX_LOGIT_BIAS_VALUE),
+    "allowed_token_ids": _check_allowed_token_ids,
+    "bad_words": partial(check_strings, most=MAX_BAD_WORDS, most_characters=MAX_STRING_CHARACTERS),
+    "structured_outputs": _refuse_structured_outputs,
+    "extra_args": _check_extra_args,
+}
+"""What each field of ``SamplingParams`` must be: a value, with the name that the user wrote, in a plain type."""
