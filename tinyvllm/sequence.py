@@ -6,7 +6,6 @@ once; otherwise they are its own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,13 +31,9 @@ class SequenceTokens:
     _count: Int32 = field(repr=False)  # [1]
 
     @classmethod
-    def from_prompt(
-        cls, prompt: Sequence[int] | Int32, params: SamplingParams, rules: SamplingRules | None = None
-    ) -> SequenceTokens:
-        """A sequence that holds ``prompt`` and has generated nothing."""
-        buffer = np.empty(len(prompt) + 16, np.int32)
-        buffer[: len(prompt)] = prompt
-        return cls(params, rules or SamplingRules(), len(prompt), buffer, np.array([len(prompt)], np.int32))
+    def from_prompt(cls, prompt: Int32, params: SamplingParams, rules: SamplingRules | None = None) -> SequenceTokens:
+        """A sequence that holds ``prompt``, which nobody may change from now on, and has generated nothing."""
+        return cls(params, rules or SamplingRules(), len(prompt), prompt, np.array([len(prompt)], np.int32))
 
     @property
     def num_tokens(self) -> int:
@@ -64,7 +59,7 @@ class SequenceTokens:
         """Add one generated token."""
         count = self.num_tokens
         if count == len(self._buffer):
-            self._buffer = np.concatenate([self._buffer, np.empty(len(self._buffer), np.int32)])
+            self._buffer = np.concatenate([self._buffer, np.empty(max(16, count), np.int32)])
         self._buffer[count] = token_id
         self._count[0] += 1
 

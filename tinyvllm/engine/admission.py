@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -94,8 +95,11 @@ class Admission:
         state = RequestState(request, seed=seed, tokenizer=self.tokenizer, stream=stream)
         rules = SamplingRules(self._eos_token_ids, self._bad_words(params))
         most_output = self.most_tokens(request) - len(request.prompt_token_ids)
+        # In half the time that NumPy takes for a tuple of ints.
+        packed = struct.pack(f"{len(request.prompt_token_ids)}i", *request.prompt_token_ids)
+        prompt_ids = np.frombuffer(packed, np.int32)
         for index in range(params.n):
-            tokens = SequenceTokens.from_prompt(request.prompt_token_ids, params, rules)
+            tokens = SequenceTokens.from_prompt(prompt_ids, params, rules)
             state.completions.append(Completion(state, index, tokens, most_output))
         return state
 
@@ -105,7 +109,7 @@ class Admission:
         return min(len(request.prompt_token_ids) + most_output, self.max_model_len)
 
     def _tokens(self, prompt: str | Mapping[str, Any] | Sequence[int]) -> tuple[str | None, Sequence[int]]:
-        if isinstance(prompt, Mapping):
+        if isinstance(prompt, (dict, Mapping)):  # dict first, as nearly always: the abstract class takes far longer
             unknown = set(prompt) - {"prompt", "prompt_token_ids"}
             if unknown or not prompt:
                 raise RequestError(f"a prompt has the keys prompt or prompt_token_ids, got {sorted(map(str, prompt))}")
