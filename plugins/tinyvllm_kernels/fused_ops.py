@@ -28,7 +28,7 @@ def bind_qkv(context: BindContext) -> Launch:
     def made(eps: float, max_rows: int) -> QkvRopeAppend:
         return QkvRopeAppend(
             device, hidden_size=model.hidden_size, num_heads=model.num_heads, num_kv_heads=model.num_kv_heads,
-            head_dim=model.head_dim, eps=eps, max_rows=max_rows, tiling=tiers.tiling(model.hidden_size, num_outputs),
+            head_dim=model.head_dim, eps=eps, max_rows=max_rows, tiling=tiers.tiling(max_rows, model.hidden_size, num_outputs),
         )  # fmt: skip
 
     def rms_norm_qkv_rope_append(
@@ -55,7 +55,7 @@ def bind_linear_residual(context: BindContext) -> Launch:
     def made(out_features: int, in_features: int, max_rows: int) -> LinearResidual:
         return LinearResidual(
             device, in_features=in_features, out_features=out_features, max_rows=max_rows,
-            tiling=tiers.tiling(in_features, out_features),
+            tiling=tiers.tiling(max_rows, in_features, out_features),
         )  # fmt: skip
 
     def linear_residual(residual: Buffer, x: Buffer, layer: Linear) -> None:
@@ -78,7 +78,7 @@ def bind_gate_up(context: BindContext) -> Launch:
     def made(eps: float, max_rows: int) -> GateUpSilu:
         return GateUpSilu(
             device, hidden_size=model.hidden_size, intermediate_size=model.intermediate_size, eps=eps,
-            max_rows=max_rows, tiling=tiers.tiling(model.hidden_size, 2 * model.intermediate_size),
+            max_rows=max_rows, tiling=tiers.tiling(max_rows, model.hidden_size, 2 * model.intermediate_size),
         )  # fmt: skip
 
     def rms_norm_gate_up_silu(out: Buffer, x: Buffer, norm: Norm, gate_up: Linear) -> None:
@@ -110,7 +110,7 @@ def _bind_head(
     def made(vocab_size: int, hidden_size: int, eps: float, max_rows: int) -> LmHeadLogits | LmHeadArgmax:
         return launcher(
             device, hidden_size=hidden_size, vocab_size=vocab_size, eps=eps, max_rows=max_rows,
-            tiling=tiers.tiling(hidden_size, vocab_size, may_split=False),
+            tiling=tiers.tiling(max_rows, hidden_size, vocab_size, may_split=False),
         )  # fmt: skip
 
     def head_of_rows(out: Buffer, x: Buffer, norm: Norm, head: Linear) -> None:

@@ -43,7 +43,7 @@ def bind_linear(context: BindContext) -> Launch:
     def made(out_features: int, in_features: int, max_rows: int) -> LinearRows:
         return LinearRows(
             device, in_features=in_features, out_features=out_features, max_rows=max_rows,
-            tiling=tiers.tiling(in_features, out_features),
+            tiling=tiers.tiling(max_rows, in_features, out_features),
         )  # fmt: skip
 
     def linear(out: Buffer, x: Buffer, layer: Linear) -> None:
@@ -92,7 +92,7 @@ def bind_lm_head(context: BindContext) -> Launch:
     def made(vocab_size: int, hidden_size: int, max_rows: int) -> LogitsRows:
         return LogitsRows(
             device, hidden_size=hidden_size, vocab_size=vocab_size, max_rows=max_rows,
-            tiling=tiers.tiling(hidden_size, vocab_size, may_split=False),
+            tiling=tiers.tiling(max_rows, hidden_size, vocab_size, may_split=False),
         )  # fmt: skip
 
     def lm_head(logits: Buffer, x: Buffer, head: Linear) -> None:

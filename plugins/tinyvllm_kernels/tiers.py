@@ -6,14 +6,15 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from tinyvllm.interfaces import BindContext
-from tinyvllm.kernels.tiling import Tiling, choose_tiling
+from tinyvllm.kernels.tiling import Tiling, choose_tiling, rows_tier
 
 FUSED_ROWS = (1, 8, 16, 32)
 """Most rows of each version of the fused kernels; more rows go to the matrix products."""
 FUSED_HEAD_ROWS = (1,)
 """The same of the vocabulary's projection, which is long enough for the matrix products from two rows on."""
 
-_INVARIANT_TILE = 8
+_INVARIANT_ROWS = (8, 16, 32)
+"""Most rows of the versions that sum in one order, for which one row goes to the tensor cores too."""
 
 Launch: TypeAlias = Callable[..., None]
 """An op of a device, bound."""
@@ -31,18 +32,20 @@ class Tiers:
 
     def rows(self, num_rows: int) -> int | None:
         """Its most rows; None: the matrix products are faster."""
-        if self._is_invariant:
-            return self.max_tokens
-        return next((rows for rows in self._fused_rows if rows >= num_rows), None)
+        return self._rows(num_rows, self.max_tokens)
 
     def head_rows(self, num_rows: int) -> int | None:
         """The same for the vocabulary."""
+        return self._rows(num_rows, max(self._max_head_rows, num_rows))
+
+    def _rows(self, num_rows: int, most: int) -> int | None:
         if self._is_invariant:
-            return max(self._max_head_rows, num_rows)
+            return next((rows for rows in _INVARIANT_ROWS if rows >= num_rows), most)
         return next((rows for rows in self._fused_rows if rows >= num_rows), None)
 
-    def tiling(self, size_k: int, num_outputs: int, *, may_split: bool = True) -> Tiling | None:
-        """The launcher's own choice; with ``batch_invariant`` one cut for any number of rows, also for one."""
+    def tiling(self, max_rows: int, size_k: int, num_outputs: int, *, may_split: bool = True) -> Tiling | None:
+        """The launcher's own choice; with ``batch_invariant`` one cut of K for any number of rows, also for one."""
         if not self._is_invariant:
             return None
-        return choose_tiling(size_k, _INVARIANT_TILE, num_outputs=num_outputs, may_split=may_split)
+        batch_rows = max(_INVARIANT_ROWS[0], rows_tier(max_rows))
+        return choose_tiling(size_k, batch_rows, num_outputs=num_outputs, may_split=may_split)

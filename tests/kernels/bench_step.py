@@ -137,6 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--context-len", type=int, default=1024)
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--max-num-batched-tokens", type=int, default=16384)
+    parser.add_argument("--batch-invariant", action="store_true")
     parser.add_argument("--repeats", type=int, default=20)
     options = parser.parse_args(arguments)
     llm = LLM(
@@ -146,6 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         dtype="bfloat16",
         max_model_len=options.context_len + 2 * _MARGIN,
         load_format="dummy",
+        batch_invariant=options.batch_invariant,
         enforce_eager=True,  # so that every launch passes by
         scheduler={"max_num_seqs": max(options.batch_size), "max_num_batched_tokens": options.max_num_batched_tokens},
     )
