@@ -28,7 +28,8 @@ def bind_qkv(context: BindContext) -> Launch:
     def made(eps: float, max_rows: int) -> QkvRopeAppend:
         return QkvRopeAppend(
             device, hidden_size=model.hidden_size, num_heads=model.num_heads, num_kv_heads=model.num_kv_heads,
-            head_dim=model.head_dim, eps=eps, max_rows=max_rows, tiling=tiers.tiling(max_rows, model.hidden_size, num_outputs),
+            head_dim=model.head_dim, eps=eps, max_rows=max_rows,
+            tiling=tiers.tiling(max_rows, model.hidden_size, num_outputs),
         )  # fmt: skip
 
     def rms_norm_qkv_rope_append(
