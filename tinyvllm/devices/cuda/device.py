@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from tinyvllm.devices.compile_cache import default_cache_dir
 from tinyvllm.devices.cuda.cublaslt import CublasLt
 from tinyvllm.devices.cuda.driver import Driver, check_driver_version
+from tinyvllm.devices.cuda.failures import INVALID_CONTEXT
 from tinyvllm.devices.cuda.gemm import WORKSPACE_BYTES, AlgorithmStore, Gemm, GemmTiming, shape_of
 from tinyvllm.devices.cuda.graph import CudaGraph
-from tinyvllm.devices.cuda.launch import LaunchConfigs, LaunchShape, launch_failure
+from tinyvllm.devices.cuda.launch import LaunchConfigs, LaunchShape, launch_failure, launch_function
 from tinyvllm.devices.cuda.memory import CudaMemory
 from tinyvllm.devices.cuda.module import CudaFunction, CudaModule
 from tinyvllm.devices.cuda.nvrtc_version import compile_arch, nvrtc_version
@@ -64,7 +64,7 @@ class CudaDevice:
             batch_invariant=batch_invariant,
         )
         self._configs = LaunchConfigs(self._driver, self._stream, self._properties.arch)
-        self._launch = self._driver.api.cuLaunchKernelEx
+        self._launch = launch_function(self._driver)
         self._graph: CudaGraph | None = None
 
     @property
@@ -104,7 +104,7 @@ class CudaDevice:
             raise KernelError(f"kernel {function.name} was compiled for another device, not for {self._driver.where}")
         config = self._configs.get(grid, block, shared_bytes, pdl, cooperative, cluster)
         function.arguments.fill(arguments)
-        (status,) = self._launch(config, function.handle, function.arguments.address, 0)
+        status = self._launch(config, function.address, function.arguments.address, None)
         if status != 0:
             shape = LaunchShape(grid, block, shared_bytes, pdl, cooperative, cluster)
             self._retry_in_this_thread(status, config, function, shape)
@@ -187,11 +187,11 @@ class CudaDevice:
         self._driver.call(self._driver.api.cuStreamSynchronize, self._stream)
         self._driver.recent.clear()
 
-    def _retry_in_this_thread(self, status: Any, config: Any, function: CudaFunction, shape: LaunchShape) -> None:
+    def _retry_in_this_thread(self, status: int, config: int, function: CudaFunction, shape: LaunchShape) -> None:
         """Launches again if only the context was not that of this thread; raises what else is wrong."""
         self._driver.enter()
-        if status == self._driver.api.CUresult.CUDA_ERROR_INVALID_CONTEXT:
-            (status,) = self._launch(config, function.handle, function.arguments.address, 0)
+        if status == INVALID_CONTEXT:
+            status = self._launch(config, function.address, function.arguments.address, None)
         if status != 0:
             raise launch_failure(self._driver, self._properties, function, shape, status)
 

@@ -201,7 +201,7 @@ class Gemm:
 
     def _run(self, plan: _Plan, out: Buffer, x: Buffer, weight: Buffer, accumulate: bool) -> None:
         status = self._library.multiply(
-            plan.description, ctypes.addressof(plan.algorithm), out.pointer, x.pointer, weight.pointer, accumulate,
+            plan.description, plan.algorithm, out.pointer, x.pointer, weight.pointer, accumulate,
             self._workspace.pointer, WORKSPACE_BYTES, self._stream,
         )  # fmt: skip
         if status != 0:

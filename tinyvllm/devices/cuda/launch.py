@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from tinyvllm.devices.cuda.driver import Driver, describe
 from tinyvllm.devices.cuda.module import CudaFunction
@@ -15,6 +17,17 @@ from tinyvllm.errors import KernelError
 _MAX_KEPT = 4096
 _REFUSALS = frozenset((1, 98, 200, 209, 400, 701, 720, 801, 912))
 """What a launch itself can be refused with; any other error comes from earlier work."""
+_API_VERSION = 12000
+
+LaunchFunction: TypeAlias = Callable[[int, int, int, None], int]
+"""``cuLaunchKernelEx`` of addresses: configuration, function, pointers to the arguments, nothing; returns a status."""
+
+
+def launch_function(driver: Driver) -> LaunchFunction:
+    """The driver's, by ctypes: its bindings read the configuration anew at each launch, which takes 1.5 us more."""
+    address, _ = driver.call(driver.api.cuGetProcAddress, b"cuLaunchKernelEx", _API_VERSION, 0)
+    function: LaunchFunction = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_void_p] * 4)(int(address))
+    return function
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,17 +49,18 @@ class LaunchConfigs:
         self._driver = driver
         self._stream = stream
         self._has_pdl = arch >= 90
-        self._configs: dict[tuple[Any, ...], Any] = {}
+        self._configs: dict[tuple[Any, ...], tuple[int, Any]] = {}  # addresses, and what lies there
 
-    def get(self, grid: Dim3, block: Dim3, shared_bytes: int, pdl: bool, cooperative: bool, cluster: Dim3) -> Any:
-        """The ``CUlaunchConfig`` of such a launch."""
+    def get(self, grid: Dim3, block: Dim3, shared_bytes: int, pdl: bool, cooperative: bool, cluster: Dim3) -> int:
+        """The address of the ``CUlaunchConfig`` of such a launch; good until the next call."""
         key = (grid, block, shared_bytes, pdl, cooperative, cluster)
-        config = self._configs.get(key)
-        if config is None:
+        found = self._configs.get(key)
+        if found is None:
             if len(self._configs) >= _MAX_KEPT:
                 self._configs.clear()
-            config = self._configs[key] = self._build(LaunchShape(*key))
-        return config
+            config = self._build(LaunchShape(*key))
+            found = self._configs[key] = (int(config.getPtr()), config)
+        return found[0]
 
     def _build(self, shape: LaunchShape) -> Any:
         api = self._driver.api
@@ -90,10 +104,11 @@ def refuse_shape(properties: DeviceProperties, function: CudaFunction, shape: La
 
 
 def launch_failure(
-    driver: Driver, properties: DeviceProperties, function: CudaFunction, shape: LaunchShape, status: Any
+    driver: Driver, properties: DeviceProperties, function: CudaFunction, shape: LaunchShape, code: int
 ) -> Exception:
-    """The exception for a launch that returned ``status``."""
-    if int(status) not in _REFUSALS:
+    """The exception for a launch that returned the status ``code``."""
+    status = driver.api.CUresult(code)
+    if code not in _REFUSALS:
         return driver.failure(driver.api.cuLaunchKernelEx, status)
     try:
         refuse_shape(properties, function, shape)

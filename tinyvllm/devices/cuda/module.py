@@ -18,12 +18,16 @@ from tinyvllm.errors import KernelError
 _DEFAULT_SHARED_BYTES = 48 * 1024
 _MOST_SHARED_PERCENT = 100
 _POINTER = struct.Struct("=Q")
+_CODES = {"b1": "?", "i1": "b", "u1": "B", "i2": "h", "u2": "H", "f2": "e", "i4": "i", "u4": "I", "f4": "f", "i8": "q",
+          "u8": "Q", "f8": "d"}  # fmt: skip
+"""How ``struct`` calls a NumPy scalar of a kind and size."""
 
 
 class ArgumentPack:
     """Storage for one kernel's arguments and the array of pointers to them; refilled for each launch.
 
-    The driver copies what it needs before a launch returns, so one pack per kernel is enough.
+    The driver copies what it needs before a launch returns, so one pack per kernel is enough. Arguments are checked one
+    by one when their types are new; where they are not, one call writes them all.
 
     Args:
         what: names the kernel in messages.
@@ -33,6 +37,7 @@ class ArgumentPack:
     def __init__(self, what: str, parameters: Sequence[tuple[int, int]]) -> None:
         self._what = what
         self._parameters = tuple(parameters)
+        self._packers: dict[tuple[type, ...], struct.Struct] = {}  # by the arguments' types
         size = max([8, *(offset + size for offset, size in parameters)])
         storage = (ctypes.c_uint8 * size)()
         self._values = memoryview(storage).cast("B")
@@ -47,6 +52,18 @@ class ArgumentPack:
         Raises:
             KernelError: too few or too many, or one of another size than the parameter.
         """
+        types = tuple(map(type, arguments))
+        packer = self._packers.get(types)
+        if packer is not None:
+            given = [a.pointer if type(a) is Buffer else a for a in arguments if a is not None]
+            packer.pack_into(self._values, 0, *given)
+            return
+        self._fill_one_by_one(arguments)
+        codes = [_code_of(argument) for argument in arguments]
+        if None not in codes:
+            self._packers[types] = self._packer(codes)
+
+    def _fill_one_by_one(self, arguments: Sequence[Argument]) -> None:
         if len(arguments) != len(self._parameters):
             raise KernelError(
                 f"{self._what}: {len(arguments)} arguments, the kernel has {len(self._parameters)} parameters"
@@ -69,9 +86,13 @@ class ArgumentPack:
                 raise KernelError(f"{self._what}: argument {i} is {kind}, the kernel's parameter is a value of "
                                   f"{size} bytes; values are NumPy scalars, such as np.int32(3)")  # fmt: skip
 
-    def read(self) -> bytes:
-        """The arguments' bytes as the kernel would see them."""
-        return bytes(self._values)
+    def _packer(self, codes: Sequence[str | None]) -> struct.Struct:
+        """What writes arguments of these codes in their places."""
+        layout, end = "=", 0
+        for code, (offset, size) in zip(codes, self._parameters, strict=True):
+            layout += f"{offset - end}x{code}"
+            end = offset + size
+        return struct.Struct(layout)
 
 
 class CudaFunction:
@@ -81,6 +102,8 @@ class CudaFunction:
         self.name = name
         self.source = source
         self.handle = handle
+        self.address = int(handle)
+        """The driver's function, as :func:`~tinyvllm.devices.cuda.launch.launch_function` takes it."""
         self._module = module  # keeps the code loaded
         self.what = f"{driver.where}: kernel {name} ({source.name})"
         kinds = driver.api.CUfunction_attribute
@@ -138,6 +161,13 @@ class CudaModule:
         kind = driver.api.CUfunction_attribute.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT
         driver.call(driver.api.cuFuncSetAttribute, handle, kind, _MOST_SHARED_PERCENT)
         return function
+
+
+def _code_of(argument: Argument) -> str | None:
+    """How ``struct`` writes it; None: not at all."""
+    if isinstance(argument, np.generic):
+        return _CODES.get(argument.dtype.str[1:])
+    return f"{_POINTER.size}x" if argument is None else "Q"  # padding is written as zeros
 
 
 def _parameters_of(driver: Driver, handle: Any) -> list[tuple[int, int]]:
