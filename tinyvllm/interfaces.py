@@ -329,7 +329,9 @@ class Schedule:
         preempt: rows that lose their blocks and slot first, in order; their tokens are kept.
         stands: every row computes its one known token, and the same rows shall go on so, step after step, until
             something else changes than their length (a row comes, ends or can take no more tokens) or blocks run out.
-            Until then the scheduler is not asked again, which saves its time and the check of what it decides.
+            Until then the scheduler is not asked again, which saves its time and the check of what it decides. Where
+            the rows are all there is to run and none waits, one that ends leaves the others to go on: nothing is left
+            to be decided then.
     """
 
     rows: Int32

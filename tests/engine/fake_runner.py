@@ -57,7 +57,7 @@ class FakeRunner:
     """Writes token ids where keys would go, reads whole contexts through the block tables, and continues them.
 
     With ``is_late`` it keeps what it chose to itself until it is asked, as a device does, and cannot do so for
-    requests with a penalty; it then follows the block tables by their updates alone.
+    requests with a penalty. It follows the arrays as a device does, and holds them against the step's.
     """
 
     def __init__(self, num_blocks: int, block_size: int, *, is_late: bool = False) -> None:
@@ -65,6 +65,7 @@ class FakeRunner:
         self._block_size, self._is_late = block_size, is_late
         self._chosen: list[int] = []
         self._tables = np.zeros((0, 0), np.int32)
+        self._kept: tuple[list[int], list[int]] = ([], [])  # slots and positions of the step before
 
     def can_run_ahead(self, params: SamplingParams, rules: SamplingRules) -> bool:
         return not (self._is_late and params.presence_penalty)
@@ -94,12 +95,22 @@ class FakeRunner:
         """Keeps block tables of its own, as a device does, and holds them against the step's."""
         tables, updates = step.batch.block_tables, step.table_updates
         if updates is None:
-            self._tables = tables.copy()
+            self._tables = np.zeros((tables.shape[0], 64), np.int32)
+            self._tables[:, : tables.shape[1]] = tables
         else:
             self._tables[updates.rows, updates.columns] = updates.blocks
         for b, length in enumerate(step.batch.context_lens.tolist()):
             count = -(-length // self._block_size)
             assert np.array_equal(self._tables[b, :count], tables[b, :count]), "an update of a block table is missing"
+        slots, positions = step.slots.tolist(), step.batch.positions.tolist()
+        if step.is_next:
+            assert updates is not None
+            assert self._kept == (slots, [position - 1 for position in positions]), "not the step before once more"
+            assert np.array_equal(step.batch.context_lens, step.batch.positions + 1)
+            assert step.sampling is not None
+            assert np.array_equal(step.sampling.position, step.batch.context_lens)
+            assert step.started is None
+        self._kept = (slots, positions)
 
 
 def fake_engine(

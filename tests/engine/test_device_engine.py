@@ -71,6 +71,35 @@ def test_a_prompt_token_by_token_is_the_cpus_within_rounding(device: str, model:
     check(model, output, 2)
 
 
+def test_a_step_like_the_one_before_sends_only_what_is_new_in_the_block_tables(device: str) -> None:
+    """Three sequences, two of which end before the third: the others go on, on arrays that the device keeps itself."""
+    llm = start(SMALL, device, cache={"block_size": 8}, scheduler={"max_num_seqs": 4})
+    assert llm.device is not None
+    memory: Any = llm.device.memory
+    sizes: list[int] = []
+    upload, upload_corner = memory.upload, memory.upload_corner
+
+    def count(send: Any) -> Any:
+        def counted(buffer: Any, array: Any) -> None:
+            sizes[-1] += array.size
+            send(buffer, array)
+
+        return counted
+
+    memory.upload, memory.upload_corner = count(upload), count(upload_corner)
+    prompts, lengths = random_prompts(SMALL, (5, 9, 17)), (30, 12, 20)
+    for i, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
+        llm.engine.add_request(str(i), list(prompt), greedy(length, logprobs=2, prompt_logprobs=None))
+    finished: dict[str, Any] = {}
+    while llm.engine.has_unfinished_requests():
+        sizes.append(0)
+        finished |= {output.request_id: output for output in llm.engine.step() if output.finished}
+    for i, length in enumerate(lengths):
+        check(SMALL, finished[str(i)], length)
+    assert sum(size == 0 for size in sizes) >= len(sizes) - 12, sizes
+    assert sum(size > 60 for size in sizes) <= 5, sizes  # the prompts, and a batch without one or two of them
+
+
 def faults(model: str) -> dict[str, dict[str, Any]]:
     window = {"config": {**oracle(model).config, "sliding_window": 24}} if model == "mistral" else {}
     return {

@@ -16,6 +16,7 @@ from . import (
     test_attention_mutants,
     test_projection_mutants,
     test_sample_mutants,
+    test_step_mutants,
 )
 from .barriers import PRELUDE, Barrier, Shown, all_files, barriers_of, rows
 from .mutants import Scenario, copy_kernels, is_broken, sanitize
@@ -24,6 +25,7 @@ SCENARIOS: dict[str, Scenario] = {
     **test_attention_mutants.SCENARIOS,
     **test_projection_mutants.SCENARIOS,
     **test_sample_mutants.SCENARIOS,
+    **test_step_mutants.SCENARIOS,
 }
 RACES = {
     "attention_decode.cu": (attention_samples, "decode"),

@@ -187,7 +187,7 @@ def sampling(vocab_size: int) -> Iterator[tuple[str, Make]]:
     yield label, partial(Sample, vocab_size=vocab_size, max_rows=SAMPLED_ROWS)
     yield label, partial(Logprobs, vocab_size=vocab_size)
     yield label, penalties
-    yield "any step", StepInputs
+    yield "any step", partial(StepInputs, block_size=16)
 
 
 def table_kernels() -> list[Kernel]:

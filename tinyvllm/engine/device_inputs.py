@@ -13,7 +13,7 @@ from tinyvllm.batch import Int32
 from tinyvllm.devices.interface import Buffer, Device
 from tinyvllm.engine.runner import Step, TableUpdates
 from tinyvllm.kernels.launch import INT32, ceil_div, round_up
-from tinyvllm.kernels.step_inputs import StepInputs
+from tinyvllm.kernels.step_inputs import HEADER_SIZE, StepArrays, StepInputs
 from tinyvllm.models.device_decoder import DeviceBatch, DeviceLimits
 
 _ALIGNMENT = 64
@@ -98,7 +98,7 @@ class DeviceInputs:
     def __init__(self, device: Device, limits: DeviceLimits) -> None:
         self._device = device
         self._max_blocks = ceil_div(limits.max_context_len, limits.block_size)
-        self._updates_size = 1 + 3 * limits.max_seqs
+        self._updates_size = HEADER_SIZE + 3 * limits.max_seqs
         most = max(1, limits.max_seqs)
         size = _Layout.of(limits.max_tokens, most, most).starts[-1] + self._updates_size
         self._host = np.zeros(size, np.int32)
@@ -108,15 +108,29 @@ class DeviceInputs:
         self.counting = device.memory.alloc((most,), INT32)
         """``[most sequences]``, int32: 0, 1, 2, ..."""
         device.memory.upload(self.counting, np.arange(most, dtype=np.int32))
-        self._complete = StepInputs(device)
+        self._complete = StepInputs(device, block_size=limits.block_size)
+        self._num_sent = 0  # of the elements of the last step
         self._padded: dict[int, tuple[tuple[int, ...], StepBuffers]] = {}  # by size of a decode step
 
-    def upload_decode(self, step: Step, size: int) -> StepBuffers:
-        """The arrays of a step of one token a sequence, all of them sampled, padded to ``size`` sequences."""
+    def upload_decode(self, step: Step, size: int, *, is_in_place: bool) -> StepBuffers:
+        """The arrays of a step of one token a sequence, all of them sampled, padded to ``size`` sequences.
+
+        Args:
+            step: the step.
+            size: how many it is padded to.
+            is_in_place: the device holds the arrays of the step before, of which this one is the next: it works them
+                out itself, and is told what is new in the block tables.
+        """
         if size not in self._padded:
             layout = _Layout.of(size, size, size)
             self._padded[size] = (layout.starts, self._buffers(layout, is_decode=True, are_all=True))
         starts, buffers = self._padded[size]
+        if is_in_place:
+            assert step.table_updates is not None
+            if len(step.table_updates.rows):
+                used = self._put_updates(step.table_updates, starts[-1], is_next=True)
+                self._device.memory.upload(self._part(starts[-1], used), self._host[starts[-1] : starts[-1] + used])
+            return buffers
         batch, host, count = step.batch, self._host, step.batch.num_sequences
         assert step.sampling is not None
         for start, values, padding in (
@@ -149,18 +163,22 @@ class DeviceInputs:
         has_decodes = bool((np.diff(batch.cu_seqlens_q) == 1).any())
         return replace(buffers, batch=replace(buffers.batch, has_decodes=has_decodes))
 
-    def complete(self, buffers: StepBuffers, last_sampled: Buffer) -> None:
-        """Queue what the host could not fill in: tokens of the step before, and new entries of block tables."""
-        self._complete(buffers.batch.token_ids, self._tables, last_sampled, buffers.updates)
+    def complete(self, buffers: StepBuffers, last_sampled: Buffer, *, is_decode: bool) -> None:
+        """Queue what the host did not fill in; see ``StepInputs``."""
+        batch = buffers.batch
+        arrays = StepArrays(
+            batch.token_ids, batch.positions, batch.slot_mapping, batch.context_lens, buffers.sampled.positions,
+            batch.block_tables, buffers.updates,
+        )  # fmt: skip
+        self._complete(arrays, last_sampled, is_decode=is_decode)
 
     @contextmanager
     def without_sampling(self, buffers: StepBuffers) -> Iterator[None]:
-        """Within the block every sampled row is padding, so that a step may run once more than it should."""
+        """Within the block every sampled row is padding: the step just sent may run once more than it should."""
         slots = buffers.sampled.slots
-        start = (slots.pointer - self._buffer.pointer) // INT32.itemsize
         self._device.memory.upload(slots, np.full(slots.shape, -1, np.int32))
         yield
-        self._device.memory.upload(slots, self._host[start : start + slots.shape[0]])
+        self._device.memory.upload(self._part(0, self._num_sent), self._host[: self._num_sent])
 
     def upload_rows(self, indices: Int32) -> Buffer:
         """Indices of rows, on the device; until the next call."""
@@ -170,20 +188,21 @@ class DeviceInputs:
 
     def _send(self, step: Step, updates_start: int) -> None:
         """Adds the updates of the block tables behind the arrays, and copies all that is in use."""
-        updates = step.table_updates
-        count = self._put_updates(updates, updates_start)
+        updates = None if step.is_next else step.table_updates
         if updates is None:
             self._device.memory.upload_corner(self._tables, step.batch.block_tables)
-        used = updates_start + 1 + 3 * count
-        self._device.memory.upload(self._buffer.view((used,)), self._host[:used])
+        self._num_sent = updates_start + self._put_updates(updates, updates_start, is_next=False)
+        self._device.memory.upload(self._part(0, self._num_sent), self._host[: self._num_sent])
 
-    def _put_updates(self, updates: TableUpdates | None, start: int) -> int:
+    def _put_updates(self, updates: TableUpdates | None, start: int, *, is_next: bool) -> int:
+        """Writes the header and the updates; how many elements that is."""
         count = 0 if updates is None else len(updates.rows)
-        self._host[start] = count
+        self._host[start : start + HEADER_SIZE] = is_next, count
+        first = start + HEADER_SIZE
         if updates is not None and count:
-            triples = self._host[start + 1 : start + 1 + 3 * count].reshape(count, 3)
+            triples = self._host[first : first + 3 * count].reshape(count, 3)
             triples[:, 0], triples[:, 1], triples[:, 2] = updates.rows, updates.columns, updates.blocks
-        return count
+        return HEADER_SIZE + 3 * count
 
     def _buffers(self, layout: _Layout, *, is_decode: bool, are_all: bool) -> StepBuffers:
         token_ids, positions, slot_mapping, context_lens, slots, new_positions, rows, cu_seqlens_q, updates = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -56,6 +57,7 @@ class DeviceRunner:
         self._graphs: dict[tuple[int, SamplingMode], Graph] = {}
         self._buckets = batch_buckets(limits.max_seqs)
         self._last_mode: tuple[Float32 | None, SamplingMode | None] = (None, None)
+        self._in_place: tuple[int, SamplingMode] | None = None  # the decode step whose arrays the device holds
 
     def can_run_ahead(self, params: SamplingParams, rules: SamplingRules) -> bool:
         """Whether the device samples such a sequence: what the host samples must be known before the next step."""
@@ -75,8 +77,9 @@ class DeviceRunner:
         ):
             self._decode(step, mode)
             return self._in_flight(mode, num_sampled, ())
+        self._in_place = None
         buffers = self._inputs.upload(step)
-        self._inputs.complete(buffers, self._sampling.token_ids)
+        self._inputs.complete(buffers, self._sampling.token_ids, is_decode=False)
         self._decoder.forward(buffers.batch, self._caches)
         wishes = [self._prompt_logprobs(wish) for wish in step.prompt_logprobs]
         if step.sampling is None:
@@ -101,15 +104,17 @@ class DeviceRunner:
 
     def _decode(self, step: Step, mode: SamplingMode) -> None:
         """One token a sequence, in a graph of the next larger batch."""
-        bucket = next(size for size in self._buckets if size >= step.batch.num_sequences)
-        buffers = self._inputs.upload_decode(step, bucket)
+        bucket = self._buckets[bisect_left(self._buckets, step.batch.num_sequences)]
+        key = (bucket, mode)
+        buffers = self._inputs.upload_decode(step, bucket, is_in_place=step.is_next and self._in_place == key)
+        self._in_place = key
         if self._enforce_eager:
             self._queue_decode(buffers, mode)
             return
-        key = (bucket, mode)
-        if key not in self._graphs:
-            self._graphs[key] = self._record(buffers, mode)
-        self._graphs[key].replay()
+        graph = self._graphs.get(key)
+        if graph is None:
+            graph = self._graphs[key] = self._record(buffers, mode)
+        graph.replay()
 
     def _record(self, buffers: StepBuffers, mode: SamplingMode) -> Graph:
         """The graph of a decode step. Launchers are made, and memory is allocated, in a run that samples nothing."""
@@ -121,7 +126,7 @@ class DeviceRunner:
         return graph
 
     def _queue_decode(self, buffers: StepBuffers, mode: SamplingMode) -> None:
-        self._inputs.complete(buffers, self._sampling.token_ids)
+        self._inputs.complete(buffers, self._sampling.token_ids, is_decode=True)
         self._decoder.forward(buffers.batch, self._caches)
         self._queue_sampling(buffers.sampled, mode)
 

@@ -193,9 +193,8 @@ class PendingTokens:
         """Them, once they are there."""
         chosen = self.chosen.wait()
         token_ids = chosen[: 4 * self.num_rows].view(np.int32)
-        is_corrupt = token_ids < 0
-        if self.num_slots is not None:
-            is_corrupt = chosen[4 * self.num_slots :][: self.num_rows].astype(bool)
+        flags = None if self.num_slots is None else chosen[4 * self.num_slots :][: self.num_rows].view(bool)
+        is_corrupt = token_ids < 0 if flags is None else flags
         columns = LogprobColumns(*(each.wait() for each in self.listed)) if self.listed else None
         return Sampled(token_ids, columns, is_corrupt if is_corrupt.any() else None)
 

@@ -194,6 +194,7 @@ class Engine:
             in_flight = self._launcher.launch_next(self._run)
             if in_flight is not None:
                 self._in_flight.append(in_flight)
+                self._run = in_flight.run
                 return True
             self._settle()
         if not (len(table.waiting) or len(table.running)):
@@ -259,8 +260,8 @@ class Engine:
     def _taken(self, step: InFlight, sampled: Sampled) -> Sequence[int]:
         """Writes a step's tokens to the store; which of them may end something or are news to somebody."""
         looked_at: NDArray[np.bool_] | None
-        if step.run is not None and step.run is self._run:
-            looked_at = self._run.read(step.pending, sampled, is_stored=step.is_stored)
+        if step.run is not None and step.run is self._run and not self._run.has_ended:
+            looked_at = self._run.read(step.pending, sampled, step.known, is_stored=step.is_stored)
             if looked_at is None and step.are_last is None and sampled.is_corrupt is None:
                 return ()
             if looked_at is None:
@@ -283,14 +284,15 @@ class Engine:
             if has_no_slot.any():
                 self._store_some(step, token_ids, has_no_slot)
             else:
-                table.store(rows, token_ids)
+                table.store(rows, token_ids, step.known)
         looked_at = table.is_watched.take(rows)
         looked_at |= has_no_slot
         looked_at |= (table.stop_ids.take(rows, axis=0) == token_ids[:, None]).any(axis=1)
         return looked_at
 
     def _store_some(self, step: InFlight, token_ids: Int32, has_no_slot: NDArray[np.bool_]) -> None:
-        self._table.store(step.rows[~has_no_slot], token_ids[~has_no_slot])
+        has_slot = ~has_no_slot
+        self._table.store(step.rows[has_slot], token_ids[has_slot], step.known[has_slot])
         for i in np.flatnonzero(has_no_slot).tolist():
             if not step.completions[i].is_finished:  # preempted: its tokens are its own now
                 step.completions[i].tokens.append(int(token_ids[i]))
@@ -299,12 +301,17 @@ class Engine:
     def _watch(self, completion: Completion) -> None:
         """Have each token of a completion looked at, or those alone that are its last or among its stop tokens."""
         has_many_stops = len(completion.stop_ids) > NUM_STOP_IDS
-        self._table.is_watched[completion.row] = completion.needs_each_token or has_many_stops
+        self._table.watch(completion.row, completion.needs_each_token or has_many_stops)
 
     def _end(self, completion: Completion) -> None:
         """Give up what an ended completion holds; the request too once it was the last."""
-        state = completion.request
-        self._settle()
+        state, run = completion.request, self._run
+        if run is not None and run.holds(completion.row):
+            if run.is_all:
+                run.settle()
+                run.leave(completion.row)
+            else:
+                self._settle()
         if self._table.slot[completion.row] >= 0:
             completion.tokens.move_out()
         self._table.finish(completion.row)

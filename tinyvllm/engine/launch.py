@@ -74,13 +74,14 @@ class StepLauncher:
 
     def launch(self, schedule: CheckedSchedule) -> InFlight:
         """Carry out a step that computes something; its rows to be preempted already are."""
-        started = None
+        table, started = self._table, None
+        is_all = len(table.waiting) == 0 and len(schedule.rows) == len(table.running)
         if not schedule.are_running:
             started = self._start(schedule.rows)
-            schedule = schedule.in_order(self._table.slot.take(schedule.rows).argsort())
-        slots = self._table.slot.take(schedule.rows)
+            schedule = schedule.in_order(table.slot.take(schedule.rows).argsort())
+        slots = table.slot.take(schedule.rows)
         self._extend(schedule)
-        batch = build_batch(self._table, self._tokens_of, schedule, slots)
+        batch = build_batch(table, self._tokens_of, schedule, slots)
         sampled = np.flatnonzero(batch.context_lens == schedule.known)
         rows, sampled_slots = schedule.rows.take(sampled), slots.take(sampled)
         completions, tokens = self._looked_up(rows)
@@ -88,26 +89,43 @@ class StepLauncher:
         wishes = self._wishes(schedule, batch.cu_seqlens_q) if self.telling_prompts else []
         step = Step(batch, sampled, sampled_slots, sampling, tokens, started, None, [wish for _, wish in wishes])
         pending = self._begin(step)
-        self._table.num_computed[schedule.rows] = batch.context_lens
+        table.num_computed[schedule.rows] = batch.context_lens
         in_flight = self._advance(rows, completions, [state for state, _ in wishes], pending)
         if self.forking:
             for completion in completions:
                 self._fork(completion)
-        if not schedule.stands:
+        if sampling is None or not schedule.stands:
             return in_flight
-        late_tokens = self._late_tokens[: len(rows)]
-        run = StandingRun(self._table, rows, slots, step, pending, completions, late_tokens)
+        run = StandingRun(
+            table, rows, slots, sampling=sampling, completions=completions, tokens=tokens, pending=pending,
+            late_tokens=self._late_tokens[: len(rows)], follows=True, is_all=is_all,
+        )  # fmt: skip
         return replace(in_flight, run=run)
 
     def launch_next(self, run: StandingRun) -> InFlight | None:
-        """Carry out the next step of a decision, if it still stands."""
-        step = run.next_step()
-        if step is None:
+        """Carry out the next step of a decision, if it still stands, without the rows that have left."""
+        going_on: StandingRun | None = run
+        if run.leaving is not None:
+            run.settle()
+            going_on = self._without_leaving(run, run.leaving) if run.stands else None
+        step = going_on.next_step() if going_on is not None else None
+        if going_on is None or step is None:
             return None
         pending = self._begin(step)
-        known, are_last, is_stored = run.launched(pending)
+        known, are_last, is_stored = going_on.launched(pending)
         self._note_peak()
-        return InFlight(run.rows, run.completions, (), pending, known, are_last, is_stored, run)
+        return InFlight(going_on.rows, going_on.completions, (), pending, known, are_last, is_stored, going_on)
+
+    def _without_leaving(self, run: StandingRun, is_leaving: NDArray[np.bool_]) -> StandingRun | None:
+        """The rest of a decision, if there is one."""
+        staying = np.flatnonzero(~is_leaving)
+        if len(staying) == 0:
+            return None
+        slots = run.slots.take(staying)
+        sampling = self._sampling.gather(slots, slots)  # the run knows the positions
+        rest = run.going_on(staying, slots, sampling, self._late_tokens[: len(slots)])
+        self._last = (rest.rows, rest.completions, rest.tokens)
+        return rest
 
     def _begin(self, step: Step) -> Pending:
         began = time.perf_counter()
@@ -186,7 +204,7 @@ class StepLauncher:
         if sampled is None:
             table.last_token[rows] = self._late_tokens[: len(rows)]
         else:
-            table.store(rows, sampled.token_ids)
+            table.store(rows, sampled.token_ids, known)
             table.last_token[rows] = sampled.token_ids  # in flight, but known
         return InFlight(rows, completions, wishes, pending, known, are_last, is_stored=sampled is not None)
 

@@ -74,6 +74,8 @@ class Step:
         started: sequences that were given a slot since the step before; None: none was.
         table_updates: what is new in ``batch.block_tables`` since the step before, if the rest is the same.
         prompt_logprobs: wishes.
+        is_next: whether it is the step before once more, each sequence one token further; ``table_updates`` is then all
+            that a runner that keeps the arrays of that step must be told.
     """
 
     batch: Batch
@@ -84,6 +86,7 @@ class Step:
     started: Started | None = None
     table_updates: TableUpdates | None = None
     prompt_logprobs: Sequence[PromptLogprobs] = ()
+    is_next: bool = False
 
 
 @dataclass(frozen=True, slots=True)

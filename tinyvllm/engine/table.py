@@ -91,6 +91,10 @@ class SequenceTable:
         self.stop_ids = np.zeros((0, NUM_STOP_IDS), np.int32)  # by row; _NO_TOKEN where there are fewer
         self.changes = 0
         """Grows whenever rows begin, end, wait or reach their most tokens: what was decided before may not hold now."""
+        self.arrivals = 0
+        """Grows whenever a row begins to wait."""
+        self.watch_changes = 0
+        """Grows whenever ``is_watched`` changes."""
         self.request_ids: list[str] = []
         self._held_blocks: dict[int, Int32] = {}  # shared blocks of rows that have no slot yet
         self._free_rows: list[int] = []
@@ -169,6 +173,7 @@ class SequenceTable:
         """Let a row be scheduled; it stands where its arrival puts it."""
         self.state[row] = State.WAITING
         self.changes += 1
+        self.arrivals += 1
         if self._tail == len(self._waiting):
             queued = self.waiting
             self._waiting = np.concatenate([queued, np.zeros(max(64, len(queued)), np.int32)])
@@ -191,15 +196,22 @@ class SequenceTable:
 
     def extend(self, rows: Int32, num_blocks: Int32) -> None:
         """Hand ``num_blocks[i] >= 1`` more blocks to running row ``rows[i]``; the caller saw to enough free ones."""
-        fresh = self.blocks.allocate(int(num_blocks.sum()))
-        if len(fresh) == len(rows):  # the usual step: one each
-            self.tables[self.slot[rows], self.num_blocks[rows]] = fresh
-        else:
-            ends = np.cumsum(num_blocks)
-            for row, start, stop in zip(rows, ends - num_blocks, ends, strict=True):
-                held = self.num_blocks[row]
-                self.tables[self.slot[row], held : held + stop - start] = fresh[start:stop]
+        count = int(num_blocks.sum())
+        if count == len(rows):
+            self.extend_by_one(rows)
+            return
+        fresh, ends = self.blocks.allocate(count), np.cumsum(num_blocks)
+        for row, start, stop in zip(rows, ends - num_blocks, ends, strict=True):
+            held = self.num_blocks[row]
+            self.tables[self.slot[row], held : held + stop - start] = fresh[start:stop]
         self.num_blocks[rows] += num_blocks
+
+    def extend_by_one(self, rows: Int32) -> tuple[Int32, Int32]:
+        """Hand one more block to each of these running rows: ``[n]``, where it stands in the row's table, and which."""
+        fresh, columns = self.blocks.allocate(len(rows)), self.num_blocks.take(rows)
+        self.tables[self.slot.take(rows), columns] = fresh
+        self.num_blocks[rows] = columns + 1
+        return columns, fresh
 
     def share_prompt(self, source: int, row: int, num_tokens: int) -> None:
         """Let held ``row`` start from the first ``num_tokens`` of ``source``, whole blocks that both then hold."""
@@ -238,16 +250,20 @@ class SequenceTable:
         self._running = None
         self.changes += 1
 
-    def write(self, slots: Int32, token_ids: Int32) -> None:
-        """Write one new token of the sequence in each of these slots."""
-        counts = self.num_stored.take(slots)
-        self.token_store[slots, counts] = token_ids
-        counts += 1
-        self.num_stored[slots] = counts
+    def watch(self, row: int, is_watched: bool) -> None:
+        """Say whether each token of a row is to be looked at."""
+        if self.is_watched[row] != is_watched:
+            self.is_watched[row] = is_watched
+            self.watch_changes += 1
 
-    def store(self, rows: Int32, token_ids: Int32) -> None:
+    def write(self, slots: Int32, token_ids: Int32, known: Int32) -> None:
+        """Write one new token of the sequence in each of these slots, ``known[i]`` of them with it."""
+        self.token_store[slots, known - 1] = token_ids
+        self.num_stored[slots] = known
+
+    def store(self, rows: Int32, token_ids: Int32, known: Int32) -> None:
         """Write one new token of each of these running rows; the newest where no further one is in flight."""
-        self.write(self.slot.take(rows), token_ids)
+        self.write(self.slot.take(rows), token_ids, known)
         is_newest = self.num_in_flight.take(rows) == 0
         if np.count_nonzero(is_newest):
             self.last_token[rows[is_newest]] = token_ids[is_newest]

@@ -23,19 +23,25 @@ POISON = 0xFF
 class CudaDownload:
     """A copy to the host that may still be under way."""
 
-    def __init__(self, pool: DownloadPool, pinned: PinnedMemory, event: Event, shape: Shape, dtype: Any) -> None:
+    def __init__(
+        self, pool: DownloadPool, pinned: PinnedMemory, event: Event, shape: Shape, dtype: np.dtype[Any]
+    ) -> None:
         self._pool = pool
         self._pending: tuple[PinnedMemory, Event] | None = (pinned, event)
-        self._array: Array = np.empty(shape, dtype)
+        self._shape, self._dtype = shape, dtype
+        self._array: Array | None = None
 
     def wait(self) -> Array:
         """The contents the buffer had at this point of the stream."""
-        if self._pending is not None:
-            pinned, event = self._pending
-            event.wait()
-            _bytes_of(self._array)[...] = pinned.bytes[: self._array.nbytes]
-            self._pool.give_back(pinned, event)
-            self._pending = None
+        if self._pending is None:
+            assert self._array is not None
+            return self._array
+        pinned, event = self._pending
+        event.wait()
+        size_bytes = math.prod(self._shape) * self._dtype.itemsize
+        self._array = pinned.bytes[:size_bytes].copy().view(self._dtype).reshape(self._shape)
+        self._pool.give_back(pinned, event)
+        self._pending = None
         return self._array
 
 
