@@ -178,8 +178,10 @@ class SequenceTable:
             queued = self.waiting
             self._waiting = np.concatenate([queued, np.zeros(max(64, len(queued)), np.int32)])
             self._head, self._tail = 0, len(queued)
-        place = self._head + int(np.searchsorted(self.arrival[self.waiting], self.arrival[row]))
-        self._waiting[place + 1 : self._tail + 1] = self._waiting[place : self._tail].copy()
+        place = self._tail
+        if place > self._head and self.arrival[self._waiting[place - 1]] > self.arrival[row]:  # it was here before
+            place = self._head + int(np.searchsorted(self.arrival[self.waiting], self.arrival[row]))
+            self._waiting[place + 1 : self._tail + 1] = self._waiting[place : self._tail].copy()
         self._waiting[place] = row
         self._tail += 1
 
