@@ -65,29 +65,34 @@ class DeviceRunner:
 
     def launch(self, step: Step) -> Pending:
         """Begin a step."""
-        if step.started is not None:
-            self._sampling.start(step.started)
-        mode = self._mode_of(step)
         batch, num_sampled = step.batch, len(step.sampled)
-        if (
-            mode is not None
-            and batch.is_decode_only
-            and num_sampled == batch.num_sequences
-            and not step.prompt_logprobs
-        ):
-            self._decode(step, mode)
-            return self._in_flight(mode, num_sampled, ())
+        are_decodes = batch.is_decode_only and num_sampled == batch.num_sequences and not step.prompt_logprobs
+        mode = None
+        if are_decodes:
+            mode = self._prepare_sampling(step)
+            if mode is not None:
+                self._decode(step, mode)
+                return self._in_flight(mode, num_sampled, ())
         self._in_place = None
         buffers = self._inputs.upload(step)
         self._inputs.complete(buffers, self._sampling.token_ids, is_decode=False)
         self._decoder.forward(buffers.batch, self._caches)
+        if not are_decodes:  # only now: the device is at work meanwhile
+            mode = self._prepare_sampling(step)
         wishes = [self._prompt_logprobs(wish) for wish in step.prompt_logprobs]
         if step.sampling is None:
             return Done(StepResult(None, wishes))
         if mode is None:
             return Done(StepResult(self._sample_on_host(step, buffers), wishes))
+        self._upload_parameters(mode, num_sampled)
         self._queue_sampling(buffers.sampled, mode)
         return self._in_flight(mode, num_sampled, wishes)
+
+    def _prepare_sampling(self, step: Step) -> SamplingMode | None:
+        """Take the parameters of what has started; what the step's rows need, or None if the host samples them."""
+        if step.started is not None:
+            self._sampling.start(step.started)
+        return self._mode_of(step)
 
     def _mode_of(self, step: Step) -> SamplingMode | None:
         """What the step's rows need of the device; None: the host samples them."""
@@ -108,6 +113,7 @@ class DeviceRunner:
         key = (bucket, mode)
         buffers = self._inputs.upload_decode(step, bucket, is_in_place=step.is_next and self._in_place == key)
         self._in_place = key
+        self._upload_parameters(mode, bucket)
         if self._enforce_eager:
             self._queue_decode(buffers, mode)
             return
@@ -129,6 +135,10 @@ class DeviceRunner:
         self._inputs.complete(buffers, self._sampling.token_ids, is_decode=True)
         self._decoder.forward(buffers.batch, self._caches)
         self._queue_sampling(buffers.sampled, mode)
+
+    def _upload_parameters(self, mode: SamplingMode, num_rows: int) -> None:
+        if not self._is_one_kernel(mode, num_rows):  # which reads none
+            self._sampling.upload()
 
     def _queue_sampling(self, sampled: SampledRows, mode: SamplingMode) -> None:
         if self._is_one_kernel(mode, sampled.num_rows):

@@ -86,6 +86,7 @@ class DeviceSampling:
         self._max_context_len, self._is_chosen = max_context_len, is_chosen
         self._columns = DeviceSamplingColumns(device, num_slots)
         self._is_served = np.ones(num_slots, bool)  # by slot
+        self._is_uploaded = False
         self._sample = Sample(device, vocab_size=vocab_size, max_rows=max_rows)
         self._rules: _Rules | None = None
         self._logprobs: Logprobs | None = None
@@ -118,11 +119,17 @@ class DeviceSampling:
         self._is_served[started.slots] = is_served
         has_rules: list[bool] = (rows.has_rules & is_served).tolist()
         self._columns.write(started.slots, rows, np.where(has_rules, started.slots, NO_RULES).astype(np.int32))
-        self._columns.upload()
+        self._is_uploaded = False
         if any(has_rules) and self._rules is None:
             self._rules = _Rules(self._device, self._num_slots, self._vocab_size, self._max_context_len)
         if self._rules is not None:
             self._rules.start(started.slots, started.tokens, has_rules)
+
+    def upload(self) -> None:
+        """Queue the copy of parameters that the device has not got yet, if there are any; before what reads them."""
+        if not self._is_uploaded:
+            self._columns.upload()
+            self._is_uploaded = True
 
     def can_sample_all(self, slots: Int32) -> bool:
         """Whether the sequences in these slots can all be sampled here."""
@@ -168,6 +175,7 @@ class DeviceSampling:
         chosen = self.token_ids.view(token_ids.shape)
         self._device.memory.upload(chosen, token_ids)
         if self._rules is not None:
+            self.upload()
             self._rules.penalties.record(chosen, self._columns, slots)
 
     def start_download(self, mode: SamplingMode, num_rows: int, *, has_flags: bool) -> PendingTokens:
