@@ -16,6 +16,8 @@ def pack(view: SchedulerView, running: Int32, waiting: Int32) -> Schedule:
     Running rows with one token left to compute come before long prompts, so decodes go on beside a prompt's
     chunks. Where blocks run out the newest rows are preempted, and then nothing new is started.
     """
+    if len(running) == 0:
+        return _starting(view, waiting)
     num_tokens = _left(view, running)
     are_decodes = len(running) <= view.budget and not (num_tokens > 1).any()
     if not are_decodes:
@@ -27,13 +29,19 @@ def pack(view: SchedulerView, running: Int32, waiting: Int32) -> Schedule:
     if num_needed > view.num_free_blocks:
         return _preempting(view, running, num_tokens, needed)
     if len(waiting) == 0 or view.num_free_slots == 0:
-        return Schedule(running, num_tokens, stands=are_decodes and len(running) > 0)
+        return Schedule(running, num_tokens, stands=are_decodes)
     started = _startable(view, waiting, view.budget - int(num_tokens.sum()), view.num_free_blocks - num_needed)
-    if len(running) + len(started.rows) == 0:
-        return _make_room(view, waiting)
     if len(started.rows) == 0:  # blocks are short, and decodes only take more of them
         return Schedule(running, num_tokens, stands=are_decodes)
     return Schedule(np.concatenate([running, started.rows]), np.concatenate([num_tokens, started.num_tokens]))
+
+
+def _starting(view: SchedulerView, waiting: Int32) -> Schedule:
+    """The same where nothing runs."""
+    if len(waiting) == 0 or view.num_free_slots == 0:
+        return Schedule(_NONE, _NONE)
+    started = _startable(view, waiting, view.budget, view.num_free_blocks)
+    return started if len(started.rows) else _make_room(view, waiting)
 
 
 def blocks_needed(view: SchedulerView, rows: Int32, num_tokens: Int32) -> Int32:
@@ -76,11 +84,16 @@ def _preempting(view: SchedulerView, rows: Int32, num_tokens: Int32, needed: Int
 def _startable(view: SchedulerView, waiting: Int32, budget: int, free: int) -> Schedule:
     """Waiting rows that can begin now, in order, up to the first that cannot."""
     waiting = waiting[: view.num_free_slots]
-    num_tokens = _under_budget(view, waiting, budget)
-    waiting = waiting[: len(num_tokens)]
-    fits = np.cumsum(blocks_needed(view, waiting, num_tokens)) <= free
-    count = len(fits) if fits.all() else int(np.argmin(fits))
-    return Schedule(waiting[:count], num_tokens[:count])
+    columns = [column.take(waiting).tolist() for column in (view.num_tokens, view.num_computed, view.num_blocks)]
+    num_tokens: list[int] = []
+    for known, computed, held in zip(*columns, strict=True):  # mostly one or two: arrays would take longer
+        count = min(known - computed, budget)
+        needed = max(-(-(computed + count) // view.block_size) - held, 0)
+        if count == 0 or needed > free:
+            break
+        budget, free = budget - count, free - needed
+        num_tokens.append(count)
+    return Schedule(waiting[: len(num_tokens)], np.array(num_tokens, np.int32))
 
 
 def _make_room(view: SchedulerView, waiting: Int32) -> Schedule:

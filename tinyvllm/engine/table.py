@@ -118,6 +118,8 @@ class SequenceTable:
     @property
     def running(self) -> Int32:
         """Rows with a slot that have something left to compute, by arrival."""
+        if self._running is None and len(self._free_slots) == self.max_num_seqs:
+            self._running = np.zeros(0, np.int32)
         if self._running is None:
             rows = np.flatnonzero(self.state == State.RUNNING).astype(np.int32)
             rows = rows[self.num_tokens[rows] < self.most_tokens[rows]]  # the rest only wait to be read back
@@ -202,11 +204,12 @@ class SequenceTable:
         if count == len(rows):
             self.extend_by_one(rows)
             return
-        fresh, ends = self.blocks.allocate(count), np.cumsum(num_blocks)
-        for row, start, stop in zip(rows, ends - num_blocks, ends, strict=True):
-            held = self.num_blocks[row]
-            self.tables[self.slot[row], held : held + stop - start] = fresh[start:stop]
-        self.num_blocks[rows] += num_blocks
+        fresh, first = self.blocks.allocate(count), 0
+        for row, added in zip(rows.tolist(), num_blocks.tolist(), strict=True):
+            held = int(self.num_blocks[row])
+            self.tables[self.slot[row], held : held + added] = fresh[first : first + added]
+            self.num_blocks[row] = held + added
+            first += added
 
     def extend_by_one(self, rows: Int32) -> tuple[Int32, Int32]:
         """Hand one more block to each of these running rows: ``[n]``, where it stands in the row's table, and which."""

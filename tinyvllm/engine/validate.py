@@ -14,6 +14,7 @@ from tinyvllm.errors import PluginError
 from tinyvllm.interfaces import Schedule
 
 _NONE = np.zeros(0, np.int32)
+_LIVE = (State.WAITING, State.RUNNING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ def _checked(rows: Int32, num_tokens: Int32, preempt: Int32, table: SequenceTabl
         if (slots[1:] == slots[:-1]).any():
             raise _broken(scheduler, "rows names a row twice")
     else:
-        _check_states(rows, table, scheduler)
+        _check_starts(rows, preempt, table, scheduler)
     starts, known = table.num_computed.take(rows), table.num_tokens.take(rows)
     _check_tokens(rows, num_tokens, known - starts, known < table.most_tokens.take(rows), table, scheduler)
     needed = starts + num_tokens
@@ -102,8 +103,6 @@ def _checked(rows: Int32, num_tokens: Int32, preempt: Int32, table: SequenceTabl
         free = table.num_free_blocks + (table.blocks_freed_by(preempt) if len(preempt) else 0)
         if num_needed > free:
             raise _broken(scheduler, f"needs {num_needed} KV blocks, {free} are free")
-    if not are_running:
-        _check_slots(rows, preempt, table, scheduler)
     return CheckedSchedule(rows, num_tokens, preempt, starts, known, needed, are_running)
 
 
@@ -145,13 +144,20 @@ def _check_preempted(rows: Int32, preempt: Int32, table: SequenceTable, schedule
         raise _broken(scheduler, f"both schedules and preempts row {int(both[0])}")
 
 
-def _check_states(rows: Int32, table: SequenceTable, scheduler: str) -> None:
-    if len(np.unique(rows)) != len(rows):
+def _check_starts(rows: Int32, preempt: Int32, table: SequenceTable, scheduler: str) -> None:
+    """What must hold if some of the rows have no slot. Few rows start at once: lists are faster than arrays."""
+    listed, states = rows.tolist(), table.state.take(rows).tolist()
+    if len(set(listed)) != len(listed):
         raise _broken(scheduler, "rows names a row twice")
-    states = table.state[rows]
-    is_live = (states == State.RUNNING) | (states == State.WAITING)
-    if not is_live.all():
-        raise _broken(scheduler, f"schedules row {int(rows[np.argmin(is_live)])}, which is not waiting or running")
+    wanted = states.count(State.WAITING)
+    if wanted + states.count(State.RUNNING) != len(listed):
+        row = next(row for row, state in zip(listed, states, strict=True) if state not in _LIVE)
+        raise _broken(scheduler, f"schedules row {row}, which is not waiting or running")
+    free = table.num_free_slots
+    if len(preempt):
+        free += int(np.count_nonzero(table.state[preempt] == State.RUNNING))
+    if wanted > free:
+        raise _broken(scheduler, f"starts {wanted} sequences, {free} slots are free")
 
 
 def _check_tokens(
@@ -166,13 +172,6 @@ def _check_tokens(
     total = int(num_tokens.sum())
     if total > table.budget:
         raise _broken(scheduler, f"schedules {total} tokens, the budget is {table.budget}")
-
-
-def _check_slots(rows: Int32, preempt: Int32, table: SequenceTable, scheduler: str) -> None:
-    wanted = int(np.count_nonzero(table.state[rows] == State.WAITING))
-    free = table.num_free_slots + int(np.count_nonzero(table.state[preempt] == State.RUNNING))
-    if wanted > free:
-        raise _broken(scheduler, f"starts {wanted} sequences, {free} slots are free")
 
 
 def _broken(scheduler: str, what: str) -> PluginError:
