@@ -11,6 +11,7 @@ import numpy as np
 
 from tinyvllm.batch import Int32
 from tinyvllm.devices.interface import Buffer, Device
+from tinyvllm.engine.prompt_graphs import StepSize
 from tinyvllm.engine.runner import Step, TableUpdates
 from tinyvllm.kernels.launch import INT32, ceil_div, round_up
 from tinyvllm.kernels.step_inputs import HEADER_SIZE, StepArrays, StepInputs
@@ -70,21 +71,20 @@ class _Layout:
     """Where each array begins in the one buffer that goes up, in elements.
 
     Attributes:
-        num_tokens, num_sequences, num_sampled: of the step.
+        num_tokens, num_sequences: of the step, with padding.
         starts: of token ids, positions, slot mapping; context lengths; slots, positions, rows; cu_seqlens_q; updates.
     """
 
     num_tokens: int
     num_sequences: int
-    num_sampled: int
     starts: tuple[int, ...]
 
     @classmethod
-    def of(cls, num_tokens: int, num_sequences: int, num_sampled: int) -> _Layout:
-        """The layout of a step of that size."""
-        t, b, s = (round_up(size, _ALIGNMENT) for size in (num_tokens, num_sequences, num_sampled))
-        sizes = (t, t, t, b, s, s, s, round_up(num_sequences + 1, _ALIGNMENT))
-        return cls(num_tokens, num_sequences, num_sampled, tuple(accumulate(sizes, initial=0)))
+    def of(cls, num_tokens: int, num_sequences: int) -> _Layout:
+        """The layout of a step of that size; any of its sequences may be sampled."""
+        t, b = round_up(num_tokens, _ALIGNMENT), round_up(num_sequences, _ALIGNMENT)
+        sizes = (t, t, t, b, b, b, b, round_up(num_sequences + 1, _ALIGNMENT))
+        return cls(num_tokens, num_sequences, tuple(accumulate(sizes, initial=0)))
 
 
 class DeviceInputs:
@@ -100,7 +100,7 @@ class DeviceInputs:
         self._max_blocks = ceil_div(limits.max_context_len, limits.block_size)
         self._updates_size = HEADER_SIZE + 3 * limits.max_seqs
         most = max(1, limits.max_seqs)
-        size = _Layout.of(limits.max_tokens, most, most).starts[-1] + self._updates_size
+        size = _Layout.of(limits.max_tokens, most).starts[-1] + self._updates_size
         self._host = np.zeros(size, np.int32)
         self._buffer = device.memory.alloc((size,), INT32)
         self._tables = device.memory.alloc((limits.max_seqs, self._max_blocks), INT32)
@@ -122,8 +122,8 @@ class DeviceInputs:
                 out itself, and is told what is new in the block tables.
         """
         if size not in self._padded:
-            layout = _Layout.of(size, size, size)
-            self._padded[size] = (layout.starts, self._buffers(layout, is_decode=True, are_all=True))
+            layout = _Layout.of(size, size)
+            self._padded[size] = (layout.starts, self._buffers(layout, size, is_decode=True, are_all=True))
         starts, buffers = self._padded[size]
         if is_in_place:
             assert step.table_updates is not None
@@ -146,22 +146,29 @@ class DeviceInputs:
         self._send(step, starts[-1])
         return buffers
 
-    def upload(self, step: Step) -> StepBuffers:
-        """The arrays of any step."""
+    def upload(self, step: Step, size: StepSize) -> StepBuffers:
+        """The arrays of any step, padded to ``size``; the places of all but the sampled rows depend on that alone."""
         batch, host = step.batch, self._host
-        layout = _Layout.of(batch.num_tokens, batch.num_sequences, len(step.sampled))
-        starts = layout.starts
+        layout = _Layout.of(size.num_tokens, size.num_sequences)
+        starts, t, b = layout.starts, size.num_tokens, size.num_sequences
         new_positions = _NONE if step.sampling is None else step.sampling.position
-        arrays = (
-            batch.token_ids, batch.positions, batch.slot_mapping, batch.context_lens, step.slots, new_positions,
-            batch.last_token_index[step.sampled], batch.cu_seqlens_q,
-        )  # fmt: skip
-        for start, values in zip(starts[:-1], arrays, strict=True):
-            host[start : start + len(values)] = values
+        for start, values, padded, padding in (
+            (starts[0], batch.token_ids, t, 0),
+            (starts[1], batch.positions, t, 0),
+            (starts[2], batch.slot_mapping, t, -1),
+            (starts[3], batch.context_lens, b, 0),
+            (starts[4], step.slots, 0, 0),
+            (starts[5], new_positions, 0, 0),
+            (starts[6], batch.last_token_index[step.sampled], 0, 0),
+            (starts[7], batch.cu_seqlens_q, b + 1, batch.num_tokens),
+        ):
+            end = start + len(values)
+            host[start:end] = values
+            if end < start + padded:
+                host[end : start + padded] = padding
         self._send(step, starts[-1])
-        buffers = self._buffers(layout, is_decode=batch.is_decode_only, are_all=False)
-        has_decodes = bool((np.diff(batch.cu_seqlens_q) == 1).any())
-        return replace(buffers, batch=replace(buffers.batch, has_decodes=has_decodes))
+        buffers = self._buffers(layout, len(step.sampled), is_decode=batch.is_decode_only, are_all=False)
+        return replace(buffers, batch=replace(buffers.batch, has_decodes=size.has_decodes))
 
     def complete(self, buffers: StepBuffers, last_sampled: Buffer, *, is_decode: bool) -> None:
         """Queue what the host did not fill in; see ``StepInputs``."""
@@ -204,11 +211,11 @@ class DeviceInputs:
             triples[:, 0], triples[:, 1], triples[:, 2] = updates.rows, updates.columns, updates.blocks
         return HEADER_SIZE + 3 * count
 
-    def _buffers(self, layout: _Layout, *, is_decode: bool, are_all: bool) -> StepBuffers:
+    def _buffers(self, layout: _Layout, num_sampled: int, *, is_decode: bool, are_all: bool) -> StepBuffers:
         token_ids, positions, slot_mapping, context_lens, slots, new_positions, rows, cu_seqlens_q, updates = (
             layout.starts
         )
-        t, b, s = layout.num_tokens, layout.num_sequences, layout.num_sampled
+        t, b, s = layout.num_tokens, layout.num_sequences, num_sampled
         batch = DeviceBatch(
             token_ids=self._part(token_ids, t),
             positions=self._part(positions, t),

@@ -12,6 +12,7 @@ from tinyvllm.batch import Float32, Int32, LogprobColumns, SampleCall, Sampled
 from tinyvllm.devices.interface import Buffer, Device, Graph
 from tinyvllm.engine.device_inputs import DeviceInputs, SampledRows, StepBuffers
 from tinyvllm.engine.device_sampling import DeviceSampling, PendingTokens, SamplingMode
+from tinyvllm.engine.prompt_graphs import PromptGraphs, StepSize
 from tinyvllm.engine.runner import Done, Pending, PromptLogprobs, Step, StepResult, joined
 from tinyvllm.interfaces import Sampler
 from tinyvllm.kernels.launch import BFLOAT16
@@ -55,6 +56,7 @@ class DeviceRunner:
         self._sampling, self._sampler, self._enforce_eager = sampling, sampler, enforce_eager
         self._inputs = DeviceInputs(device, limits)
         self._graphs: dict[tuple[int, SamplingMode], Graph] = {}
+        self._prompt_graphs = PromptGraphs(device, limits)
         self._buckets = batch_buckets(limits.max_seqs)
         self._last_mode: tuple[Float32 | None, SamplingMode | None] = (None, None)
         self._in_place: tuple[int, SamplingMode] | None = None  # the decode step whose arrays the device holds
@@ -74,9 +76,7 @@ class DeviceRunner:
                 self._decode(step, mode)
                 return self._in_flight(mode, num_sampled, ())
         self._in_place = None
-        buffers = self._inputs.upload(step)
-        self._inputs.complete(buffers, self._sampling.token_ids, is_decode=False)
-        self._decoder.forward(buffers.batch, self._caches)
+        buffers = self._compute(step)
         if not are_decodes:  # only now: the device is at work meanwhile
             mode = self._prepare_sampling(step)
         wishes = [self._prompt_logprobs(wish) for wish in step.prompt_logprobs]
@@ -104,6 +104,22 @@ class DeviceRunner:
             mode = SamplingMode.of(step.sampling) if can_sample else None
             self._last_mode = (step.sampling.temperature, mode)
         return mode
+
+    def _compute(self, step: Step) -> StepBuffers:
+        """Everything up to the logits of a step that is more than decodes."""
+        size = StepSize.of(step.batch)
+        padded = None if step.batch.is_decode_only else self._prompt_graphs.padded(size)
+        buffers = self._inputs.upload(step, padded or size)
+
+        def queue() -> None:
+            self._inputs.complete(buffers, self._sampling.token_ids, is_decode=False)
+            self._decoder.forward(buffers.batch, self._caches)
+
+        if padded is None or self._enforce_eager:
+            queue()
+        else:
+            self._prompt_graphs.run(padded, queue)
+        return buffers
 
     # ------------------------------------------------------------ a step of the device's own
 

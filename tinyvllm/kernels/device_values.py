@@ -18,8 +18,9 @@ DeviceCache: TypeAlias = tuple[Buffer, Buffer]
 class DeviceBatch:
     """The arrays of a step on the device; see :class:`~tinyvllm.batch.Batch`.
 
-    Rows of padding have position 0, slot -1 and context length 0. ``has_decodes`` may be false only if no sequence
-    computes exactly one token: a step of prompts alone.
+    Rows of padding have position 0, slot -1 and context length 0. With ``cu_seqlens_q`` they are rows of no sequence,
+    behind its last entry, which sequences of padding repeat: they have no token. ``has_decodes`` may be false only if
+    no sequence computes exactly one token: a step of prompts alone.
     """
 
     token_ids: Buffer
