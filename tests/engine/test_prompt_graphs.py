@@ -85,6 +85,7 @@ def test_the_size_of_a_batch_says_whether_it_holds_a_decode() -> None:
 
     assert size_of(5, 2) == StepSize(7, 2, False)
     assert size_of(5, 1) == StepSize(6, 2, True)
+    assert (size_of(7), size_of(1)) == (StepSize(7, 1, False), StepSize(1, 1, True))
 
 
 def test_prompts_of_about_one_length_share_a_graph_and_are_the_cpus_within_rounding(device: str) -> None:  # noqa: F811

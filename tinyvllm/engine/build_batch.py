@@ -33,6 +33,9 @@ def build_batch(
     if total == num_rows:  # one token each: the usual step, worth its own line
         cu_seqlens_q = np.arange(num_rows + 1, dtype=np.int32)
         owners, positions = slots, starts
+    elif num_rows == 1:  # a prompt by itself: its way to the device should be short
+        cu_seqlens_q = np.array([0, total], np.int32)
+        owners, positions = slots, np.arange(starts[0], ends[0], dtype=np.int32)
     else:
         cu_seqlens_q = np.zeros(num_rows + 1, np.int32)
         np.cumsum(num_tokens, out=cu_seqlens_q[1:])

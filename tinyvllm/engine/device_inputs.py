@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import accumulate
 
 import numpy as np
@@ -19,6 +20,7 @@ from tinyvllm.models.device_decoder import DeviceBatch, DeviceLimits
 
 _ALIGNMENT = 64
 """Elements: each array begins at a multiple of 256 bytes."""
+_MOST_KEPT = 64
 _NONE = np.zeros(0, np.int32)
 
 
@@ -111,6 +113,7 @@ class DeviceInputs:
         self._complete = StepInputs(device, block_size=limits.block_size)
         self._num_sent = 0  # of the elements of the last step
         self._padded: dict[int, tuple[tuple[int, ...], StepBuffers]] = {}  # by size of a decode step
+        self._places = lru_cache(_MOST_KEPT)(self._find_places)
 
     def upload_decode(self, step: Step, size: int, *, is_in_place: bool) -> StepBuffers:
         """The arrays of a step of one token a sequence, all of them sampled, padded to ``size`` sequences.
@@ -149,8 +152,8 @@ class DeviceInputs:
     def upload(self, step: Step, size: StepSize) -> StepBuffers:
         """The arrays of any step, padded to ``size``; the places of all but the sampled rows depend on that alone."""
         batch, host = step.batch, self._host
-        layout = _Layout.of(size.num_tokens, size.num_sequences)
-        starts, t, b = layout.starts, size.num_tokens, size.num_sequences
+        starts, buffers = self._places(size, len(step.sampled), batch.is_decode_only)
+        t, b = size.num_tokens, size.num_sequences
         new_positions = _NONE if step.sampling is None else step.sampling.position
         for start, values, padded, padding in (
             (starts[0], batch.token_ids, t, 0),
@@ -167,8 +170,7 @@ class DeviceInputs:
             if end < start + padded:
                 host[end : start + padded] = padding
         self._send(step, starts[-1])
-        buffers = self._buffers(layout, len(step.sampled), is_decode=batch.is_decode_only, are_all=False)
-        return replace(buffers, batch=replace(buffers.batch, has_decodes=size.has_decodes))
+        return buffers
 
     def complete(self, buffers: StepBuffers, last_sampled: Buffer, *, is_decode: bool) -> None:
         """Queue what the host did not fill in; see ``StepInputs``."""
@@ -210,6 +212,12 @@ class DeviceInputs:
             triples = self._host[first : first + 3 * count].reshape(count, 3)
             triples[:, 0], triples[:, 1], triples[:, 2] = updates.rows, updates.columns, updates.blocks
         return HEADER_SIZE + 3 * count
+
+    def _find_places(self, size: StepSize, num_sampled: int, is_decode: bool) -> tuple[tuple[int, ...], StepBuffers]:
+        """Where the arrays of such a step begin on the host, and where they lie on the device."""
+        layout = _Layout.of(size.num_tokens, size.num_sequences)
+        buffers = self._buffers(layout, num_sampled, is_decode=is_decode, are_all=False)
+        return layout.starts, replace(buffers, batch=replace(buffers.batch, has_decodes=size.has_decodes))
 
     def _buffers(self, layout: _Layout, num_sampled: int, *, is_decode: bool, are_all: bool) -> StepBuffers:
         token_ids, positions, slot_mapping, context_lens, slots, new_positions, rows, cu_seqlens_q, updates = (

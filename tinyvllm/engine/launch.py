@@ -16,7 +16,7 @@ from tinyvllm.engine.runner import Pending, PromptLogprobs, Runner, Started, Ste
 from tinyvllm.engine.sampling_columns import SamplingColumns
 from tinyvllm.engine.standing import StandingRun
 from tinyvllm.engine.stats import Counts
-from tinyvllm.engine.table import SequenceTable, State
+from tinyvllm.engine.table import SequenceTable
 from tinyvllm.engine.validate import CheckedSchedule
 from tinyvllm.sequence import SequenceTokens
 
@@ -139,7 +139,9 @@ class StepLauncher:
         table = self._table
         started: list[SequenceTokens] = []
         slots: list[int] = []
-        for row in rows[table.state[rows] == State.WAITING].tolist():
+        for row, slot in zip(rows.tolist(), table.slot.take(rows).tolist(), strict=True):
+            if slot >= 0:
+                continue
             table.start(row)
             self._last = (_NO_ROWS, [], [])  # the row may have changed hands
             completion, slot = self._completions[row], int(table.slot[row])

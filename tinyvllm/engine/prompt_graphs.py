@@ -10,8 +10,6 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-import numpy as np
-
 from tinyvllm.batch import Batch
 from tinyvllm.devices.interface import Device, Graph
 from tinyvllm.models.device_decoder import DeviceLimits
@@ -39,7 +37,9 @@ class StepSize:
     @classmethod
     def of(cls, batch: Batch) -> StepSize:
         """Without padding."""
-        return cls(batch.num_tokens, batch.num_sequences, bool((np.diff(batch.cu_seqlens_q) == 1).any()))
+        num_tokens, num_sequences, ends = batch.num_tokens, batch.num_sequences, batch.cu_seqlens_q
+        has_decodes = num_tokens == 1 if num_sequences == 1 else bool((ends[1:] - ends[:-1] == 1).any())
+        return cls(num_tokens, num_sequences, has_decodes)
 
 
 class PromptGraphs:
