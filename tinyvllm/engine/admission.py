@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import struct
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -95,9 +94,7 @@ class Admission:
         state = RequestState(request, seed=seed, tokenizer=self.tokenizer, stream=stream)
         rules = SamplingRules(self._eos_token_ids, self._bad_words(params))
         most_output = self.most_tokens(request) - len(request.prompt_token_ids)
-        # In half the time that NumPy takes for a tuple of ints.
-        packed = struct.pack(f"{len(request.prompt_token_ids)}i", *request.prompt_token_ids)
-        prompt_ids = np.frombuffer(packed, np.int32)
+        prompt_ids = np.array(request.prompt_token_ids, np.int32)
         for index in range(params.n):
             tokens = SequenceTokens.from_prompt(prompt_ids, params, rules)
             state.completions.append(Completion(state, index, tokens, most_output))

@@ -51,6 +51,6 @@ class SamplingColumns:
         # The same slots as in the step before is the usual case.
         last = self._last_slots
         if slots is not last and (last is None or not np.array_equal(slots, last)):
-            self._gathered = {name: column[slots] for name, column in self._columns.items()}
+            self._gathered = {name: column.take(slots) for name, column in self._columns.items()}
             self._last_slots = slots
         return SamplingRows(position=positions, **self._gathered)
