@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
+import pytest
 
 from tests.engine.tiny import write_checkpoint
 from tinyvllm import LLM
@@ -30,14 +32,18 @@ class NotingDevice:
         self.tuned.append((out.shape, out.dtype.name, x.shape, weight.shape, accumulate))
 
 
-def test_each_product_of_a_layer_is_timed_once_for_each_number_of_rows(tmp_path: Any) -> None:
+def test_each_product_of_a_layer_is_timed_once_for_each_number_of_rows(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = write_checkpoint(tmp_path / "model")
     llm = LLM(str(folder), device="emulator", dtype="bfloat16", skip_tokenizer_init=True, max_model_len=64)
     shape, weights = llm.shape, llm.engine._runner._decoder._weights  # type: ignore[attr-defined]
     assert llm.device is not None
     device: Any = NotingDevice(llm.device.memory)
     limits = DeviceLimits(100, 8, 64, 16, 40, False)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert "timed in" in tune_products(device, weights, limits)
+    assert capsys.readouterr().err.count("once for this card") == 1
     assert not device.x_of_zeros, "products of zeros are faster than any real ones"
     query = shape.num_heads * shape.head_dim
     qkv = query + 2 * shape.num_kv_heads * shape.head_dim

@@ -11,6 +11,7 @@ from tinyvllm.devices.interface import Buffer, Device
 from tinyvllm.kernels.device_values import DeviceLimits, first_rows
 from tinyvllm.kernels.launch import BFLOAT16, FLOAT32
 from tinyvllm.models.decoder import DecoderWeights
+from tinyvllm.notice import announce
 
 _ROWS = (16, 32, 64, 128, 192, 256, 512, 1024, 2048, 4096, 8192)
 """Numbers of rows that are timed; others take the choice of the nearest."""
@@ -58,6 +59,8 @@ def tune_products(device: Device, weights: DecoderWeights, limits: DeviceLimits)
         products = [(first_rows(out_rows, rows), first_rows(x_rows, rows)) for rows in wanted]
         unknown = [each for each in products if not device.is_gemm_tuned(*each, weight, accumulate=accumulate)]
         if unknown:
+            if num_timed == 0:
+                announce("timing matrix products, once for this card: some tens of seconds (autotune: false skips it)")
             x = np.random.default_rng(0).standard_normal(x_rows.shape, np.float32) * _SIGMA
             device.memory.upload(x_rows, x.astype(BFLOAT16))
         for out, x_of_rows in unknown:
