@@ -102,17 +102,7 @@ def _latency(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     from tinyvllm.bench.roofline import measure
     from tinyvllm.llm import LLM
 
-    _check_lengths(arguments)
-    # What the shape needs, unless the command line says otherwise.
-    _prefer(arguments, "scheduler.max_num_seqs", max(arguments.batch_size))
-    if arguments.max_model_len is None:
-        _prefer(arguments, "max_model_len", arguments.input_len + arguments.output_len)
-    config = _resolved(arguments)
-    if config.config.scheduler.max_num_seqs < max(arguments.batch_size):
-        raise ConfigError(
-            f"--batch-size {max(arguments.batch_size)} is more than scheduler.max_num_seqs, "
-            f"which is {config.config.scheduler.max_num_seqs}; raise that"
-        )
+    config = _fit_batches(arguments)
     llm = LLM.from_config(config)
     peers = _open_peers(arguments, config, llm)
     machine = measure(llm.device)
@@ -229,11 +219,10 @@ def _accuracy(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 def _invariance(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     from tinyvllm.bench.invariance import measure_invariance
 
-    _check_lengths(arguments)
     return [
         asdict(each)
         for each in measure_invariance(
-            _resolved(arguments),
+            _fit_batches(arguments),
             _resolved(arguments, batch_invariant=True),
             batch_sizes=arguments.batch_size,
             input_len=arguments.input_len,
@@ -279,6 +268,21 @@ def _resolved(arguments: argparse.Namespace, **more: Any) -> Resolved:
     if arguments.load_format is not None:
         extra["load_format"] = arguments.load_format
     return resolve(arguments, {(name,): value for name, value in extra.items()})
+
+
+def _fit_batches(arguments: argparse.Namespace) -> Resolved:
+    """The configuration with what batches and lengths need, unless the command line says otherwise."""
+    _check_lengths(arguments)
+    _prefer(arguments, "scheduler.max_num_seqs", max(arguments.batch_size))
+    if arguments.max_model_len is None:
+        _prefer(arguments, "max_model_len", arguments.input_len + arguments.output_len)
+    config = _resolved(arguments)
+    if config.config.scheduler.max_num_seqs < max(arguments.batch_size):
+        raise ConfigError(
+            f"--batch-size {max(arguments.batch_size)} is more than scheduler.max_num_seqs, "
+            f"which is {config.config.scheduler.max_num_seqs}; raise that"
+        )
+    return config
 
 
 def _check_lengths(arguments: argparse.Namespace) -> None:
