@@ -11,7 +11,8 @@ from tinyvllm.errors import ShapeError
 from tinyvllm.kernels.attention_sizes import KEY_TILE, AttentionSizes
 from tinyvllm.kernels.launch import FLOAT32, WARP_SIZE, round_up, source
 
-_MAX_BLOCKS_PER_SM = 4
+_MAX_WARPS_PER_SM = 16
+"""Four blocks as a rule; of the batch-invariant ones, of one warp, as many as fit: five for head size 64 on Hopper."""
 _RESERVED_SHARED_BYTES = 1024
 """That the system takes for each block."""
 _STAGE_BUDGET_BYTES = 60 * 1024
@@ -141,6 +142,6 @@ def _blocks_per_sm(properties: DeviceProperties, shared_bytes: int, threads: int
         properties.shared_bytes_per_sm // (shared_bytes + _RESERVED_SHARED_BYTES),
         properties.max_threads_per_sm // threads,
         properties.max_blocks_per_sm,
-        _MAX_BLOCKS_PER_SM,
+        _MAX_WARPS_PER_SM * WARP_SIZE // threads,
     )
     return max(1, min(fitting))
