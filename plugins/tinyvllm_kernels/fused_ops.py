@@ -115,7 +115,7 @@ def _bind_head(
         )  # fmt: skip
 
     def head_of_rows(out: Buffer, x: Buffer, norm: Norm, head: Linear) -> None:
-        rows = tiers.head_rows(x.shape[0])
+        rows = tiers.fused_head_rows(x.shape[0])
         if rows is None:
             composed(out, x, norm, head)
         else:

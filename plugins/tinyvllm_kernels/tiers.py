@@ -6,15 +6,15 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from tinyvllm.interfaces import BindContext
-from tinyvllm.kernels.tiling import Tiling, choose_tiling, rows_tier
+from tinyvllm.kernels.tiling import BATCH_ROWS, SHARING_ROWS, Tiling, invariant_tiling
 
 FUSED_ROWS = (1, 8, 16, 32)
 """Most rows of each version of the fused kernels; more rows go to the matrix products."""
 FUSED_HEAD_ROWS = (1,)
 """The same of the vocabulary's projection, which is long enough for the matrix products from two rows on."""
 
-_INVARIANT_ROWS = (8, 16, 32)
-"""Most rows of the versions that sum in one order, for which one row goes to the tensor cores too."""
+INVARIANT_ROWS = (8, 16, 32, 64, SHARING_ROWS)
+"""Most rows of each version that sums in one order, but for the last, which takes any number."""
 
 Launch: TypeAlias = Callable[..., None]
 """An op of a device, bound."""
@@ -27,6 +27,7 @@ class Tiers:
         limits = context.on_device.limits
         self._fused_rows = fused_rows
         self._is_invariant = limits.batch_invariant
+        self._arch = context.on_device.device.properties.arch
         self.max_tokens = limits.max_tokens
         self._max_head_rows = max(limits.max_logits_rows, limits.max_seqs)
 
@@ -38,14 +39,17 @@ class Tiers:
         """The same for the vocabulary."""
         return self._rows(num_rows, max(self._max_head_rows, num_rows))
 
+    def fused_head_rows(self, num_rows: int) -> int | None:
+        """The same for its fused kernels, of which there is none for many rows."""
+        return self.head_rows(num_rows) if num_rows <= BATCH_ROWS[-1] else None
+
     def _rows(self, num_rows: int, most: int) -> int | None:
         if self._is_invariant:
-            return next((rows for rows in _INVARIANT_ROWS if rows >= num_rows), most)
+            return next((rows for rows in INVARIANT_ROWS if rows >= num_rows), most)
         return next((rows for rows in self._fused_rows if rows >= num_rows), None)
 
     def tiling(self, max_rows: int, size_k: int, num_outputs: int, *, may_split: bool = True) -> Tiling | None:
         """The launcher's own choice; with ``batch_invariant`` one cut of K for any number of rows, also for one."""
         if not self._is_invariant:
             return None
-        batch_rows = max(_INVARIANT_ROWS[0], rows_tier(max_rows))
-        return choose_tiling(size_k, batch_rows, num_outputs=num_outputs, may_split=may_split)
+        return invariant_tiling(self._arch, size_k, max_rows, num_outputs=num_outputs, may_split=may_split)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,18 @@ def run_split(device: Device, folder: str | None = None) -> None:
     run(ones(device, 9, 19), ones(device, 9, 1096), ones(device, 19, 1096))
 
 
+def run_large(device: Device, folder: str | None = None) -> None:
+    """As ``run_gemm``; and blocks that share an item."""
+    device = device_of(device, folder)
+    for split in (1, 2):
+        tiling = Tiling(64, rows_per_warp=16, max_stages=3, split=split)
+        run = LinearResidual(device, in_features=328, out_features=70, max_rows=9, tiling=tiling)
+        run(ones(device, 9, 70), ones(device, 9, 328), ones(device, 70, 328))
+    tiling = replace(tiling, split=1)
+    gate_up = GateUpSilu(device, hidden_size=200, intermediate_size=32, eps=EPS, max_rows=8, tiling=tiling)
+    gate_up(poisoned(device, (3, 32)), ones(device, 3, 200), ones(device, 200), ones(device, 64, 200))
+
+
 def run_argmax(device: Device, folder: str | None = None) -> None:
     """Blocks that leave their best for the last."""
     device = device_of(device, folder)
@@ -80,4 +93,11 @@ def run_simple(device: Device, folder: str | None = None) -> None:
     )  # fmt: skip
 
 
-ALL = {"gemv": run_gemv, "gemm": run_gemm, "split": run_split, "argmax": run_argmax, "simple": run_simple}
+ALL = {
+    "gemv": run_gemv,
+    "gemm": run_gemm,
+    "split": run_split,
+    "large": run_large,
+    "argmax": run_argmax,
+    "simple": run_simple,
+}

@@ -30,6 +30,7 @@ SCENARIOS: dict[str, Scenario] = {
 RACES = {
     "attention_decode.cu": (attention_samples, "decode"),
     "gemm_small_core.cuh": (sanitized, "split"),
+    "gemm_large_core.cuh": (sanitized, "large"),
     "lm_head.cu": (sanitized, "argmax"),
     "penalties.cu": (test_sample_mutants, "races"),
 }

@@ -15,7 +15,7 @@ import pytest
 
 from tinyvllm.devices.emulator import Sanitizer
 from tinyvllm.devices.interface import Device
-from tinyvllm.kernels.tiling import Tiling
+from tinyvllm.kernels.tiling import LARGE_BATCH_ROWS, Tiling
 
 from . import (
     sanitized,
@@ -51,11 +51,20 @@ def gemv_scenario(device: Device) -> None:
 
 
 def gemm_scenario(device: Device) -> None:
-    for layer, scale in zip(test_projections.NORMED_LAYERS[4:], (1.0, 1e-20, 1.0), strict=True):
+    for layer, scale in zip(test_projections.NORMED_LAYERS[4:7], (1.0, 1e-20, 1.0), strict=True):
         inner(test_projections.test_gate_up_silu_is_the_composition_of_its_parts)(device, layer, 12, scale, 3)
     test_decode_chain.test_a_graph_of_dependent_launches_gives_the_bits_of_separate_ones(device, 3)
     linear_scenario(device, (8, 16, 32))
     test_projections.test_a_launcher_can_be_called_again_at_once(device)
+
+
+def large_scenario(device: Device) -> None:
+    linear_scenario(device, LARGE_BATCH_ROWS)
+    tests = test_projections
+    inner(tests.test_gate_up_silu_is_the_composition_of_its_parts)(device, tests.NORMED_LAYERS[-1], 66, 1.0, 3)
+    same_bits = inner(tests.test_a_row_has_the_same_bits_from_every_kernel_alone_in_company_and_in_any_place)
+    for cut in tests.CUTS:
+        same_bits(device, cut, 70, 0)
 
 
 def lm_head_scenario(device: Device) -> None:
@@ -111,6 +120,7 @@ def dependent_scenario(device: Device) -> None:
 SCENARIOS: dict[str, Scenario] = {
     "gemv_core.cuh": gemv_scenario,
     "gemm_small_core.cuh": gemm_scenario,
+    "gemm_large_core.cuh": large_scenario,
     "lm_head.cu": lm_head_scenario,
     "qkv_rope_append.cu": qkv_scenario,
     "rotate.cuh": rope_scenario,
@@ -150,9 +160,9 @@ SLIPS = [
     ("gemm_small_core.cuh", "SIZE_K == SPLIT * split_stages * STAGE_K", "true"),
     ("gemm_small_core.cuh", "ceil_div(ceil_div(SIZE_K, STAGE_K), SPLIT)",
      "SIZE_K < STAGE_K * SPLIT ? 1 : SIZE_K / STAGE_K / SPLIT"),
-    ("gemm_small_core.cuh", "(along * 2 + lane / 16)", "(along * 2 + 1 - lane / 16)"),
+    ("gemm_small_core.cuh", "(first + lane / 16)", "(first + 1 - lane / 16)"),
     ("gemm_small_core.cuh", "lane / 8 % 2) ^ row_swizzle ^ step", "lane / 8 % 2) ^ row_swizzle"),
-    ("gemm_small_core.cuh", "i * WARPS_PER_ROW * 2, row_swizzle", "i * 2, row_swizzle"),
+    ("gemm_small_core.cuh", "i / chunk_steps * WARPS_PER_ROW * chunk_steps +", "i / chunk_steps * chunk_steps +"),
     ("gemm_small_core.cuh", "x[j + 1][0] = r[2], x[j + 1][1] = r[3]", "x[j + 1][0] = r[3], x[j + 1][1] = r[2]"),
     ("gemm_small_core.cuh", "column / stage_vectors % split_stages;", "0;"),
     ("gemm_small_core.cuh", "first_tile + int(gridDim.x) * block_tiles;", "first_tile + block_tiles;"),
@@ -161,6 +171,17 @@ SLIPS = [
     ("gemm_small_core.cuh", "split < SPLIT; ++split", "split < SPLIT - 1; ++split"),
     ("gemm_small_core.cuh", "&& tile + units.tile(i) < num_tiles", ""),
     ("gemm_small_core.cuh", "int(blockIdx.z) * BATCH_ROWS;", "0;"),
+    # Another order of K: only the bits tell.
+    ("gemm_large_core.cuh", "within % chain_chunks * WARPS_PER_ROW + within / chain_chunks", "within"),
+    ("gemm_large_core.cuh", "ceil_div(ceil_div(SIZE_K, STAGE_K), SPLIT)", "ceil_div(SIZE_K / STAGE_K, SPLIT)"),
+    ("gemm_large_core.cuh", "is_whole || vector < num_vectors", "true"),
+    ("gemm_large_core.cuh", "(first + within % in_group)", "first"),
+    ("gemm_large_core.cuh", "item += int(gridDim.x);\n        if", "item += 1;\n        if"),
+    ("gemm_large_core.cuh", "if (has_next()) find_rows();", ""),
+    ("gemm_large_core.cuh", "span < SPLIT; ++span", "span < SPLIT - 1; ++span"),
+    ("gemm_large_core.cuh", "(step * 2 + lane / 16) ^", "(step * 2 + 1 - lane / 16) ^"),
+    ("gemm_large_core.cuh", "lane / 8 % 2) ^ row_swizzle", "lane / 8 % 2)"),
+    ("gemm_large_core.cuh", "sums[first + j][which + 2]", "sums[first + j][3 - which]"),
     ("lm_head.cu", "other.index < index", "other.index > index"),  # the highest of equals
     ("lm_head.cu", "isnan(logit) ? Best{INFINITY, -1} : Best{logit, row}", "Best{logit, row}"),
     ("lm_head.cu", "int index = no_index", "int index = -1"),
@@ -207,6 +228,10 @@ def test_the_kernels_as_they_are_are_clean(checked_mutant_cache: Path, sample: s
         ("gemm", "gemm_small_core.cuh", "if (GUARD_ROWS)", "if (false)"),
         ("gemm", "gemm_small_core.cuh", "vector >= 0 && first_row + row < in.num_rows", "vector >= 0"),
         ("gemm", "gemm_small_core.cuh", "&& first_row + row < in.num_rows && vector >= 0", "&& vector >= 0"),
+        ("large", "gemm_large_core.cuh", "is_whole || vector < num_vectors", "true"),
+        ("large", "gemm_large_core.cuh", "&& first_row + i * rows_at_once < in.num_rows", ""),
+        ("large", "gemm_large_core.cuh", "if (GUARD_ROWS)", "if (false)"),
+        ("large", "gemm_large_core.cuh", "if (tile < num_tiles) store_sums", "store_sums"),
         ("simple", "rms_norm.cu", "if (vector < num_vectors) values", "if (true) values"),
         ("simple", "silu_mul.cu", "if (column >= SIZE_F) return;", ""),
         ("simple", "rope_append.cu", "head < num_all && lane < vectors_per_half", "head < num_all"),

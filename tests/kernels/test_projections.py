@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from tinyvllm.errors import ShapeError
 from tinyvllm.kernels.gate_up_silu import GateUpSilu
 from tinyvllm.kernels.linear import LinearRows
 from tinyvllm.kernels.linear_residual import LinearResidual
-from tinyvllm.kernels.tiling import Tiling, choose_tiling
+from tinyvllm.kernels.logits import LogitsRows
+from tinyvllm.kernels.tiling import LARGE_BATCH_ROWS, Tiling, choose_tiling, invariant_tiling
 from tinyvllm.layers import Norm
 
 from .support import (
@@ -51,11 +53,15 @@ LAYERS: tuple[tuple[int, int, int | Tiling], ...] = (
     (40, 7, Tiling(1, rows_per_warp=2, max_stages=1)),
     (2048, 40, 8),
     (8192, 6, 16),
-    (2112, 17, Tiling(8, warps_per_row=4, rows_per_warp=16, split=3)),
+    (2112, 17, Tiling(8, warps_per_row=4, rows_per_warp=16, split=3, stage_k=512)),
     (192, 100, Tiling(8, threads=128, warps_per_row=4, rows_per_warp=16, max_stages=2, blocks_per_sm=1)),
     (4096, 9, Tiling(16, threads=512, warps_per_row=8, rows_per_warp=32, split=2, stage_k=256)),
     (40, 7, Tiling(32, rows_per_warp=16, blocks_per_sm=1)),
     (8, 70, 32),
+    (2112, 17, Tiling(64, warps_per_row=2, rows_per_warp=16, split=3, stage_k=128)),
+    (4096, 9, Tiling(128, warps_per_row=4, rows_per_warp=16, split=2, stage_k=256, shares_rows=False)),
+    (192, 300, Tiling(64, warps_per_row=4, rows_per_warp=16, stage_k=256, max_stages=3, threads=128)),
+    (40, 7, 128),
 )
 
 NORMED_LAYERS: tuple[tuple[int, int, int | Tiling], ...] = (
@@ -66,7 +72,11 @@ NORMED_LAYERS: tuple[tuple[int, int, int | Tiling], ...] = (
     (2048, 64, replace(choose_tiling(2048, 8), blocks_per_sm=1)),
     (192, 64, 16),
     (2112, 32, Tiling(32, threads=192, warps_per_row=2, rows_per_warp=16, split=2)),
+    (192, 320, 64),
 )
+
+# Warps and blocks that share a row; rows end within a block's part, within a warp's chunk, and leave warps without one.
+CUTS = ((1, 1), (1, 3), (2, 3), (4, 2), (8, 1))
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -75,10 +85,19 @@ def random_layer(rng: np.random.Generator, size_k: int, num_outputs: int) -> Arr
     return bf16(rng.standard_normal((num_outputs, size_k)) * 10.0 ** rng.uniform(-2, 2, (num_outputs, 1)))
 
 
+def tilings_of(warps_per_row: int, split: int) -> list[Tiling]:
+    """Every kernel on the tensor cores, with one cut of K."""
+    cut = Tiling(8, warps_per_row=warps_per_row, rows_per_warp=16, split=split, stage_k=64 * warps_per_row)
+    small = [replace(cut, batch_rows=rows) for rows in (8, 16, 32)]
+    large = [replace(cut, batch_rows=rows, blocks_per_sm=1) for rows in LARGE_BATCH_ROWS]
+    large.append(replace(large[0], threads=128))
+    return [*small, *large, *(replace(tiling, shares_rows=False) for tiling in large if split > 1)]
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     layer=st.sampled_from(LAYERS),
-    rows=st.integers(1, 40),
+    rows=st.integers(0, 130),
     has_bias=st.booleans(),
     is_residual=st.booleans(),
     seed=seeds,
@@ -94,7 +113,7 @@ def test_a_linear_layer_is_its_definition(
     bias = bf16(rng.standard_normal(num_outputs) * 100) if has_bias else None
     residual = rows_of_many_scales(rng, (rows, num_outputs))
     make = linear_residual if is_residual else linear
-    run = make(device, in_features=size_k, out_features=num_outputs, max_rows=40, tiling=tiling)
+    run = make(device, in_features=size_k, out_features=num_outputs, max_rows=131, tiling=tiling)
     out = put(device, residual) if is_residual else poisoned(device, (rows, num_outputs))
     run(out, put(device, x), put(device, weight), None if bias is None else put(device, bias))
 
@@ -110,7 +129,7 @@ def test_a_linear_layer_is_its_definition(
 @settings(max_examples=40, deadline=None)
 @given(
     layer=st.sampled_from(NORMED_LAYERS),
-    rows=st.integers(1, 40),
+    rows=st.integers(0, 130),
     x_scale=st.sampled_from((1.0, 1e-20, 1e12)),
     seed=seeds,
 )
@@ -124,7 +143,7 @@ def test_gate_up_silu_is_the_composition_of_its_parts(
     x = bf16(f64(rows_of_many_scales(rng, (rows, size_k))) * x_scale)
     weight = bf16(rng.standard_normal((2 * size_f, size_k)) * 3 / size_k**0.5)
     norm = Norm(f64(bf16(rng.uniform(0.25, 4.0, size_k))), EPS)
-    run = gate_up_silu(device, hidden_size=size_k, intermediate_size=size_f, eps=EPS, max_rows=40, tiling=tiling)
+    run = gate_up_silu(device, hidden_size=size_k, intermediate_size=size_f, eps=EPS, max_rows=131, tiling=tiling)
     out = poisoned(device, (rows, size_f))
     run(out, put(device, x), put(device, bf16(norm.weight)), put(device, weight))
 
@@ -137,24 +156,62 @@ def test_gate_up_silu_is_the_composition_of_its_parts(
     assert_close(get(device, out), expected, 1.1 * gate_error * (up + up_error) + gate * (up_error + 1e-5 * up))
 
 
-@pytest.mark.parametrize("split", [1, 3])
-def test_a_row_has_the_same_bits_alone_in_company_and_in_any_place(device: Device, split: int) -> None:
-    rng = np.random.default_rng(split)
-    x, weight = rows_of_many_scales(rng, (35, 2112)), random_layer(rng, 2112, 40)
+@settings(max_examples=12, deadline=None)
+@given(cut=st.sampled_from(CUTS), rows=st.integers(1, 150), seed=seeds)
+def test_a_row_has_the_same_bits_from_every_kernel_alone_in_company_and_in_any_place(
+    device: Device, cut: tuple[int, int], rows: int, seed: int
+) -> None:
+    """One order of K, whoever sums."""
+    rng = np.random.default_rng(seed)
+    size_k, num_outputs = 2120, 40
+    x, weight = rows_of_many_scales(rng, (rows, size_k)), random_layer(rng, size_k, num_outputs)
     w = put(device, weight)
-    seen = []
-    for batch_rows, order in ((8, np.arange(35)), (16, np.arange(35)[::-1]), (32, rng.permutation(35))):
-        tiling = Tiling(batch_rows, warps_per_row=2, rows_per_warp=16, split=split)
-        run = linear(device, in_features=2112, out_features=40, max_rows=40, tiling=tiling)
-        out = poisoned(device, (35, 40))
+
+    def bits(tiling: Tiling, order: Array) -> Array:
+        run = linear(device, in_features=size_k, out_features=num_outputs, max_rows=150, tiling=tiling)
+        out = poisoned(device, (len(order), num_outputs))
         run(out, put(device, x[order]), w)
-        seen.append(get(device, out)[np.argsort(order)].view(np.uint16))
-    tiling = Tiling(8, warps_per_row=2, rows_per_warp=16, split=split)
-    alone = poisoned(device, (1, 40))
-    linear(device, in_features=2112, out_features=40, max_rows=40, tiling=tiling)(alone, put(device, x[7:8]), w)
-    assert (seen[0] == seen[1]).all()
-    assert (seen[0] == seen[2]).all()
-    assert (seen[0][7] == get(device, alone)[0].view(np.uint16)).all()
+        return get(device, out).view(np.uint16)
+
+    tilings = tilings_of(*cut)
+    place = int(rng.integers(rows))
+    alone = bits(tilings[0], np.array([place]))
+    expected = bits(tilings[0], np.arange(rows))
+    assert (alone[0] == expected[place]).all()
+    for tiling in tilings[1:]:
+        order = rng.permutation(rows)
+        assert (bits(tiling, order) == expected[order]).all(), tiling
+
+
+@given(
+    size_k=st.integers(1, 2000).map(lambda vectors: 8 * vectors),
+    num_outputs=st.integers(1, 200_000),
+    arch=st.sampled_from((80, 90, 120)),
+    may_split=st.booleans(),
+)
+def test_one_cut_of_k_serves_any_number_of_rows(size_k: int, num_outputs: int, arch: int, may_split: bool) -> None:
+    tilings = [
+        invariant_tiling(arch, size_k, max_rows, num_outputs=num_outputs, may_split=may_split)
+        for max_rows in (1, 8, 9, 16, 32, 33, 64, 65, 256, 257, 16384)
+    ]
+    assert {(each.warps_per_row, each.split, each.stage_k) for each in tilings} == {
+        (tilings[0].warps_per_row, tilings[0].split, tilings[0].stage_k)
+    }
+    assert all(each.batch_rows > 1 for each in tilings)  # one row's core sums in another order
+
+
+def test_another_cut_gives_other_bits(device: Device) -> None:
+    """Else the test above would hold whatever the kernels did."""
+    rng = np.random.default_rng(0)
+    x, w = put(device, bf16(rng.standard_normal((8, 2120)))), put(device, random_layer(rng, 2120, 40))
+    seen = []
+    for warps_per_row in (1, 2, 4, 8):
+        tiling = tilings_of(warps_per_row, 1)[0]
+        run = LogitsRows(device, hidden_size=2120, vocab_size=40, max_rows=8, tiling=tiling)
+        out = poisoned(device, (8, 40), np.float32)
+        run(out, x, w)
+        seen.append(get(device, out).view(np.uint32))
+    assert all((a != b).any() for a, b in combinations(seen, 2))
 
 
 def test_rows_that_are_nan_do_not_touch_the_others(device: Device) -> None:
@@ -205,5 +262,7 @@ def test_what_does_not_fit_is_refused(device: Device) -> None:
     run = linear(
         device, in_features=40, out_features=7, max_rows=40, tiling=Tiling(32, rows_per_warp=16, blocks_per_sm=1)
     )
+    with pytest.raises(ShapeError, match="whole chunks of 64"):
+        Tiling(64, warps_per_row=2, stage_k=64)
     with pytest.raises(ShapeError, match="1 to 40"):
         run(poisoned(device, (41, 7)), poisoned(device, (41, 40)), poisoned(device, (7, 40)))

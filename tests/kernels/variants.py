@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,7 +36,7 @@ from tinyvllm.kernels.sample import Sample
 from tinyvllm.kernels.sample_rules import RuleState
 from tinyvllm.kernels.silu_mul import SiluMul
 from tinyvllm.kernels.step_inputs import StepInputs
-from tinyvllm.kernels.tiling import BATCH_ROWS, choose_tiling
+from tinyvllm.kernels.tiling import BATCH_ROWS, SHARING_ROWS, invariant_tiling
 
 from .decode_chain import LLAMA_1B, ChainShape
 
@@ -43,6 +44,8 @@ KERNELS = Path(tinyvllm.kernels.__file__).parent
 EPS = 1e-5
 BLOCK_SIZE, MAX_BATCH, MAX_CONTEXT = 16, 256, 4096
 SAMPLED_ROWS = 64
+MANY_ROWS = (64, SHARING_ROWS, 2 * SHARING_ROWS)
+"""The tiers of batch-invariant projections that others do not have."""
 
 QWEN_HALF_B = ChainShape(24, 896, 14, 2, 64, 4864, 151936)
 LLAMA_8B = ChainShape(32, 4096, 32, 8, 128, 14336, 128256)
@@ -121,17 +124,20 @@ def kernels_of(made: Iterator[tuple[str, Make]]) -> list[Kernel]:
     return list(found)
 
 
-def projections(shape: ChainShape, rows: int, *, batch_invariant: bool = False) -> Iterator[tuple[str, Make]]:
-    """The launchers of one shape for up to so many rows. Batch-invariant: one cut whatever the rows."""
+def projections(shape: ChainShape, rows: int, *, invariant_on: int | None = None) -> Iterator[tuple[str, Make]]:
+    """The launchers of one shape for up to so many rows; batch-invariant if an architecture says for which."""
     e, f, h, k, d = (
         shape.hidden_size, shape.intermediate_size, shape.num_heads, shape.num_kv_heads, shape.head_dim,
     )  # fmt: skip
-    label = "1 row" if rows == 1 else f"{rows} rows"
+    label = "1 row" if rows == 1 else "any rows" if rows > SHARING_ROWS else f"{rows} rows"
+    label += ", batch-invariant," if invariant_on else ""
     width = (h + 2 * k) * d
 
     def cut(size_k: int, num_outputs: int, *, may_split: bool = True) -> dict[str, Any]:
-        tiling = choose_tiling(size_k, 8, num_outputs=num_outputs, may_split=may_split)
-        return {"max_rows": rows, "tiling": tiling if batch_invariant else None}
+        if invariant_on is None:
+            return {"max_rows": rows}
+        tiling = invariant_tiling(invariant_on, size_k, rows, num_outputs=num_outputs, may_split=may_split)
+        return {"max_rows": rows, "tiling": tiling}
 
     yield f"{label} of {e}, {width} out", partial(LinearRows, in_features=e, out_features=width, **cut(e, width))
     for size_k in (h * d, f):
@@ -144,7 +150,7 @@ def projections(shape: ChainShape, rows: int, *, batch_invariant: bool = False) 
     head_label = f"{label} of {e}, {shape.vocab_size} out"
     head_cut = cut(e, shape.vocab_size, may_split=False)
     yield head_label, partial(LogitsRows, hidden_size=e, vocab_size=shape.vocab_size, **head_cut)
-    for head in (LmHeadLogits, LmHeadArgmax):
+    for head in (LmHeadLogits, LmHeadArgmax) if rows <= BATCH_ROWS[-1] else ():
         sizes: dict[str, Any] = {"hidden_size": e, "vocab_size": shape.vocab_size, "eps": EPS}
         yield head_label, partial(head, **sizes, **head_cut)
 
@@ -198,6 +204,8 @@ def table_kernels() -> list[Kernel]:
         yield from simple(s)
         for rows in BATCH_ROWS:
             yield from projections(s, rows)
+        for rows in MANY_ROWS:
+            yield from projections(s, rows, invariant_on=90)
         yield from attention(s.num_heads, s.num_kv_heads, s.head_dim)
         yield from sampling(s.vocab_size)
 
@@ -212,7 +220,8 @@ def other_kernels() -> list[Kernel]:
             yield from simple(shape)
             for rows in BATCH_ROWS:
                 yield from projections(shape, rows)
-            yield from projections(shape, 256, batch_invariant=True)
+            for arch, rows in product((80, 90), MANY_ROWS):
+                yield from projections(shape, rows, invariant_on=arch)
         for head_dim in (16, 32, 64, 80, 96, 128):
             yield "", partial(RopeAppend, num_heads=4, num_kv_heads=2, head_dim=head_dim)
             yield from attention(8, 2, head_dim)

@@ -1,18 +1,20 @@
-// The core for up to BATCH_ROWS (8, 16, 32 or 64) rows of x a block: tensor cores, the weights as the left operand.
+// The core for up to BATCH_ROWS (8, 16 or 32) rows of x a block: tensor cores, the weights as the left operand.
 //
 // A job is `block_tiles` tiles of 16 weight rows, 8 low and 8 high, over K or, with SPLIT > 1, over a part of it. Weights
 // and x come through a ring of NUM_STAGES stages of shared memory, STAGE_K of K each, which never runs dry: while one is
 // multiplied the others are on their way, the next job's first among them. The weights of the first stages are asked
 // for before the wait on the predecessor.
 //
-//   warps    WARPS_PER_ROW share a row, each taking every so many-th 16 of K; each works on ROWS_PER_WARP weight rows
+//   warps    WARPS_PER_ROW share a row, each taking every so many-th chunk of K; each works on ROWS_PER_WARP weight rows
 //   stage    weight [block_rows][STAGE_K], x [BATCH_ROWS][STAGE_K]; vector v of row r lies at v ^ r % 8, so that the
 //            eight rows of an ldmatrix are in eight groups of banks
 //
 // x comes normalised, where there is a norm: multiplied by the norm's weight on its way to the tensor core, by every
 // warp anew, 32 rows of it took as long as the weights.
 //
-// A row's sum is taken in an order that depends on K, WARPS_PER_ROW and SPLIT alone, not on BATCH_ROWS nor on its place.
+// A row's sum is taken in an order that depends on K, WARPS_PER_ROW, STAGE_K and SPLIT alone, not on BATCH_ROWS nor on its
+// place: K is cut in SPLIT spans of whole stages, a span in chunks of 64 (less where a stage has less for each warp). A
+// warp adds up every so many-th chunk; then the warps' sums are added, then the spans', in order.
 // Defines besides those of projection.cuh: WARPS_PER_ROW (a power of two), ROWS_PER_WARP, STAGE_K (a multiple of 64),
 // NUM_STAGES, SHARED_BYTES, ONE_JOB (1 if no block has a second job), SPLIT (blocks, in gridDim.y, that share K; the
 // last to arrive adds up). gridDim.z counts further rows of x, BATCH_ROWS at a time.
@@ -29,6 +31,7 @@ constexpr int num_batch_tiles = BATCH_ROWS / 8;
 constexpr int num_vectors = SIZE_K / 8;
 constexpr int stage_vectors = STAGE_K / 8;
 constexpr int stage_steps = STAGE_K / 16 / WARPS_PER_ROW;  // of a warp: 16 of K each
+constexpr int chunk_steps = stage_steps % 4 == 0 ? 4 : stage_steps % 2 == 0 ? 2 : 1;
 constexpr int split_stages = ceil_div(ceil_div(SIZE_K, STAGE_K), SPLIT);
 constexpr bool is_whole = SIZE_K == SPLIT * split_stages * STAGE_K;
 constexpr int num_ahead = NUM_STAGES - 1;
@@ -164,16 +167,18 @@ TINYVLLM_DEVICE void fill_first_x(Shared& shared, const Input& in, int first_row
 struct Fragments {
     uint32_t weight[warp_tiles][4], x[num_batch_tiles][2];
 
-    /// Step i of the warp's: `i * WARPS_PER_ROW + along` of the stage. The bits of the two never overlap.
+    /// Step i of the warp's: the chunk `i / chunk_steps * WARPS_PER_ROW + along` of the stage has it. The bits of the
+    /// three parts of an address never overlap.
     TINYVLLM_DEVICE void read(const Stage& stage, int i) {
         const int lane = block_lane(), across = block_warp() % warps_across, along = block_warp() / warps_across;
-        const int step = i * WARPS_PER_ROW * 2, row_swizzle = lane % 8;
+        const int row_swizzle = lane % 8, first = along * chunk_steps * 2;
+        const int step = (i / chunk_steps * WARPS_PER_ROW * chunk_steps + i % chunk_steps) * 2;
         const int weight_row = across * ROWS_PER_WARP + lane % 16;
-        const int weight_vector = (along * 2 + lane / 16) ^ row_swizzle ^ step;
+        const int weight_vector = (first + lane / 16) ^ row_swizzle ^ step;
 #pragma unroll
         for (int tile = 0; tile < warp_tiles; ++tile)
             ldmatrix_x4(weight[tile], &stage.weight[weight_row + tile * tile_rows][weight_vector]);
-        const int x_vector = (along * 2 + lane / 8 % 2) ^ row_swizzle ^ step;
+        const int x_vector = (first + lane / 8 % 2) ^ row_swizzle ^ step;
         if constexpr (num_batch_tiles == 1) {
             ldmatrix_x2(x[0], &stage.x[lane % 8][x_vector]);
         } else {

@@ -1,11 +1,12 @@
 // What the fused projections share: y = norm(x) W^T in tiles of output rows, each finished by an epilogue.
 //
-// Two cores compute the sums, with one interface: `gemv_core.cuh` for one row of x (BATCH_ROWS 1), on the ordinary
-// arithmetic units, and `gemm_small_core.cuh` for up to 32 a block (BATCH_ROWS 8, 16 or 32), on the tensor cores.
+// Three cores compute the sums, with one interface: `gemv_core.cuh` for one row of x (BATCH_ROWS 1), on the ordinary
+// arithmetic units, on the tensor cores `gemm_small_core.cuh` for up to 32 a block (BATCH_ROWS 8, 16 or 32) and
+// `gemm_large_core.cuh` for more (64 or 128). The last two take a sum in the same order.
 // A tile is two runs of `tile_pairs` neighbouring weight rows, low and high; the thread that finishes a pair has both
 // sums at hand, so that a rotation (rows i and i + D/2) or a gate and its up need no exchange.
 //
-// Both cores load the first weights *before* they wait for the predecessor: the loads run while it does. For one row the
+// All load the first weights *before* they wait for the predecessor: the loads run while it does. For one row the
 // norm is folded in: x times the norm's weight goes in, 1 / rms multiplies the sum.
 //
 // Defines: SIZE_K (length of a row of x), BATCH_ROWS, THREADS, MIN_BLOCKS (per SM), NUM_STAGES (of the
@@ -56,6 +57,8 @@ TINYVLLM_DEVICE TileRows neighbouring_rows(int tile) {
 
 #if BATCH_ROWS == 1
 #include "gemv_core.cuh"
-#else
+#elif BATCH_ROWS <= 32
 #include "gemm_small_core.cuh"
+#else
+#include "gemm_large_core.cuh"
 #endif

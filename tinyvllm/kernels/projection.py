@@ -1,6 +1,6 @@
 """What the launchers of the fused projections share: compiled for sizes, a grid chosen, scratch memory kept.
 
-``y = norm(x) W^T`` for few rows, by ``projection.cuh``; each launcher adds the epilogue's arguments.
+``y = norm(x) W^T`` by ``projection.cuh``; each launcher adds the epilogue's arguments.
 """
 
 from __future__ import annotations
@@ -59,18 +59,17 @@ class Projection:
         per_sm = tiling.blocks_per_sm
         self.num_blocks = self.num_jobs if per_sm is None else min(self.num_jobs, per_sm * device.properties.num_sms)
         shape_defines = tiling.defines(size_k, num_outputs)
-        self._shared_bytes = 0
-        if tiling.batch_rows > 1:
+        if tiling.is_large:
+            ring = tiling.chunk_ring(device.properties)
+        elif tiling.batch_rows > 1:
             is_one_job = self.num_blocks == self.num_jobs
             ring = tiling.ring(device.properties, is_one_job=is_one_job)
-            self._shared_bytes = ring.shared_bytes
-            ring_defines = {"NUM_STAGES": ring.num_stages, "SHARED_BYTES": ring.shared_bytes}
-            shape_defines |= {**ring_defines, "ONE_JOB": int(is_one_job)}
+            shape_defines["ONE_JOB"] = int(is_one_job)
         else:
             most_bytes = device.properties.max_shared_bytes - _STATIC_BYTES
             ring = tiling.row_ring(size_k, most_bytes, has_norm=eps is not None)
-            self._shared_bytes = ring.shared_bytes
-            shape_defines |= {"NUM_STAGES": ring.num_stages, "SHARED_BYTES": ring.shared_bytes}
+        self._shared_bytes = ring.shared_bytes
+        shape_defines |= {"NUM_STAGES": ring.num_stages, "SHARED_BYTES": ring.shared_bytes}
         module = device.compile(source(f"{name}.cu"), {**shape_defines, **(defines or {})})
         self._function = module.function(function or name, max_dynamic_shared_bytes=self._shared_bytes)
         self.num_row_tiles = ceil_div(max_rows, tiling.batch_rows)
@@ -81,7 +80,7 @@ class Projection:
         if eps is not None and tiling.batch_rows > 1:
             self._norm = RmsNorm(device, hidden_size=size_k, eps=eps, pdl=pdl)
             self._normed = device.memory.alloc((max_rows, size_k), BFLOAT16)
-        if tiling.split > 1:
+        if tiling.num_sharing > 1:
             num_jobs = self.num_row_tiles * self.num_jobs
             sums = (num_jobs, tiling.split, tiling.block_rows, tiling.batch_rows)
             self.workspace = device.memory.alloc(sums, np.float32)
@@ -109,9 +108,15 @@ class Projection:
 
     def launch(self, num_rows: int, arguments: Sequence[Argument]) -> None:
         """Queues the kernel for so many rows of x."""
+        num_row_tiles = ceil_div(num_rows, self.tiling.batch_rows)
+        if self.tiling.is_large:  # a block walks over rows of x too
+            most = (self.tiling.blocks_per_sm or 1) * self._device.properties.num_sms
+            num_blocks, num_row_tiles = min(self.num_jobs * num_row_tiles, most), 1
+        else:
+            num_blocks = self.num_blocks
         self._device.launch(
             self._function,
-            (self.num_blocks, self.tiling.split, ceil_div(num_rows, self.tiling.batch_rows)),
+            (num_blocks, self.tiling.num_sharing, num_row_tiles),
             (self.tiling.threads, 1, 1),
             arguments,
             shared_bytes=self._shared_bytes,

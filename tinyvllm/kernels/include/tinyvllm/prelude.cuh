@@ -20,6 +20,7 @@
 #include "tinyvllm/warp.cuh"
 #include "tinyvllm/block.cuh"
 #include "tinyvllm/mma.cuh"
+#include "tinyvllm/wgmma.cuh"
 #include "tinyvllm/grid.cuh"
 
 using namespace tinyvllm;
