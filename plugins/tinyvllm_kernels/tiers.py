@@ -49,7 +49,10 @@ class Tiers:
         return next((rows for rows in self._fused_rows if rows >= num_rows), None)
 
     def tiling(self, max_rows: int, size_k: int, num_outputs: int, *, may_split: bool = True) -> Tiling | None:
-        """The launcher's own choice; with ``batch_invariant`` one cut of K for any number of rows, also for one."""
-        if not self._is_invariant:
+        """One cut of K for any number of rows, also for one; the launcher's own for few rows without that promise.
+
+        Without it, many rows come here where the matrix products lack something: they add no bias.
+        """
+        if not self._is_invariant and max_rows <= BATCH_ROWS[-1]:
             return None
         return invariant_tiling(self._arch, size_k, max_rows, num_outputs=num_outputs, may_split=may_split)
