@@ -30,6 +30,7 @@ class Shown(StrEnum):
 BY_RACES_ALONE = {
     "publishes": "blocks run one after the other",
     "before thread 0 says so": "blocks run one after the other",
+    "zero before anybody adds": "the threads of a block come to the wait together, the sums cleared",
     "forbidden tokens stay so": "no thread is interrupted between a load and a store",
 }
 """Part of a comment, and why no result shows it."""

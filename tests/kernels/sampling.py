@@ -28,7 +28,7 @@ LOGARITHM_ULPS = 16
 
 # Small blocks: a vocabulary of a few hundred tokens has several tiles in a call of a few rows, and several steps in a
 # call of more; and the list of a cut row overflows.
-SMALL: dict[str, Any] = {"threads": 64, "loads": 2, "num_blocks": 12, "cut_threads": 64, "list_size": 48}
+SMALL: dict[str, Any] = {"threads": 64, "loads": 2, "num_blocks": 12, "list_size": 48}
 PADDING = -1
 PHILOX_WORDS = Path(__file__).with_name("philox_words.cu")
 

@@ -33,6 +33,7 @@ RACES = {
     "gemm_large_core.cuh": (sanitized, "large"),
     "lm_head.cu": (sanitized, "argmax"),
     "penalties.cu": (test_sample_mutants, "races"),
+    "sample_cut.cu": (test_sample_mutants, "races"),
 }
 """What the race check runs for a file: ``run_<name>`` of a module."""
 

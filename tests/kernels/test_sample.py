@@ -81,38 +81,82 @@ def test_the_nucleus_has_the_token_that_crosses_top_p_and_none_after(device: Dev
     assert support(device, [0.0] * 4, top_p=top_p) == set(range(kept))
 
 
-def support(device: Device, logits: list[float], **columns: Any) -> set[int]:
+def support(device: Device, logits: list[float], list_size: int = 48, **columns: Any) -> set[int]:
     """Every token of 48 draws."""
-    tokens, _ = draw(device, np.tile(np.array(logits, np.float32), (48, 1)), rows_of(48, **columns))
+    rows = rows_of(48, **columns)
+    tokens, _ = draw(device, np.tile(np.array(logits, np.float32), (48, 1)), rows, **{**SMALL, "list_size": list_size})
     return set(tokens.tolist())
 
 
-def test_cuts_come_in_order_and_ties_go_by_lowest_id(device: Device) -> None:
-    assert support(device, [0, 1, 1, 0, 1, 1], top_k=3) == {1, 2, 4}
-    assert support(device, [0.0, -0.0, 0.0, -0.0], top_k=2) == {0, 1}
-    assert support(device, [0.0] * 4, top_k=2, top_p=0.5) == {0}
-    assert support(device, [0.0] * 4, top_k=2, top_p=0.6) == {0, 1}
-    assert support(device, [0.0] * 4, top_k=1, top_p=0.9) == {0}
-    assert support(device, [1.0, 1.0, 0.99], min_p=1.0) == {0, 1}
+@pytest.mark.parametrize("list_size", [1, 48])
+def test_cuts_come_in_order_and_ties_go_by_lowest_id(device: Device, list_size: int) -> None:
+    def kept(logits: list[float], **columns: Any) -> set[int]:
+        return support(device, logits, list_size, **columns)
+
+    assert kept([0, 1, 1, 0, 1, 1], top_k=3) == {1, 2, 4}
+    assert kept([0.0, -0.0, 0.0, -0.0], top_k=2) == {0, 1}
+    assert kept([0.0] * 4, top_k=2, top_p=0.5) == {0}
+    assert kept([0.0] * 4, top_k=2, top_p=0.6) == {0, 1}
+    assert kept([0.0] * 4, top_k=1, top_p=0.9) == {0}
+    assert kept([1.0, 1.0, 0.99], min_p=1.0) == {0, 1}
     few = [0.0, 0.0] + [math.log(0.4)] * 10
-    assert support(device, few, min_p=0.5, top_p=0.5) == {0}
-    assert support(device, few, top_p=0.5) == {0, 1, 2, 3, 4}
-    assert support(device, [0.0, -1.0, -2.0], min_p=0.3) == {0, 1}
-    assert support(device, [0.0, -1.0, -2.0], min_p=0.3, temperature=2.0) == {0, 1, 2}
-    assert support(device, [-INF, 0.0, -INF, -1.0], top_k=3) == {1, 3}
-    assert support(device, [-INF, -INF, -3e38], temperature=1e-30) == {2}
-    assert support(device, [5.0, 5.0, 4.9], temperature=1e-6) == {0, 1}  # noise decides between equals
+    assert kept(few, min_p=0.5, top_p=0.5) == {0}
+    assert kept(few, top_p=0.5) == {0, 1, 2, 3, 4}
+    assert kept([0.0, -1.0, -2.0], min_p=0.3) == {0, 1}
+    assert kept([0.0, -1.0, -2.0], min_p=0.3, temperature=2.0) == {0, 1, 2}
+    assert kept([-INF, 0.0, -INF, -1.0], top_k=3) == {1, 3}
+    assert kept([-INF, -INF, -3e38], temperature=1e-30) == {2}
+    assert kept([5.0, 5.0, 4.9], temperature=1e-6) == {0, 1}  # noise decides between equals
+    assert kept([5.0, 5.0, 5.0, 4.9], temperature=1e-39, top_k=2) == {0, 1}  # its reciprocal is infinite
+    assert kept([0.0, -0.000988], top_p=0.3) == {0}  # the next bucket
 
 
+def test_a_quotient_at_the_edge_of_a_bucket_has_the_bits_of_a_division(device: Device) -> None:
+    """A product with the reciprocal would put the token in another bucket, and so lose it."""
+    rng = np.random.default_rng(0)
+    distance, divisor = (rng.uniform(1, most, 4_000_000).astype(np.float32) for most in (4, 2))
+    products = distance / divisor, distance * (np.float32(1) / divisor)
+    right, wrong = ((product * divisor).view(np.uint32) >> 16 for product in products)
+    edges = np.flatnonzero(right > wrong)[:4].tolist()
+    assert len(edges) == 4
+    for i in edges:
+        logits = [0.0] + [float(-distance[i])] * 40
+        assert len(support(device, logits, temperature=divisor[i], top_k=41, top_p=0.999999)) > 1
+
+
+@pytest.mark.parametrize("list_size", [48, 1300])
 @pytest.mark.parametrize("kept", [1, 47, 48, 49, 300, 1299, 1300])
-def test_a_nucleus_of_equal_tokens_ends_at_its_token(device: Device, kept: int) -> None:
-    """All tokens share a place but for their id, and more than the list can hold are kept."""
+def test_a_nucleus_of_equal_tokens_ends_at_its_token(device: Device, kept: int, list_size: int) -> None:
+    """All tokens share a place but for their id; the list holds them all, or fewer than are kept."""
     vocab_size, rows = 1300, rows_of(6, top_p=(kept - 0.5) / 1300, seed=6)
+    sizes = {**SMALL, "list_size": list_size}
     logits = np.zeros((6, vocab_size), np.float32)
     uncut, _ = draw(device, logits[:, :kept], replace(rows, top_p=np.ones(6, np.float32)))
-    np.testing.assert_array_equal(draw(device, logits, rows)[0], uncut)
+    np.testing.assert_array_equal(draw(device, logits, rows, **sizes)[0], uncut)
     limited = replace(rows, top_p=np.ones(6, np.float32), top_k=np.full(6, kept, np.int32))
-    np.testing.assert_array_equal(draw(device, logits, limited)[0], uncut)
+    np.testing.assert_array_equal(draw(device, logits, limited, **sizes)[0], uncut)
+    both = replace(limited, top_p=np.full(6, 1 - 0.5 / kept, np.float32))
+    np.testing.assert_array_equal(draw(device, logits, both, **sizes)[0], uncut)
+
+
+@pytest.mark.parametrize("list_size", [48, 1024])
+@pytest.mark.parametrize("temperature", [1e-4, 0.7, 1.0, 3.0, 1e7])
+def test_most_of_a_flat_vocabulary_may_be_kept(device: Device, temperature: float, list_size: int) -> None:
+    """Hundreds of tokens share the bucket of the cut: more than threads, and more than a short list can hold."""
+    rng = np.random.default_rng(4)
+    logits = (rng.standard_normal((15, 20_000)) * 0.9).astype(np.float32)
+    rows = rows_of(
+        15, temperature=temperature, seed=4, top_p=[0.3, 0.5, 0.9, 0.9, 1.0] * 3,
+        top_k=[0] * 5 + [9000] * 5 + [100] * 5, min_p=[0, 0, 0, 0.002, 0.01] * 3,
+    )  # fmt: skip
+    check(logits, rows, draw(device, logits, rows, **{**SMALL, "list_size": list_size})[0])
+
+
+@settings(max_examples=30, deadline=None)
+@given(logits_and_rows((300, 1029, 2500)))
+def test_how_many_tokens_can_be_listed_changes_no_token(device: Device, case: tuple[Float32, SamplingRows]) -> None:
+    few, many = (draw(device, *case, **{**SMALL, "list_size": list_size})[0] for list_size in (1, 4096))
+    np.testing.assert_array_equal(few, many)
 
 
 def random_batch(rng: np.random.Generator, num_rows: int, vocab_size: int) -> tuple[Float32, SamplingRows]:
@@ -141,7 +185,7 @@ def test_block_sizes_change_no_token_of_a_cut_row(device: Device) -> None:
     logits, rows = random_batch(np.random.default_rng(0), 8, 1029)
     rows = replace(rows, top_k=np.array([5, 100, 0, 700] * 2, np.int32), top_p=np.full(8, 0.98, np.float32))
     small = draw(device, logits, rows)[0]
-    large = draw(device, logits, rows, threads=128, loads=4, num_blocks=8, cut_threads=256, list_size=1024)[0]
+    large = draw(device, logits, rows, threads=128, loads=4, num_blocks=8, list_size=1024)[0]
     np.testing.assert_array_equal(small, large)
 
 

@@ -36,9 +36,13 @@ def race_scenario(device: Device) -> None:
 
 def cut_scenario(device: Device) -> None:
     test_sample.test_it_waits_for_the_kernel_that_makes_the_logits(device, {"top_k": 5})
-    test_sample.test_cuts_come_in_order_and_ties_go_by_lowest_id(device)
-    for kept in (47, 49, 1299):
-        test_sample.test_a_nucleus_of_equal_tokens_ends_at_its_token(device, kept)
+    for list_size in (1, 48):
+        test_sample.test_cuts_come_in_order_and_ties_go_by_lowest_id(device, list_size)
+    test_sample.test_a_quotient_at_the_edge_of_a_bucket_has_the_bits_of_a_division(device)
+    for kept, list_size in ((1, 1300), (47, 48), (49, 1300), (1299, 48)):
+        test_sample.test_a_nucleus_of_equal_tokens_ends_at_its_token(device, kept, list_size)
+    for temperature, list_size in ((1.0, 1024), (1.0, 48), (1e7, 1024)):
+        test_sample.test_most_of_a_flat_vocabulary_may_be_kept(device, temperature, list_size)
     for top_p, kept in ((0.25, 1), (0.26, 2), (1e-60, 1)):
         test_sample.test_the_nucleus_has_the_token_that_crosses_top_p_and_none_after(device, top_p, kept)
     test_sample.test_nearly_every_token_is_the_references(device)
@@ -89,6 +93,7 @@ SCENARIOS: dict[str, Scenario] = {
     "sample.cu": race_scenario,
     "sample_cut.cu": cut_scenario,
     "sample_order.cuh": order_scenario,
+    "sample_race.cuh": race_scenario,
     "sample_row.cuh": race_scenario,
     "sample_select.cuh": cut_scenario,
     "sample_tile.cuh": tile_scenario,
@@ -109,28 +114,46 @@ SLIPS = [
     ("sample_row.cuh", "(x - row_max) / temperature", "x - row_max"),  # missing temperature
     ("philox.cuh", "uint32_t(position)", "0u"),
     ("sample_row.cuh", "columns.temperature[slot] : 1.0f", "columns.temperature[slot] : 0.0f"),
-    ("sample.cu", "min(min(four.x, four.y), min(four.z, four.w))", "min(min(four.x, four.x), min(four.z, four.w))"),
-    ("sample.cu", "z[group] + gumbel_max < limit", "z[group] + 1.0f < limit"),
-    ("sample.cu", "counter(loaded_token(at, group * 4) / 4)", "counter(loaded_token(tile.first, group * 4) / 4)"),
-    ("sample.cu", "loaded_token(at, 4 * (__ffs(int(groups)) - 1))", "loaded_token(at, 0)"),
-    ("sample.cu", "i < 2 ? (i == 0 ? x[0] : x[1])", "i < 2 ? (i == 0 ? x[1] : x[0])"),  # wrong lane
-    ("sample.cu", "row.scaled(x, row_max)", "row.scaled(x, x)"),
-    ("sample.cu", "size > shortlist_size ? record_tokens + 1 : list.num_left", "list.num_left"),
-    ("sample.cu", "records[i].num_candidates <= record_tokens", "true"),
-    ("sample.cu", "is_finite &= four[i] < INFINITY", "is_finite &= true"),
+    ("sample_race.cuh", "min(min(four.x, four.y),", "min(min(four.x, four.x),"),
+    ("sample_race.cuh", "z[group] + gumbel_max < limit", "z[group] + 1.0f < limit"),
+    ("sample_race.cuh", "counter(loaded_token(at, group * 4) / 4)", "counter(loaded_token(tile.first, group * 4) / 4)"),
+    ("sample_race.cuh", "loaded_token(at, 4 * (__ffs(int(groups)) - 1))", "loaded_token(at, 0)"),
+    ("sample_order.cuh", "i < 2 ? (i == 0 ? four[0] : four[1])", "i < 2 ? (i == 0 ? four[1] : four[0])"),  # wrong lane
+    ("sample_race.cuh", "row.scaled(x, row_max)", "row.scaled(x, x)"),
+    ("sample_race.cuh", "size > shortlist_size ? record_tokens + 1 : list.num_left", "list.num_left"),
+    ("sample_race.cuh", "records[i].num_candidates <= record_tokens", "true"),
+    ("sample_race.cuh", "is_finite &= four[i] < INFINITY", "is_finite &= true"),
     ("sample_tile.cuh", "is_finite &= x[i] < INFINITY", "is_finite &= true"),
     ("sample_tile.cuh", "x[i] > largest", "x[i] >= largest"),
     ("sample_tile.cuh", "load_logits(x, tile.row, at + step,", "load_logits(x, tile.row, at,"),
     ("sample_tile.cuh", "min(first + tile_size, vocab_size)", "min(first + tile_size / 2, vocab_size)"),
     ("sample_order.cuh", "| ~token_id", "| token_id"),
     ("sample_order.cuh", "x < INFINITY ? x : INFINITY", "x"),
-    ("sample_select.cuh", "at < goal && goal <= at + bins[i]", "at <= goal && goal < at + bins[i]"),  # off by one
+    ("sample_select.cuh", "at < goal && goal <= at + sum", "at <= goal && goal < at + sum"),  # off by one
+    ("sample_select.cuh", "at < goal && goal <= at + amount", "at <= goal && goal < at + amount"),
+    ("sample_select.cuh", "(before + lower < lower)", "0"),  # a carry is lost
+    ("sample_select.cuh", "s.few[i].place < place", "s.few[i].place <= place"),
+    ("sample_select.cuh", "place <= from.last && place != everything", "place != everything"),
     ("sample_select.cuh", "min(from.last, ((prefix + 1) << shift) - 1)", "((prefix + 1) << shift) - 1"),
     ("sample_select.cuh", "s.num_listed <= LIST_SIZE", "true"),
     ("sample_select.cuh", "place >> shift > prefix", "place >> shift >= prefix"),
     ("sample_cut.cu", "max(whole + (double(whole) < goal), uint64_t(1))", "whole + (double(whole) < goal)"),
     ("sample_cut.cu", "expf(-distance) < row.min_p", "expf(-distance) <= row.min_p"),
-    ("sample_cut.cu", "mass_goal(row.top_p, total)", "mass_goal(row.top_p, uint64_t(0x1p44f))"),
+    ("sample_cut.cu", "is_limited ? sure : all", "all"),
+    ("sample_cut.cu", "plan.mass_after = total - s.before - s.histogram.sum(plan.first)", "plan.mass_after = 0"),
+    ("sample_cut.cu", "bucket > first ||", "bucket > first + 1 ||"),
+    ("sample_cut.cu", "first == plan.last && selection.histogram.sum(bucket) == its_own", "first == plan.last"),
+    ("sample_cut.cu", "plan.last + 1", "plan.last"),
+    ("sample_cut.cu", "plan.num_listed <= LIST_SIZE", "true"),
+    ("sample_cut.cu", "mass_before + total + mass_after", "mass_before + total"),
+    ("sample_cut.cu", "is_mass ? mass_before : count_before", "mass_before"),
+    ("sample_cut.cu", "reciprocal, near)", "0.0f, near)"),
+    ("sample_cut.cu", "if (!is_usual) distances[i]", "if (false) distances[i]"),
+    ("sample_cut.cu", "if (!(x[i] >= lowest)) distances[i] = INFINITY", "if (!(x[i] >= lowest)) {}"),
+    ("sample_cut.cu", "row_masses[i] = 0;", "row_masses[i] += 0;"),
+    ("sample_cut.cu", "plans[b].is_open = false", "plans[b].is_open = true"),
+    ("sample_order.cuh", "above - below > 1", "above - below > 0x100000"),
+    ("sample_cut.cu", "is_limited ? sure : all", "uint64_t(0x1p44f)"),
     ("logprobs.cu", "x > of_chosen", "x >= of_chosen"),
     ("logprobs.cu", "expf(x - largest)", "expf(x)"),
     ("logprobs.cu", "listed[j] < listed[i]", "listed[j] <= listed[i]"),

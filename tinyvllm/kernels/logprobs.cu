@@ -30,7 +30,7 @@ struct RawRow {
     TINYVLLM_DEVICE static float logit_at(uint64_t place) { return float_of_growing(~falling_bits_of(place)); }
 
     TINYVLLM_DEVICE bool place(int id, float x, uint64_t& place) const {
-        place = place_of(row_max - x, ~growing_bits(x), id);
+        place = place_of(bucket_of(row_max - x), ~growing_bits(x), id);
         return true;
     }
 };
@@ -39,6 +39,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     logprobs_rows(int* token_ids, float* logprobs, int* rank, const float* logits, const int* chosen,
                   const int* slots, const int* num_logprobs, int vocab_size, int k) {
     __shared__ Selection selection;
+    __shared__ uint64_t list[LIST_SIZE];
     __shared__ uint64_t listed[MAX_LISTED];
     __shared__ float maxima[32];
     __shared__ uint32_t num_taken;
@@ -80,8 +81,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     if (k == 0) return;
 
     const RawRow raw = {logits, largest};
-    Candidates<RawRow> best = {raw, vocab_size, selection, everything, false};
-    cut_at_goal(best, selection, [](uint64_t) { return uint64_t(1); }, [k](uint64_t) { return uint64_t(k); });
+    Candidates<RawRow> best = {raw, vocab_size, list, everything, 0, false};
+    cut_at_goal(best, selection, 0, [](uint64_t) { return uint64_t(1); }, [k](uint64_t) { return uint64_t(k); });
     best.each([&](uint64_t place) { listed[atomicAdd(&num_taken, 1u)] = place; });
     __syncthreads();  // all k are listed, in any order, before their ranks are counted
     for (int i = threadIdx.x; i < k; i += THREADS) {

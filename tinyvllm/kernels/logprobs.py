@@ -9,10 +9,13 @@ import numpy as np
 from tinyvllm.devices.interface import Buffer, Device
 from tinyvllm.errors import ShapeError
 from tinyvllm.kernels.launch import FLOAT32, INT32, check_buffer, source
-from tinyvllm.kernels.sample import LIST_SIZE, check_vocab_size
+from tinyvllm.kernels.sample import check_vocab_size
 
 MAX_LISTED = 64
 """Most tokens beside the chosen one; more, or the whole vocabulary, is a matter for the host."""
+
+LIST_SIZE = 1024
+"""Tokens of a row that fit in shared memory beside the histogram, within the 48 KiB of every card."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.devices.interface import Buffer, Device
+from tinyvllm.devices.interface import Buffer, Device, Dim3, Function
 from tinyvllm.errors import ShapeError
 from tinyvllm.kernels.argmax import check_rows
 from tinyvllm.kernels.launch import FLOAT32, INT32, check_buffer, source
 from tinyvllm.kernels.sample_columns import DeviceSamplingColumns, SampledBuffers
-from tinyvllm.kernels.sample_tiles import RowTiles
+from tinyvllm.kernels.sample_tiles import BLOCKS_PER_SM, RowTiles
 
 MAX_VOCAB_SIZE = 2**20
 """A token's place in an order has 20 bits for its id."""
-LIST_SIZE = 3072
-"""Tokens of a row that fit in shared memory beside the histogram, within the 48 KiB of every card."""
+LIST_SIZE = 4096
+"""Tokens of a row that may be kept and may not, once it is known in which of ``_NUM_BINS`` buckets the cuts are."""
+_NUM_BINS = 2048
 _RECORD_WORDS = 16
-_MIN_BLOCKS = 4  # of an SM: 64 registers a thread hide more latency than 80
+_PLAN_WORDS = 10
 
 
 class Sample:
@@ -26,10 +27,9 @@ class Sample:
         device: where it runs.
         vocab_size: ``V``, at most 2**20.
         max_rows: most rows of a call.
-        threads: of a block of the pass over all rows. loads: groups of four tokens that each has under way.
-        num_blocks: that pass's in a call; None: what the device holds at once. No token depends on it.
-        cut_threads: of a block that cuts a row, a power of two.
-        list_size: tokens that it can hold.
+        threads: of a block, a power of two. loads: groups of four tokens that each has under way.
+        num_blocks: of a launch; None: what the device holds at once. No token depends on it.
+        list_size: tokens of a row that may be listed.
         pdl: the launches may overlap the end of their predecessors.
     """
 
@@ -42,22 +42,26 @@ class Sample:
         threads: int = 256,
         loads: int = 2,
         num_blocks: int | None = None,
-        cut_threads: int = 1024,
         list_size: int = LIST_SIZE,
         pdl: bool = True,
     ) -> None:
         check_vocab_size("sample", vocab_size)
         self._device, self._vocab_size, self._max_rows, self._pdl = device, vocab_size, max_rows, pdl
-        self._threads, self._cut_threads = threads, cut_threads
+        self._threads = threads
         self._tiles = RowTiles.of(device, vocab_size, threads, loads, num_blocks)
-        module = device.compile(source("sample.cu"), {**self._tiles.defines, "MIN_BLOCKS": _MIN_BLOCKS})
-        self._sample = module.function("sample_rows")
-        module = device.compile(source("sample_cut.cu"), {"THREADS": cut_threads, "LIST_SIZE": list_size})
-        self._cut = module.function("sample_cut_rows")
-        self._row_max = device.memory.alloc((max_rows,), np.float32)
-        self._records = device.memory.alloc((max_rows, self._tiles.most, _RECORD_WORDS), np.uint32)
-        self._counters = device.memory.alloc((max_rows,), np.uint32)
+        defines = {**self._tiles.defines, "MIN_BLOCKS": BLOCKS_PER_SM}
+        self._sample = device.compile(source("sample.cu"), defines).function("sample_rows")
+        module = device.compile(source("sample_cut.cu"), {**defines, "LIST_SIZE": list_size})
+        self._weigh, self._race, self._draw = map(module.function, ("weigh_rows", "race_kept", "draw_kept"))
+        alloc = device.memory.alloc
+        self._row_max = alloc((max_rows,), np.float32)
+        self._records = alloc((max_rows, self._tiles.most, _RECORD_WORDS), np.uint32)
+        self._plans = alloc((max_rows, _PLAN_WORDS), np.uint32)
+        self._places = alloc((max_rows, list_size), np.uint64)
+        self._counters = alloc((max_rows,), np.uint32)
+        self._sums = alloc((max_rows, 2, _NUM_BINS), np.uint64)
         device.memory.fill(self._counters, 0)
+        device.memory.fill(self._sums, 0)
 
     def __call__(
         self,
@@ -79,7 +83,7 @@ class Sample:
             slots: ``[B]``, int32; negative where a row samples nothing.
             positions: ``[B]``, int32; position that the token will have in its sequence.
             adjusted: ``[R, V]``, float32; taken instead of ``logits`` by rows that have a ``rule_row``. None: none has.
-            may_cut: False promises that no row has ``min_p``, ``top_k`` or ``top_p``, and saves a launch.
+            may_cut: False promises that no row has ``min_p``, ``top_k`` or ``top_p``, and saves three launches.
         Raises:
             ShapeError: a buffer has another shape or dtype, or there are more rows than announced.
         """
@@ -95,14 +99,21 @@ class Sample:
             logits, adjusted, slots, positions, columns.temperature, columns.top_p, columns.min_p, columns.top_k,
             columns.seed, columns.completion_index, columns.rule_row, np.int32(self._vocab_size),
         )  # fmt: skip
-        chosen = (out.token_ids, out.is_corrupt, out.slot_tokens)
-        workspace = (self._row_max, self._records, self._counters)
         num_tiles, tile_size = self._tiles.cut(num_rows)
-        arguments = (*chosen, *workspace, *inputs, np.int32(tile_size))
-        self._device.launch(self._sample, (num_tiles, num_rows, 1), (self._threads, 1, 1), arguments, pdl=self._pdl)
+        records, counters, row_max = self._records, self._counters, self._row_max
+
+        def launch(function: Function, grid: Dim3, outputs: tuple[Buffer, ...], size: int) -> None:
+            arguments = (*outputs, *inputs, np.int32(size))
+            self._device.launch(function, grid, (self._threads, 1, 1), arguments, pdl=self._pdl)
+
+        tiles = (num_tiles, num_rows, 1)
+        token_ids, slot_tokens = out.token_ids, out.slot_tokens
+        launch(self._sample, tiles, (token_ids, out.is_corrupt, slot_tokens, row_max, records, counters), tile_size)
         if may_cut:
-            cut = (out.token_ids, out.slot_tokens, self._row_max, *inputs)
-            self._device.launch(self._cut, (num_rows, 1, 1), (self._cut_threads, 1, 1), cut, pdl=self._pdl)
+            plans, places = self._plans, self._places
+            launch(self._weigh, tiles, (plans, self._sums, counters, token_ids, row_max), tile_size)
+            launch(self._race, tiles, (plans, places, records, row_max), tile_size)
+            launch(self._draw, (num_rows, 1, 1), (token_ids, slot_tokens, plans, places, records, row_max), num_tiles)
 
 
 def check_vocab_size(op: str, vocab_size: int) -> None:

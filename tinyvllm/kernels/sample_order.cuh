@@ -51,6 +51,23 @@ TINYVLLM_DEVICE uint64_t block_total(uint64_t x, uint64_t* scratch) {
     return block_join(x, scratch, [](uint64_t a, uint64_t b) { return a + b; });
 }
 
+/// The least logit up to `most` for which `holds`, which it does from some logit on; +inf if it does for none. One warp
+/// calls it.
+template <class Holds>
+TINYVLLM_DEVICE float least_logit(float most, Holds holds) {
+    uint32_t below = growing_bits(-INFINITY), above = growing_bits(most);  // holds at neither, or at `above` only
+    uint32_t lanes;
+    do {
+        const uint32_t step = (above - below + warp_size - 1) / warp_size;
+        const uint32_t mine = min(below + uint32_t(lane_id() + 1) * step, above);
+        lanes = __ballot_sync(full_warp, holds(float_of_growing(mine)));
+        if (lanes == 0) return INFINITY;
+        below += uint32_t(__ffs(int(lanes)) - 1) * step;
+        above = min(below + step, above);
+    } while (above - below > 1);
+    return float_of_growing(above);
+}
+
 /// The logits of four neighbours, the first a multiple of four; -inf from `end` on, a multiple of four or the
 /// vocabulary's.
 TINYVLLM_DEVICE void load_four(float* x, const float* row, int first, int end, int vocab_size) {
@@ -64,6 +81,11 @@ TINYVLLM_DEVICE void load_four(float* x, const float* row, int first, int end, i
 #pragma unroll
         for (int i = 0; i < 4; ++i) x[i] = first + i < end ? row[first + i] : -INFINITY;
     }
+}
+
+/// `four[i]` where it is not known which while compiling: registers have no index.
+TINYVLLM_DEVICE float one_of(const float (&four)[4], int i) {
+    return i < 2 ? (i == 0 ? four[0] : four[1]) : (i == 2 ? four[2] : four[3]);
 }
 
 /// This thread's logits of the tokens [first, end): groups of four neighbours, group g being the
@@ -90,6 +112,17 @@ TINYVLLM_DEVICE void each_logit(const float* row, int vocab_size, Visit visit) {
 #pragma unroll
         for (int i = 0; i < 8; ++i)
             if (loaded_token(first, i) < vocab_size) visit(loaded_token(first, i), nan_as_infinity(x[i]));
+    }
+}
+
+/// `each_logit` for visits that are large and rare: there is one piece of code for all, and few registers are taken.
+template <class Visit>
+TINYVLLM_DEVICE void each_logit_slowly(const float* row, int vocab_size, Visit visit) {
+    for (int first = int(threadIdx.x) * 4; first < vocab_size; first += 4 * int(blockDim.x)) {
+        float x[4];
+        load_four(x, row, first, vocab_size, vocab_size);
+#pragma unroll 1
+        for (int i = 0; i < min(4, vocab_size - first); ++i) visit(first + i, nan_as_infinity(one_of(x, i)));
     }
 }
 

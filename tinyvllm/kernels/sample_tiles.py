@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tinyvllm.devices.interface import Device
 from tinyvllm.kernels.launch import ceil_div, round_up
 
-_BLOCKS_PER_SM = 4
+BLOCKS_PER_SM = 4
 """Of 256 threads with 64 registers each: what an SM holds. Twice as many were slower for 32, 128 and 256 rows."""
 _MOST_TILES = 64
 """Of a row: beyond it a block has less to do than to begin and to end."""
@@ -31,7 +31,7 @@ class RowTiles:
     @classmethod
     def of(cls, device: Device, vocab_size: int, threads: int, loads: int, num_blocks: int | None) -> RowTiles:
         """``num_blocks`` None: what the device holds at once."""
-        wanted = _BLOCKS_PER_SM * device.properties.num_sms if num_blocks is None else num_blocks
+        wanted = BLOCKS_PER_SM * device.properties.num_sms if num_blocks is None else num_blocks
         return cls(vocab_size, threads, loads, wanted)
 
     @property
