@@ -6,7 +6,8 @@
 //   Mapping    a block owns a row; its threads take tokens in turn
 //   Numerics   exponentials float32 relative to the maximum, their sum an integer in units of 2^-44, so that it has
 //              no order; its logarithm and the differences float64
-//   Traffic    16 V bytes a row, all but the first 4 V from L2; a row that asks for none reads none
+//   Traffic    8 V bytes a row, the second time from L2; 16 V where so many tokens are as likely that LIST_SIZE of them
+//              do not name the k first; a row that asks for none reads none
 #include "tinyvllm/prelude.cuh"
 #include "sample_order.cuh"
 #include "sample_select.cuh"
@@ -35,6 +36,19 @@ struct RawRow {
     }
 };
 
+/// A logit that at least k tokens of the row reach, of the k first and hardly more where large logits lie about: in each
+/// warp so many threads' largest reach it that there are k in all. Every thread calls it with the largest of its share.
+__device__ float reached_by(int k, float largest, float* scratch) {
+    const int of_warp = (k + THREADS / warp_size - 1) / (THREADS / warp_size);
+    float reached = INFINITY;
+    for (int i = 0; i < of_warp; ++i) {
+        reached = warp_max(largest);
+        const uint32_t lanes = __ballot_sync(full_warp, largest == reached);
+        if (lane_id() == __ffs(int(lanes)) - 1) largest = -INFINITY;
+    }
+    return -block_max(-reached, scratch);
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     logprobs_rows(int* token_ids, float* logprobs, int* rank, const float* logits, const int* chosen,
                   const int* slots, const int* num_logprobs, int vocab_size, int k) {
@@ -54,6 +68,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     float largest = -INFINITY;
     const bool is_asking = num_logprobs[slot] != no_logprobs;
     if (is_asking) each_logit(logits, vocab_size, [&](int, float x) { largest = fmaxf(largest, x); });
+    if (threadIdx.x == 0) selection.num_listed = 0;
+    const float least = reached_by(k, largest, maxima);
     largest = block_max(largest, maxima);
     if (!is_sound(largest)) {  // nobody asked, or the row is corrupt
         for (int i = threadIdx.x; i <= k; i += THREADS) {
@@ -64,10 +80,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         return;
     }
     const float of_chosen = logits[chosen[row]];
+    const RawRow raw = {logits, largest};
     uint64_t mass = 0, num_above = 0;
-    each_logit(logits, vocab_size, [&](int, float x) {
+    each_logit(logits, vocab_size, [&](int id, float x) {
         mass += mass_of(expf(x - largest));
         num_above += x > of_chosen;
+        if (!(x >= least)) return;
+        const uint32_t at = atomicAdd(&selection.num_listed, 1u);
+        if (at < LIST_SIZE) raw.place(id, x, list[at]);
     });
     mass = block_total(mass, selection.warp_sums);
     num_above = block_total(num_above, selection.warp_sums);
@@ -80,8 +100,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     }
     if (k == 0) return;
 
-    const RawRow raw = {logits, largest};
-    Candidates<RawRow> best = {raw, vocab_size, list, everything, 0, false};
+    const int num_listed = int(selection.num_listed);  // two reductions ago everybody had listed
+    Candidates<RawRow> best = {raw, vocab_size, list, everything, num_listed, num_listed <= LIST_SIZE};
     cut_at_goal(best, selection, 0, [](uint64_t) { return uint64_t(1); }, [k](uint64_t) { return uint64_t(k); });
     best.each([&](uint64_t place) { listed[atomicAdd(&num_taken, 1u)] = place; });
     __syncthreads();  // all k are listed, in any order, before their ranks are counted

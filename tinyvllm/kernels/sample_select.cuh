@@ -135,7 +135,7 @@ TINYVLLM_DEVICE void cut_few_at_goal(Candidates<Row>& from, Selection& s, uint64
     s.few[threadIdx.x] = {place, amount};
     const uint64_t total = block_total(amount, s.warp_sums), goal = goal_of(total);
     uint64_t at = before;
-    for (int i = 0; i < from.num_listed; ++i)
+    for (int i = 0; i < from.num_listed && amount > 0; ++i)
         if (s.few[i].place < place) at += s.few[i].amount;
     if (at < goal && goal <= at + amount) s.chosen = place;
     __syncthreads();  // the place is chosen before anybody cuts there, and all have been read
