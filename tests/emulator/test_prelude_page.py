@@ -13,10 +13,11 @@ _PRIMITIVE = re.compile(r"^TINYVLLM_DEVICE \w+\*? (\w+)(?:<\w+>)?\(", re.MULTILI
 
 def headers() -> list[str]:
     prelude = (INCLUDE_DIR / "tinyvllm" / "prelude.cuh").read_text()
-    names = re.findall(r'#include "(tinyvllm/\w+\.cuh)"', prelude)
+    names = [*re.findall(r'#include "(tinyvllm/\w+\.cuh)"', prelude), *_HOPPER]
     return [(INCLUDE_DIR / name).read_text() for name in names if name not in _COMPILERS]
 
 
+_HOPPER = ("tinyvllm/tensor_copy.cuh",)
 _COMPILERS = ("tinyvllm/emulator.cuh", "tinyvllm/device.cuh")
 
 

@@ -56,8 +56,17 @@ class Buffer:
         return part
 
 
-Argument: TypeAlias = Buffer | np.generic | None
-"""A kernel argument: a buffer (its pointer), a NumPy scalar (its dtype is the parameter's type), or None (null)."""
+@dataclass(frozen=True, slots=True)
+class TensorMap:
+    """A matrix as the copy engine of a Hopper card sees it: the prelude's ``TensorMap``; see ``Device.tensor_map``."""
+
+    words: bytes
+    matrix: Buffer
+
+
+Argument: TypeAlias = Buffer | TensorMap | np.generic | None
+"""A kernel argument: a buffer (its pointer), a map (by value), a NumPy scalar (its dtype is the parameter's type), or
+None (null)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +211,16 @@ class Device(Protocol):
 
         Raises:
             KernelError: the card would refuse the launch, or an earlier kernel failed.
+        """
+        ...
+
+    def tensor_map(self, matrix: Buffer, box_rows: int, *, paired: bool = False) -> TensorMap:
+        """What ``tensor_copy`` of the prelude needs to bring boxes of ``matrix`` to shared memory; sm_90 alone.
+
+        Args:
+            matrix: ``[N, K]``, bfloat16, at an address and with rows of a multiple of 16 bytes.
+            box_rows: rows of a box, up to 256; a box has 64 columns. What lies beyond the matrix comes as zeros.
+            paired: rows come in eights, in turn from the first and from the second half of the matrix.
         """
         ...
 

@@ -17,7 +17,8 @@ from tinyvllm.devices.cuda.memory import CudaMemory
 from tinyvllm.devices.cuda.module import CudaFunction, CudaModule
 from tinyvllm.devices.cuda.nvrtc_version import compile_arch, nvrtc_version
 from tinyvllm.devices.cuda.pinned import Event
-from tinyvllm.devices.interface import Argument, Buffer, DeviceProperties, Dim3, Function
+from tinyvllm.devices.cuda.tensor_map import encode
+from tinyvllm.devices.interface import Argument, Buffer, DeviceProperties, Dim3, Function, TensorMap
 from tinyvllm.devices.nvrtc import compile_cubin
 from tinyvllm.errors import KernelError
 
@@ -110,9 +111,13 @@ class CudaDevice:
             self._retry_in_this_thread(status, config, function, shape)
         self._driver.recent.append(function.name)
         if self._graph is not None:
-            self._graph.add(function.name, function, *(a.owner for a in arguments if isinstance(a, Buffer)))
+            self._graph.add(function.name, function, *_owners(arguments))
         elif self._check_each_launch:
             self.synchronize()
+
+    def tensor_map(self, matrix: Buffer, box_rows: int, *, paired: bool = False) -> TensorMap:
+        """A matrix as the copy engine sees it; see ``Device.tensor_map``."""
+        return encode(self._driver, matrix, box_rows, paired=paired)
 
     def gemm(self, out: Buffer, x: Buffer, weight: Buffer, *, accumulate: bool = False) -> None:
         """Queues ``out = x @ weight.T``; see ``Device.gemm``."""
@@ -194,6 +199,13 @@ class CudaDevice:
             status = self._launch(config, function.address, function.arguments.address, None)
         if status != 0:
             raise launch_failure(self._driver, self._properties, function, shape, status)
+
+
+def _owners(arguments: Sequence[Argument]) -> Iterator[object]:
+    """What must live as long as a launch with these arguments may run."""
+    for argument in arguments:
+        if isinstance(argument, Buffer | TensorMap):
+            yield argument.owner if isinstance(argument, Buffer) else argument.matrix.owner
 
 
 def read_properties(driver: Driver) -> DeviceProperties:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tinyvllm.devices.cuda.driver import Driver
-from tinyvllm.devices.interface import Argument, Buffer
+from tinyvllm.devices.interface import Argument, Buffer, TensorMap
 from tinyvllm.errors import KernelError
 
 _DEFAULT_SHARED_BYTES = 48 * 1024
@@ -79,6 +79,8 @@ class ArgumentPack:
                     raise KernelError(f"{self._what}: argument {i} is {argument.dtype} of {len(data)} bytes, the "
                                       f"kernel's parameter has {size}")  # fmt: skip
                 values[offset : offset + size] = data
+            elif isinstance(argument, TensorMap) and size == len(argument.words):
+                values[offset : offset + size] = argument.words
             elif argument is None and size == _POINTER.size:
                 _POINTER.pack_into(values, offset, 0)
             else:
@@ -167,6 +169,8 @@ def _code_of(argument: Argument) -> str | None:
     """How ``struct`` writes it; None: not at all."""
     if isinstance(argument, np.generic):
         return _CODES.get(argument.dtype.str[1:])
+    if isinstance(argument, TensorMap):
+        return None
     return f"{_POINTER.size}x" if argument is None else "Q"  # padding is written as zeros
 
 

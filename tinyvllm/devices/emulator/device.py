@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,10 +19,12 @@ from tinyvllm.devices.emulator.limits import MAX_STATIC_SHARED_BYTES, check_laun
 from tinyvllm.devices.emulator.memory import EmulatorMemory, array_of, bytes_at
 from tinyvllm.devices.emulator.stream import HostTask, Stream, Task
 from tinyvllm.devices.emulator.task import EmulatorFunction, KernelTask, Watch, pack_arguments
-from tinyvllm.devices.interface import Argument, Buffer, DeviceProperties, Dim3, Function
+from tinyvllm.devices.interface import Argument, Buffer, DeviceProperties, Dim3, Function, TensorMap
 from tinyvllm.errors import KernelError
 
 _MAX_EARLY_FIBRES = 1024
+_TENSOR_MAP = struct.Struct("=QIIII104x")
+"""``TensorMap`` of ``include/tinyvllm/tensor_copy.cuh``: address, rows, columns, rows of a box, paired."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +156,14 @@ class EmulatorDevice:
         starts_early = pdl and self._properties.arch >= 90
         packed = pack_arguments(what, function.info, arguments)
         self._stream.submit(KernelTask(self._runtime, self._seeds, function, config, packed, starts_early, self._watch))
+
+    def tensor_map(self, matrix: Buffer, box_rows: int, *, paired: bool = False) -> TensorMap:
+        """A matrix as ``cpp/tensor_copy.cpp`` reads it; see ``Device.tensor_map``."""
+        num_rows, num_columns = matrix.shape
+        if matrix.pointer % 16 or num_columns % 8 or not 1 <= box_rows <= 256:
+            raise KernelError(f"tensor_map: {matrix} in boxes of {box_rows} rows: 16-byte rows and 256 are the limits")
+        words = _TENSOR_MAP.pack(matrix.pointer, num_rows, num_columns, box_rows, paired)
+        return TensorMap(words, matrix)
 
     def gemm(self, out: Buffer, x: Buffer, weight: Buffer, *, accumulate: bool = False) -> None:
         """Queues ``out = x @ weight.T``; see ``Device.gemm``."""

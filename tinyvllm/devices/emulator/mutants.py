@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SYNCHRONISATION = re.compile(
-    r"(?<!:)\b(?:__syncthreads|__syncwarp|cp_async_wait\s*<[^;{}]*>|pdl_wait|grid_barrier|counter_wait)\s*\([^;{}]*\)\s*;"
+    r"(?<!:)\b(?:__syncthreads|__syncwarp|(?:cp_async|wgmma)_wait\s*<[^;{}]*>|mbarrier_wait|pdl_wait|grid_barrier|counter_wait)\s*\([^;{}]*\)\s*;"
 )
 """The statements that order memory."""
 

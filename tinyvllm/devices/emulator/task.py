@@ -11,7 +11,7 @@ import numpy as np
 from tinyvllm.devices.emulator.failures import describe, describe_place, describe_split
 from tinyvllm.devices.emulator.library import KernelInfo, LaunchConfig, ParameterKind, RuntimeLibrary, SplitBarrier
 from tinyvllm.devices.emulator.memory import Allocation
-from tinyvllm.devices.interface import Argument, Buffer
+from tinyvllm.devices.interface import Argument, Buffer, TensorMap
 from tinyvllm.errors import KernelError
 
 
@@ -48,7 +48,8 @@ def pack_arguments(what: str, info: KernelInfo, arguments: Sequence[Argument]) -
     pointers = (ctypes.c_void_p * max(1, len(arguments)))()
     for i, (argument, parameter) in enumerate(zip(arguments, info.parameters, strict=True)):
         is_pointer = isinstance(argument, Buffer) or argument is None
-        size = 8 if is_pointer else np.asarray(argument).itemsize
+        data = b"" if is_pointer else _bytes_of(argument)
+        size = 8 if is_pointer else len(data)
         if is_pointer == (parameter.kind is ParameterKind.VALUE) or size != parameter.size:
             expected = f"a value of {parameter.size} bytes" if parameter.kind is ParameterKind.VALUE else "a buffer"
             got = "a buffer" if is_pointer else f"{type(argument).__name__} of {size} bytes"
@@ -57,7 +58,7 @@ def pack_arguments(what: str, info: KernelInfo, arguments: Sequence[Argument]) -
         if is_pointer:
             value = ctypes.c_uint64(argument.pointer if isinstance(argument, Buffer) else 0)
         else:
-            value = (ctypes.c_char * size).from_buffer_copy(np.asarray(argument).tobytes())
+            value = (ctypes.c_char * size).from_buffer_copy(data)
         values.append(value)
         pointers[i] = ctypes.addressof(value)
     pairs = [(a, p.kind) for a, p in zip(arguments, info.parameters, strict=True) if isinstance(a, Buffer)]
@@ -67,6 +68,10 @@ def pack_arguments(what: str, info: KernelInfo, arguments: Sequence[Argument]) -
         tuple(buffer for buffer, _ in pairs),
         tuple(buffer for buffer, kind in pairs if kind is ParameterKind.OUTPUT),
     )
+
+
+def _bytes_of(argument: Argument) -> bytes:
+    return argument.words if isinstance(argument, TensorMap) else np.asarray(argument).tobytes()
 
 
 class Watch:

@@ -20,6 +20,7 @@ void start_block(Worker& worker, Block& block, uint64_t linear_index) {
     block.launched_dependents = false;
     block.first_at_barrier = nullptr;
     block.variables.clear();
+    block.copies.clear();
     block.static_bytes = 0;
     block.poison = (config.seed + linear_index) % 2 == 0 ? 0xff : 0x00;
     if (is_sanitized && block.team != nullptr) {
@@ -48,7 +49,9 @@ void start_block(Worker& worker, Block& block, uint64_t linear_index) {
         fibre.thread = {i % shape.x, i / shape.x % shape.y, i / shape.x / shape.y};
         fibre.geometry = &block.geometry;
         fibre.index = i;
-        fibre.num_copies = fibre.copy_group = 0;
+        fibre.num_copies = fibre.copy_group = fibre.product_group = 0;
+        fibre.products.clear();
+        fibre.has_fenced_sums = false;
         fibre.owner = &block;
         fibre.warp = &block.warps[i / 32];
         fibre.bit = 1u << i % 32;

@@ -68,7 +68,7 @@ void distribute_matrices(Warp& warp, uint32_t count, bool transposed) {
 
 const char* name_of(Collective kind) {
     static const char* const names[] = {"__syncwarp", "a shuffle", "__any_sync",          "__all_sync",
-                                        "__ballot_sync", "mma.sync",  "ldmatrix", "ldmatrix.trans"};
+                                        "__ballot_sync", "mma.sync",  "ldmatrix", "ldmatrix.trans", "wgmma", "wgmma.wait_group"};
     static_assert(sizeof names / sizeof *names == size_t(Collective::count));
     return names[size_t(kind)];
 }
@@ -99,7 +99,7 @@ void run_collective(Warp& warp, Fibre& member) {
     else if (kind == Collective::mma) multiply(warp);
     else if (kind == Collective::ldmatrix || kind == Collective::ldmatrix_trans)
         distribute_matrices(warp, member.detail, kind == Collective::ldmatrix_trans);
-    else if (kind != Collective::sync) vote_lanes(warp, members, kind);
+    else if (kind < Collective::mma && kind != Collective::sync) vote_lanes(warp, members, kind);
     Block& block = *member.owner;
     const Fibre* running = block.worker->running;
     warp.collecting &= ~members;
@@ -126,12 +126,13 @@ void tinyvllm_collective(Lane* lane, uint32_t mask, Collective kind, uint32_t de
     const uint32_t group = uint32_t(__builtin_ctz(mask));
     Block& block = *fibre.owner;
     char* sync = &block.team->sync.warp[&warp - block.warps][group][warp.phase[group] % 2];
-    if (kind == Collective::sync) release(sync);
+    const bool orders = kind == Collective::sync || kind == Collective::wgmma_wait;
+    if (orders) release(sync);
     warp.collecting |= fibre.bit;
     run_collective(warp, fibre);
     if (warp.collecting & fibre.bit) wait_here(fibre, Waiting::collective, pc);
     else perhaps_step_back(fibre);
-    if (kind == Collective::sync) acquire(sync);
+    if (orders) acquire(sync);
 }
 
 void tinyvllm_block_barrier(Lane* lane) {

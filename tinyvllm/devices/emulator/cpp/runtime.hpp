@@ -66,6 +66,22 @@ struct Block;
 struct Warp;
 struct Worker;
 
+/// A box that the copy engine was asked for and that has not landed.
+struct BoxCopy {
+    uint64_t* barrier;  // counts its bytes
+    void* to;
+    std::vector<char> data;
+};
+
+/// A lane's part of a warpgroup's product under way.
+struct Product {
+    float* sums;
+    uint32_t num_columns;
+    uint64_t a, b;  // operands
+    uint64_t digest;
+    uint32_t group;
+};
+
 struct Fibre : Lane {
     alignas(64) Block* owner;
     Warp* warp;
@@ -76,6 +92,9 @@ struct Fibre : Lane {
     uint32_t detail;
     const void* pc;  // where it waits
     char* stack;
+    std::vector<Product> products;  // oldest first
+    uint32_t product_group;
+    bool has_fenced_sums;
     Context context;
     Shadow shadow;
 };
@@ -138,6 +157,7 @@ struct Block {
     const Fibre* first_at_barrier;
     uint32_t phase;
     std::vector<SharedVariable> variables;
+    std::vector<BoxCopy> copies;
     size_t static_bytes;
 };
 

@@ -71,14 +71,16 @@ void poison_shared(Block& block) {
     set_up(block.team->dynamic_shared, bytes, block.poison);
 }
 
-/// Fails the launch if a mark is damaged; the block has ended, so its first thread stands for it.
+/// Fails the launch if a mark is damaged, or a box would land where the next block is; the block has ended, so its first
+/// thread stands for it.
 void check_shared(Block& block) {
+    Launch& launch = *block.launch;
+    const char* what = nullptr;
+    if (!block.copies.empty()) what = "its life: boxes are still to land in its shared memory";
     if (is_sanitized) {
         for (const SharedVariable& variable : block.variables) std::free(variable.address);
         return;
     }
-    Launch& launch = *block.launch;
-    const char* what = nullptr;
     if (!is_marked(block.team->dynamic_shared, launch.config.dynamic_shared_bytes)) what = "dynamic shared memory";
     for (const SharedVariable& variable : block.variables)
         if (!is_marked(variable.address, variable.size)) what = "a __shared__ variable";

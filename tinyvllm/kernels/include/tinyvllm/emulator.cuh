@@ -42,7 +42,15 @@ struct alignas(64) Lane {
     uint32_t copy_capacity;
 };
 
-enum class Collective : uint32_t { sync, shuffle, any, all, ballot, mma, ldmatrix, ldmatrix_trans, count };
+enum class Collective : uint32_t { sync, shuffle, any, all, ballot, mma, ldmatrix, ldmatrix_trans, wgmma, wgmma_wait, count };
+
+/// A matrix that boxes are copied from, as `EmulatorDevice.tensor_map` packs it: 128 bytes, as on a GPU.
+struct TensorMap {
+    const uint16_t* matrix;
+    uint32_t num_rows, num_columns, box_rows, is_paired;
+    uint32_t unused[26];
+};
+static_assert(sizeof(TensorMap) == 128, "a kernel's parameter has one size everywhere");
 
 extern "C" {
 // Constant for a given thread of execution, so that the compiler keeps it: a fibre never changes its lane.
@@ -56,6 +64,15 @@ void tinyvllm_pdl_launch_dependents(Lane*);
 void* tinyvllm_shared_variable(Lane*, const void* key, size_t size, size_t alignment);
 void* tinyvllm_dynamic_shared(Lane*);
 void tinyvllm_grow_copies(Lane*);
+void tinyvllm_mbarrier_init(Lane*, uint64_t* barrier, uint32_t num_arrivals);
+void tinyvllm_mbarrier_arrive(Lane*, uint64_t* barrier, uint32_t num_bytes);
+void tinyvllm_mbarrier_wait(Lane*, uint64_t* barrier, uint32_t parity);
+void tinyvllm_tensor_copy(Lane*, void* to, const TensorMap*, uint64_t* barrier, int column, int row);
+void tinyvllm_wgmma(Lane*, float* sums, uint32_t num_columns, uint64_t a, uint64_t b);
+void tinyvllm_wgmma_begin(Lane*);
+void tinyvllm_wgmma_commit(Lane*);
+void tinyvllm_wgmma_check(Lane*, uint32_t pending);
+void tinyvllm_wgmma_end(Lane*, uint32_t pending);
 [[noreturn]] void tinyvllm_fail_misaligned(Lane*, const void* address, uint32_t alignment);
 [[noreturn]] void tinyvllm_fail_assert(Lane*);
 }
@@ -122,6 +139,36 @@ TINYVLLM_INLINE void ldmatrix(uint32_t (&registers)[count], const void* row) {
     }
     tinyvllm_collective(lane, 0xffffffffu, trans ? Collective::ldmatrix_trans : Collective::ldmatrix, count);
     for (int i = 0; i < count; ++i) registers[i] = lane->registers[i];
+}
+
+TINYVLLM_INLINE void mbarrier_init(uint64_t* barrier, uint32_t num_arrivals) {
+    check_aligned(barrier, 8);
+    tinyvllm_mbarrier_init(self(), barrier, num_arrivals);
+}
+TINYVLLM_INLINE void mbarrier_arrive(uint64_t* barrier, uint32_t num_bytes) {
+    tinyvllm_mbarrier_arrive(self(), barrier, num_bytes);
+}
+TINYVLLM_INLINE void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
+    tinyvllm_mbarrier_wait(self(), barrier, parity);
+}
+
+TINYVLLM_INLINE void copy_box(void* to, const TensorMap& map, uint64_t* barrier, int column, int row) {
+    check_aligned(to, 1024);
+    tinyvllm_tensor_copy(self(), to, &map, barrier, column, row);
+}
+
+TINYVLLM_INLINE void wgmma_begin() { tinyvllm_wgmma_begin(self()); }
+TINYVLLM_INLINE void wgmma_commit() { tinyvllm_wgmma_commit(self()); }
+TINYVLLM_INLINE void wgmma(float* sums, uint32_t num_columns, uint64_t a, uint64_t b) {
+    Lane* lane = self();
+    tinyvllm_collective(lane, 0xffffffffu, Collective::wgmma, num_columns);
+    tinyvllm_wgmma(lane, sums, num_columns, a, b);
+}
+TINYVLLM_INLINE void wgmma_wait(uint32_t pending) {
+    Lane* lane = self();
+    tinyvllm_wgmma_check(lane, pending);  // by all lanes before any goes on and has the operands overwritten
+    tinyvllm_collective(lane, 0xffffffffu, Collective::wgmma_wait, pending);
+    tinyvllm_wgmma_end(lane, pending);
 }
 
 TINYVLLM_INLINE uint64_t shuffle_bits(uint32_t mask, uint64_t value, int source) {

@@ -71,14 +71,14 @@ TINYVLLM_DEVICE void prefetch_l2(const void* address) {
 #endif
 }
 
-/// The launch's dynamic shared memory as an array of `T`, 128-byte aligned: where a warp's copies to it lie otherwise
+/// The launch's dynamic shared memory as an array of `T`, aligned as `T` and to 128 bytes at least: where a warp's copies to it lie otherwise
 /// than they do in global memory, each becomes several requests to L2.
 template <class T>
 TINYVLLM_DEVICE T* dynamic_shared() {
 #if defined(TINYVLLM_EMULATOR)
     return static_cast<T*>(emulator::dynamic_shared());
 #else
-    extern __shared__ __align__(128) unsigned char tinyvllm_dynamic_shared[];
+    extern __shared__ __align__(alignof(T) > 128 ? alignof(T) : 128) unsigned char tinyvllm_dynamic_shared[];
     return reinterpret_cast<T*>(tinyvllm_dynamic_shared);
 #endif
 }
