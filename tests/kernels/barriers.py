@@ -37,6 +37,8 @@ BY_RACES_ALONE = {
 
 BY_NOTHING = {
     "still ends after its predecessor": "no kernel of the emulator ends before its predecessor",
+    "by this thread's own wait": "the sums waited for x, which is the predecessor's",
+    "with wgmma:": "the emulator takes the twin by mma_bf16",
     "have read the stage": "the product after the last read is one of the whole warp",
 }
 """Part of a comment, and why neither results nor the race check show it."""

@@ -18,7 +18,7 @@ from typing import Any
 
 from tests.kernels.bench_attention import time_us
 from tinyvllm.bench.workload import uniform_jobs
-from tinyvllm.devices.interface import Buffer, Device
+from tinyvllm.devices.interface import Buffer, Device, TensorMap
 from tinyvllm.llm import LLM
 from tinyvllm.request import SamplingParams
 
@@ -124,7 +124,8 @@ def _weight(name: str, arguments: Sequence[Any]) -> Buffer | None:
     """The matrix that a kernel streams: its largest argument of two dimensions in bfloat16."""
     if name in _STREAM_NO_MATRIX:
         return None
-    buffers = [each for each in arguments if isinstance(each, Buffer) and each.dtype.itemsize == 2]
+    given = [each.matrix if isinstance(each, TensorMap) else each for each in arguments]
+    buffers = [each for each in given if isinstance(each, Buffer) and each.dtype.itemsize == 2]
     return max((each for each in buffers if len(each.shape) == 2), key=lambda each: each.nbytes, default=None)
 
 

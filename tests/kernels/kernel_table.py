@@ -21,24 +21,24 @@ _MADE_WITH = re.compile(r"^NVRTC (\d+\.\d+)\.$", re.MULTILINE)
 
 
 def usage_of(kernel: Kernel) -> list[KernelUsage]:
-    """What the compiler says of one kernel, for each of ``ARCHITECTURES``."""
+    """What the compiler says of one kernel, for each of its architectures."""
     return [
         next(usage for usage in compile_cubin(KERNELS / kernel.source, arch, dict(kernel.defines)).usage
              if usage.name == kernel.name)
-        for arch in ARCHITECTURES
+        for arch in kernel.architectures
     ]  # fmt: skip
 
 
 def row_of(kernel: Kernel) -> str:
     """The kernel's line of the table."""
-    used = usage_of(kernel)
-    static = sorted({usage.static_shared_bytes for usage in used})
+    used = dict(zip(kernel.architectures, usage_of(kernel), strict=True))
+    static = sorted({usage.static_shared_bytes for usage in used.values()})
     cells = (
         f"`{kernel.name}`",
         kernel.label,
         " to ".join(str(size) for size in (static if len(static) == 1 else (static[0], static[-1]))),
         str(kernel.dynamic_bytes),
-        *(str(usage.registers) for usage in used),
+        *(str(used[arch].registers) if arch in used else "-" for arch in ARCHITECTURES),
     )
     return _line(cells)
 

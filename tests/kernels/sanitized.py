@@ -12,8 +12,10 @@ from tests.kernels.support import bf16, poisoned, put
 from tinyvllm.devices.interface import Device
 from tinyvllm.kernels.embedding import Embedding
 from tinyvllm.kernels.gate_up_silu import GateUpSilu
+from tinyvllm.kernels.gate_up_silu_wide import GateUpSiluWide
 from tinyvllm.kernels.linear import LinearRows
 from tinyvllm.kernels.linear_residual import LinearResidual
+from tinyvllm.kernels.linear_residual_wide import LinearResidualWide
 from tinyvllm.kernels.lm_head import LmHeadArgmax, LmHeadLogits
 from tinyvllm.kernels.rms_norm import RmsNorm
 from tinyvllm.kernels.rope_append import RopeAppend
@@ -67,6 +69,22 @@ def run_large(device: Device, folder: str | None = None) -> None:
     gate_up(poisoned(device, (3, 32)), ones(device, 3, 200), ones(device, 200), ones(device, 64, 200))
 
 
+def run_wide(device: Device, folder: str | None = None) -> None:
+    """Rows and outputs that do not fill a block, a ring that turns round."""
+    device = device_of(device, folder)
+    down = LinearResidualWide(device, in_features=1096, out_features=72, batch_rows=64)
+    down(ones(device, 35, 72), ones(device, 35, 1096), ones(device, 72, 1096), ones(device, 72))
+    gate_up = GateUpSiluWide(device, hidden_size=72, intermediate_size=72, eps=EPS, batch_rows=64)
+    gate_up(poisoned(device, (35, 72)), ones(device, 35, 72), ones(device, 72), ones(device, 144, 72))
+
+
+def run_wide_split(device: Device, folder: str | None = None) -> None:
+    """Blocks that share a tile."""
+    device = device_of(device, folder)
+    run = LinearResidualWide(device, in_features=520, out_features=64, batch_rows=64)
+    run(ones(device, 35, 64), ones(device, 35, 520), ones(device, 64, 520))
+
+
 def run_argmax(device: Device, folder: str | None = None) -> None:
     """Blocks that leave their best for the last."""
     device = device_of(device, folder)
@@ -98,6 +116,8 @@ ALL = {
     "gemm": run_gemm,
     "split": run_split,
     "large": run_large,
+    "wide": run_wide,
+    "wide_split": run_wide_split,
     "argmax": run_argmax,
     "simple": run_simple,
 }

@@ -31,6 +31,8 @@ RACES = {
     "attention_decode.cu": (attention_samples, "decode"),
     "gemm_small_core.cuh": (sanitized, "split"),
     "gemm_large_core.cuh": (sanitized, "large"),
+    "gemm_wide_core.cuh": (sanitized, "wide_split"),
+    "linear_residual_wide.cu": (sanitized, "wide_split"),
     "lm_head.cu": (sanitized, "argmax"),
     "penalties.cu": (test_sample_mutants, "races"),
     "sample_cut.cu": (test_sample_mutants, "races"),

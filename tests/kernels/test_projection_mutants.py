@@ -26,6 +26,7 @@ from . import (
     test_qkv_rope_append,
     test_rope_append,
     test_simple_kernels,
+    test_wide,
 )
 from .mutants import Scenario, copy_kernels, is_broken, plant, sanitize
 
@@ -65,6 +66,18 @@ def large_scenario(device: Device) -> None:
     same_bits = inner(tests.test_a_row_has_the_same_bits_from_every_kernel_alone_in_company_and_in_any_place)
     for cut in tests.CUTS:
         same_bits(device, cut, 70, 0)
+
+
+def wide_scenario(device: Device) -> None:
+    """Rings that turn round, ragged ends, one split or several."""
+    check_linear = inner(test_wide.test_a_linear_layer_is_its_definition)
+    for layer, batch_rows in (((1024, 64), 64), ((2112, 64), 256), ((1096, 200), 64)):
+        check_linear(device, layer, batch_rows, batch_rows - 5, True, 3)
+    check_mlp = inner(test_wide.test_gate_up_silu_is_the_composition_of_its_parts)
+    for mlp, batch_rows in (((2048, 8), 64), ((40, 136), 64)):
+        check_mlp(device, mlp, batch_rows, batch_rows - 5, 1.0, 3)
+    test_wide.test_dependent_launches_wait_for_what_they_read(device)
+    test_wide.test_a_launcher_can_be_called_again_at_once(device)
 
 
 def lm_head_scenario(device: Device) -> None:
@@ -134,6 +147,9 @@ SCENARIOS: dict[str, Scenario] = {
     "embedding.cu": simple_scenario,
     "rms_norm.cu": simple_scenario,
     "silu_mul.cu": simple_scenario,
+    "gemm_wide_core.cuh": wide_scenario,
+    "gate_up_silu_wide.cu": wide_scenario,
+    "linear_residual_wide.cu": wide_scenario,
 }
 
 ADJACENT_PAIRS = (
@@ -206,6 +222,18 @@ SLIPS = [
     ("rms_norm.cu", "* (1.0f / SIZE_E)", "* (1.0f / (num_steps * THREADS * 8))"),
     ("rms_norm.cu", "ceil_div(num_vectors, THREADS)", "num_vectors / THREADS"),
     ("silu_mul.cu", "load16(gate_row + SIZE_F)", "load16(gate_row)"),
+    ("gemm_wide_core.cuh", "int(blockIdx.y) * num_stages * stage_k", "int(blockIdx.y) * (num_stages - 1) * stage_k"),
+    ("gemm_wide_core.cuh", "parity ^= 1;", ""),
+    ("gemm_wide_core.cuh", "last = turn.slot;", ""),
+    ("gemm_wide_core.cuh", "(group_warps * warp_size) * group_rows", "(group_warps * warp_size) * 0"),
+    ("gemm_wide_core.cuh", "wgmma_begin();", ""),
+    ("gemm_wide_core.cuh", "step < stage_k / 16", "step < stage_k / 16 - 1"),
+    ("gemm_wide_core.cuh", "before - before % SPLIT + SPLIT", "SPLIT"),
+    ("gate_up_silu_wide.cu", "silu(sums[j][which]) * sums[j][2 + which]",
+     "silu(sums[j][2 + which]) * sums[j][which]"),
+    ("gate_up_silu_wide.cu", "first_column / 8, k", "first_column / 4, k"),
+    ("linear_residual_wide.cu", "int(blockIdx.y) * wide::part_rows", "0"),
+    ("linear_residual_wide.cu", "outputs[row][column + k] + added[k]", "outputs[row][column + k]"),
 ]  # fmt: skip
 
 
@@ -232,6 +260,10 @@ def test_the_kernels_as_they_are_are_clean(checked_mutant_cache: Path, sample: s
         ("large", "gemm_large_core.cuh", "&& first_row + i * rows_at_once < in.num_rows", ""),
         ("large", "gemm_large_core.cuh", "if (GUARD_ROWS)", "if (false)"),
         ("large", "gemm_large_core.cuh", "if (tile < num_tiles) store_sums", "store_sums"),
+        ("wide", "gate_up_silu_wide.cu", "&& first_column + column < num_columns", ""),
+        ("wide", "gate_up_silu_wide.cu", "first_row + row < num_rows &&", ""),
+        ("wide", "linear_residual_wide.cu", "|| output >= num_outputs", ""),
+        ("wide", "linear_residual_wide.cu", "first_row + row >= num_rows ||", ""),
         ("simple", "rms_norm.cu", "if (vector < num_vectors) values", "if (true) values"),
         ("simple", "silu_mul.cu", "if (column >= SIZE_F) return;", ""),
         ("simple", "rope_append.cu", "head < num_all && lane < vectors_per_half", "head < num_all"),

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import tinyvllm.kernels
 from tinyvllm.devices.interface import Buffer, Device, DeviceProperties
+from tinyvllm.devices.nvrtc import ARCHITECTURES
 from tinyvllm.errors import ShapeError
 from tinyvllm.kernels.add import Add
 from tinyvllm.kernels.argmax import Argmax
@@ -22,9 +23,11 @@ from tinyvllm.kernels.attention_prefill import AttentionPrefill
 from tinyvllm.kernels.attention_sizes import AttentionSizes
 from tinyvllm.kernels.embedding import Embedding
 from tinyvllm.kernels.gate_up_silu import GateUpSilu
+from tinyvllm.kernels.gate_up_silu_wide import GateUpSiluWide
 from tinyvllm.kernels.greedy_ids import GreedyIds
 from tinyvllm.kernels.linear import LinearRows
 from tinyvllm.kernels.linear_residual import LinearResidual
+from tinyvllm.kernels.linear_residual_wide import LinearResidualWide
 from tinyvllm.kernels.lm_head import LmHeadArgmax, LmHeadLogits
 from tinyvllm.kernels.logits import LogitsRows
 from tinyvllm.kernels.logprobs import Logprobs
@@ -37,6 +40,7 @@ from tinyvllm.kernels.sample_rules import RuleState
 from tinyvllm.kernels.silu_mul import SiluMul
 from tinyvllm.kernels.step_inputs import StepInputs
 from tinyvllm.kernels.tiling import BATCH_ROWS, SHARING_ROWS, invariant_tiling
+from tinyvllm_kernels.tiers import WIDE_RESIDUAL_ROWS, WIDE_ROWS
 
 from .decode_chain import LLAMA_1B, ChainShape
 
@@ -51,6 +55,9 @@ QWEN_HALF_B = ChainShape(24, 896, 14, 2, 64, 4864, 151936)
 LLAMA_8B = ChainShape(32, 4096, 32, 8, 128, 14336, 128256)
 DEMO = ChainShape(3, 192, 4, 2, 64, 512, 4096)
 SHAPES = (LLAMA_1B, LLAMA_8B, QWEN_HALF_B, DEMO)
+
+HOPPER_SOURCES = ("gate_up_silu_wide.cu", "linear_residual_wide.cu")
+"""Made of instructions that sm_90a alone has."""
 
 Make = Callable[[Device], object]
 
@@ -70,6 +77,11 @@ class Kernel:
     defines: tuple[tuple[str, str | int], ...]
     name: str
     dynamic_bytes: int
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """Those that it compiles for."""
+        return ("90a",) if self.source in HOPPER_SOURCES else ARCHITECTURES
 
     def __str__(self) -> str:
         return f"{self.name}: {self.label}"
@@ -155,6 +167,17 @@ def projections(shape: ChainShape, rows: int, *, invariant_on: int | None = None
         yield head_label, partial(head, **sizes, **head_cut)
 
 
+def wide(shape: ChainShape) -> Iterator[tuple[str, Make]]:
+    """The launchers for 33 to 256 rows on Hopper."""
+    e, f, q = shape.hidden_size, shape.intermediate_size, shape.num_heads * shape.head_dim
+    for rows in WIDE_ROWS:
+        for size_k in (q, f) if rows in WIDE_RESIDUAL_ROWS else ():
+            made = partial(LinearResidualWide, in_features=size_k, out_features=e, batch_rows=rows)
+            yield f"{rows} rows of {size_k}, {e} out", made
+        mlp: dict[str, Any] = {"hidden_size": e, "intermediate_size": f, "eps": EPS}
+        yield f"{rows} rows of {e}, 2 x {f} out", partial(GateUpSiluWide, **mlp, batch_rows=rows)
+
+
 def simple(shape: ChainShape) -> Iterator[tuple[str, Make]]:
     """The launchers that take any number of rows."""
     e, f, h, k, d = (
@@ -206,6 +229,7 @@ def table_kernels() -> list[Kernel]:
             yield from projections(s, rows)
         for rows in MANY_ROWS:
             yield from projections(s, rows, invariant_on=90)
+        yield from wide(s)
         yield from attention(s.num_heads, s.num_kv_heads, s.head_dim)
         yield from sampling(s.vocab_size)
 
@@ -222,6 +246,7 @@ def other_kernels() -> list[Kernel]:
                 yield from projections(shape, rows)
             for arch, rows in product((80, 90), MANY_ROWS):
                 yield from projections(shape, rows, invariant_on=arch)
+            yield from wide(shape)
         for head_dim in (16, 32, 64, 80, 96, 128):
             yield "", partial(RopeAppend, num_heads=4, num_kv_heads=2, head_dim=head_dim)
             yield from attention(8, 2, head_dim)

@@ -154,7 +154,7 @@ TINYVLLM_DEVICE void add_sums(Sums& sums, const Sums& more) {
 /// Copies that this thread has waited for are seen; its products but the last chunk's are done.
 TINYVLLM_DEVICE void settle() {
     wgmma_see_shared();
-    wgmma_wait<1>();
+    wgmma_wait<1>();  // with wgmma: the slot that is overwritten next is read no more
 }
 
 /// Starts a chunk's products.
@@ -167,7 +167,7 @@ TINYVLLM_DEVICE void multiply(Sums& d, const Stage& stage) {
 }
 
 TINYVLLM_DEVICE void finish(Sums& d) {
-    wgmma_wait<0>();
+    wgmma_wait<0>();  // with wgmma: the sums are complete
     wgmma_hold(d);
 }
 #else

@@ -1,0 +1,177 @@
+"""gate_up_silu_wide and linear_residual_wide, which only Hopper has, against their definitions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tinyvllm.devices.emulator.device import EmulatorDevice
+from tinyvllm.devices.interface import Device
+from tinyvllm.errors import ShapeError
+from tinyvllm.kernels.gate_up_silu_wide import GateUpSiluWide
+from tinyvllm.kernels.linear_residual_wide import LinearResidualWide
+from tinyvllm.kernels.wide import BATCH_ROWS, has_wide_cores
+from tinyvllm.layers import Norm
+
+from .support import (
+    assert_close,
+    bf16,
+    definition,
+    dot_error,
+    f64,
+    get,
+    linear_value,
+    normed_dot_error,
+    once,
+    poisoned,
+    put,
+    rows_of_many_scales,
+)
+from .test_projections import random_layer
+
+EPS = 1e-5
+
+linear_residual = once(LinearResidualWide)
+gate_up_silu = once(GateUpSiluWide)
+
+# Rows of x, columns: a ring that is full at once, one that turns round several times, ragged ends of either, no whole
+# stage, one tile or several, and blocks that share a row.
+LAYERS = ((512, 64), (2112, 64), (1096, 200), (40, 72), (192, 24), (1024, 128))
+MLPS = ((192, 64), (1544, 72), (40, 136), (2048, 8))
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+@pytest.fixture(scope="session")
+def hopper(device: Device) -> Device:
+    """Each device that has the instructions."""
+    if not has_wide_cores(device):
+        pytest.skip(f"{device.properties.name} is no Hopper")
+    return device
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    layer=st.sampled_from(LAYERS),
+    batch_rows=st.sampled_from(BATCH_ROWS),
+    rows=st.integers(1, 260),
+    has_bias=st.booleans(),
+    seed=seeds,
+)
+def test_a_linear_layer_is_its_definition(
+    hopper: Device, layer: tuple[int, int], batch_rows: int, rows: int, has_bias: bool, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    size_k, num_outputs = layer
+    rows = 1 + rows % (batch_rows + 3)  # at times more than a block's
+    x, weight = rows_of_many_scales(rng, (rows, size_k)), random_layer(rng, size_k, num_outputs)
+    bias = bf16(rng.standard_normal(num_outputs) * 100) if has_bias else None
+    residual = rows_of_many_scales(rng, (rows, num_outputs))
+    run = linear_residual(
+        hopper, in_features=size_k, out_features=num_outputs, batch_rows=batch_rows,
+        max_rows=batch_rows if rows <= batch_rows else 2 * batch_rows,
+    )  # fmt: skip
+    out = put(hopper, residual)
+    run(out, put(hopper, x), put(hopper, weight), None if bias is None else put(hopper, bias))
+
+    expected = definition("linear_residual")(f64(x), linear_value(weight, bias), f64(residual))
+    magnitude = np.abs(f64(x)) @ np.abs(f64(weight)).T + np.abs(f64(residual))
+    if bias is not None:
+        magnitude += np.abs(f64(bias))
+    assert_close(get(hopper, out), expected, dot_error(magnitude, size_k + 2))
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    mlp=st.sampled_from(MLPS),
+    batch_rows=st.sampled_from(BATCH_ROWS),
+    rows=st.integers(1, 260),
+    x_scale=st.sampled_from((1.0, 1e-20, 1e12)),
+    seed=seeds,
+)
+def test_gate_up_silu_is_the_composition_of_its_parts(
+    hopper: Device, mlp: tuple[int, int], batch_rows: int, rows: int, x_scale: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    size_k, size_f = mlp
+    rows = 1 + rows % (batch_rows + 3)
+    x = bf16(f64(rows_of_many_scales(rng, (rows, size_k))) * x_scale)
+    weight = bf16(rng.standard_normal((2 * size_f, size_k)) * 3 / size_k**0.5)
+    norm = Norm(f64(bf16(rng.uniform(0.25, 4.0, size_k))), EPS)
+    run = gate_up_silu(
+        hopper, hidden_size=size_k, intermediate_size=size_f, eps=EPS, batch_rows=batch_rows, max_rows=2 * batch_rows
+    )
+    out = poisoned(hopper, (rows, size_f))
+    run(out, put(hopper, x), put(hopper, bf16(norm.weight)), put(hopper, weight))
+
+    expected = definition("rms_norm_gate_up_silu")(f64(x), norm, linear_value(weight))
+    error = normed_dot_error(x, norm, weight, 1)
+    sums = definition("rms_norm_lm_head")(f64(x), norm, linear_value(weight))
+    up, gate_error, up_error = np.abs(sums[:, size_f:]), error[:, :size_f], error[:, size_f:]
+    # |silu(z)| <= |z| and |silu'(z)| <= 1.1; silu itself is good to a few roundings.
+    gate = np.abs(sums[:, :size_f]) + gate_error
+    assert_close(get(hopper, out), expected, 1.1 * gate_error * (up + up_error) + gate * (up_error + 1e-5 * up))
+
+
+def test_rows_that_are_nan_do_not_touch_the_others(hopper: Device) -> None:
+    rng = np.random.default_rng(0)
+    x, weight = rng.standard_normal((35, 512)), random_layer(rng, 512, 64)
+    x[2] = np.nan
+    run = linear_residual(hopper, in_features=512, out_features=64, batch_rows=64)
+    out = put(hopper, bf16(np.zeros((35, 64))))
+    run(out, put(hopper, bf16(x)), put(hopper, weight))
+    assert np.isnan(f64(get(hopper, out))).all(axis=1).tolist() == [row == 2 for row in range(35)]
+
+
+def test_a_launcher_can_be_called_again_at_once(hopper: Device) -> None:
+    """Blocks that share a row count on, and nothing of the last call is left."""
+    rng = np.random.default_rng(0)
+    x, weight = put(hopper, bf16(rng.standard_normal((50, 1024)))), put(hopper, random_layer(rng, 1024, 64))
+    residual = put(hopper, bf16(np.zeros((50, 64))))
+    run = linear_residual(hopper, in_features=1024, out_features=64, batch_rows=64)
+    seen = []
+    for _ in range(3):
+        hopper.memory.fill(residual, 0)
+        run(residual, x, weight)
+        seen.append(get(hopper, residual).view(np.uint16))
+    assert (seen[0] == seen[1]).all()
+    assert (seen[0] == seen[2]).all()
+
+
+def test_dependent_launches_wait_for_what_they_read(hopper: Device) -> None:
+    """Each reads what the one before has written; on the emulator that is NaN until it has ended."""
+    rng = np.random.default_rng(1)
+    residual, norm = bf16(rng.standard_normal((40, 64))), bf16(rng.uniform(0.5, 1.5, 64))
+    gate_up, down = (bf16(rng.standard_normal(shape) / 20) for shape in ((1024, 64), (64, 512)))
+    first = gate_up_silu(hopper, hidden_size=64, intermediate_size=512, eps=EPS, batch_rows=64)
+    second = linear_residual(hopper, in_features=512, out_features=64, batch_rows=64)
+    weights = [put(hopper, each) for each in (norm, gate_up, down)]
+
+    def run(synchronised: bool) -> np.ndarray:
+        stream, hidden = put(hopper, residual), poisoned(hopper, (40, 512))
+        for _ in range(2):
+            first(hidden, stream, *weights[:2])
+            if synchronised:
+                hopper.synchronize()
+            second(stream, hidden, weights[2])
+            if synchronised:
+                hopper.synchronize()
+        return get(hopper, stream).view(np.uint16)
+
+    apart, dependent = run(True), run(False)
+    assert not np.isnan(apart.view(residual.dtype).astype(np.float32)).any()
+    assert (apart == dependent).all()
+
+
+def test_what_does_not_fit_is_refused(hopper: Device) -> None:
+    with pytest.raises(ShapeError, match="multiple of 8"):
+        LinearResidualWide(hopper, in_features=20, out_features=8, batch_rows=64)
+    with pytest.raises(ShapeError, match="batch_rows is 32"):
+        LinearResidualWide(hopper, in_features=64, out_features=8, batch_rows=32)
+    with pytest.raises(ShapeError, match="needs sm_90"):
+        LinearResidualWide(EmulatorDevice(arch=80), in_features=64, out_features=8, batch_rows=64)
+    run = linear_residual(hopper, in_features=512, out_features=64, batch_rows=64)
+    with pytest.raises(ShapeError, match="1 to 64"):
+        run(poisoned(hopper, (65, 64)), poisoned(hopper, (65, 512)), poisoned(hopper, (64, 512)))

@@ -1,0 +1,65 @@
+"""Launches ``gate_up_silu_wide.cu``: norm, gate and up projections and the activation, for 33 to 256 rows on Hopper."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tinyvllm.devices.interface import Buffer, Device
+from tinyvllm.kernels.launch import BFLOAT16, VECTOR, check_buffer, check_multiple
+from tinyvllm.kernels.rms_norm import RmsNorm
+from tinyvllm.kernels.wide import WideProjection
+
+_TILE_ROWS = 128
+
+
+class GateUpSiluWide:
+    """``out = silu(norm(x) @ gate.T) * (norm(x) @ up.T)`` for up to ``max_rows`` rows; the norm by a kernel before.
+
+    Args:
+        device: where it runs; sm_90.
+        hidden_size: ``E``, a multiple of 8.
+        intermediate_size: ``F``, a multiple of 8.
+        eps: of the norm.
+        batch_rows: rows that a block works on; one of ``wide.BATCH_ROWS``.
+        max_rows: most rows of a call; ``batch_rows`` if not given.
+        pdl: the launches may overlap the end of their predecessors.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        *,
+        hidden_size: int,
+        intermediate_size: int,
+        eps: float,
+        batch_rows: int,
+        max_rows: int | None = None,
+        pdl: bool = True,
+    ) -> None:
+        check_multiple("intermediate_size", intermediate_size, VECTOR)
+        self._size = intermediate_size
+        self._projection = WideProjection(
+            device, "gate_up_silu_wide", size_k=hidden_size, num_outputs=2 * intermediate_size, batch_rows=batch_rows,
+            tile_rows=_TILE_ROWS, max_rows=max_rows or batch_rows, pdl=pdl, paired=True,
+        )  # fmt: skip
+        self._norm = RmsNorm(device, hidden_size=hidden_size, eps=eps, pdl=pdl)
+        self._normed = device.memory.alloc((max_rows or batch_rows, hidden_size), BFLOAT16)
+
+    def __call__(self, out: Buffer, x: Buffer, norm: Buffer, weight: Buffer) -> None:
+        """Queue it.
+
+        Args:
+            out: ``[T, F]``, bfloat16.
+            x: ``[T, E]``, bfloat16.
+            norm: ``[E]``, bfloat16.
+            weight: ``[2F, E]``, bfloat16; gates first.
+        Raises:
+            ShapeError: a buffer has another shape or dtype, or ``T`` is above ``max_rows``.
+        """
+        p = self._projection
+        num_rows = p.check_rows(x)
+        check_buffer("gate_up_silu_wide out", out, (num_rows, self._size), BFLOAT16)
+        check_buffer("gate_up_silu_wide weight", weight, (p.num_outputs, p.size_k), BFLOAT16)
+        normed = self._normed.view(x.shape)
+        self._norm(normed, x, norm)
+        p.launch(num_rows, (out, *p.maps(weight, normed), np.int32(num_rows), np.int32(self._size)))
