@@ -10,13 +10,11 @@ from tinyvllm.interfaces import BindContext
 from tinyvllm.kernels import device_compose
 from tinyvllm.kernels.device_values import DeviceBatch, DeviceCache
 from tinyvllm.kernels.gate_up_silu import GateUpSilu
-from tinyvllm.kernels.gate_up_silu_wide import GateUpSiluWide
 from tinyvllm.kernels.linear_residual import LinearResidual
-from tinyvllm.kernels.linear_residual_wide import LinearResidualWide
 from tinyvllm.kernels.lm_head import LmHeadArgmax, LmHeadLogits
 from tinyvllm.kernels.qkv_rope_append import QkvRopeAppend
 from tinyvllm.layers import AttentionProjection, Linear, Norm
-from tinyvllm_kernels.tiers import FUSED_HEAD_ROWS, WIDE_RESIDUAL_ROWS, WIDE_ROWS, Launch, Tiers
+from tinyvllm_kernels.tiers import FUSED_HEAD_ROWS, Launch, Tiers
 
 
 def bind_qkv(context: BindContext) -> Launch:
@@ -61,16 +59,9 @@ def bind_linear_residual(context: BindContext) -> Launch:
             tiling=tiers.tiling(max_rows, in_features, out_features),
         )  # fmt: skip
 
-    @cache
-    def made_wide(out_features: int, in_features: int, batch_rows: int) -> LinearResidualWide:
-        return LinearResidualWide(device, in_features=in_features, out_features=out_features, batch_rows=batch_rows)
-
     def linear_residual(residual: Buffer, x: Buffer, layer: Linear) -> None:
         rows = tiers.rows(x.shape[0])
-        wide_rows = tiers.wide_rows(x.shape[0], WIDE_RESIDUAL_ROWS) if rows is None else None
-        if wide_rows is not None:
-            made_wide(*layer.weight.shape, wide_rows)(residual, x, layer.weight, layer.bias)
-        elif rows is None and layer.bias is None:
+        if rows is None and layer.bias is None:
             device.gemm(residual, x, layer.weight, accumulate=True)
         else:
             made(*layer.weight.shape, rows or tiers.max_tokens)(residual, x, layer.weight, layer.bias)
@@ -91,22 +82,12 @@ def bind_gate_up(context: BindContext) -> Launch:
             max_rows=max_rows, tiling=tiers.tiling(max_rows, model.hidden_size, 2 * model.intermediate_size),
         )  # fmt: skip
 
-    @cache
-    def made_wide(eps: float, batch_rows: int) -> GateUpSiluWide:
-        return GateUpSiluWide(
-            device, hidden_size=model.hidden_size, intermediate_size=model.intermediate_size, eps=eps,
-            batch_rows=batch_rows,
-        )  # fmt: skip
-
     def rms_norm_gate_up_silu(out: Buffer, x: Buffer, norm: Norm, gate_up: Linear) -> None:
         rows = tiers.rows(x.shape[0])
-        wide_rows = tiers.wide_rows(x.shape[0], WIDE_ROWS) if rows is None else None
-        if rows is not None:
-            made(norm.eps, rows)(out, x, norm.weight, gate_up.weight)
-        elif wide_rows is not None:
-            made_wide(norm.eps, wide_rows)(out, x, norm.weight, gate_up.weight)
-        else:
+        if rows is None:
             composed(out, x, norm, gate_up)
+        else:
+            made(norm.eps, rows)(out, x, norm.weight, gate_up.weight)
 
     return rms_norm_gate_up_silu
 

@@ -7,7 +7,6 @@ from typing import TypeAlias
 
 from tinyvllm.interfaces import BindContext
 from tinyvllm.kernels.tiling import BATCH_ROWS, SHARING_ROWS, Tiling, invariant_tiling
-from tinyvllm.kernels.wide import has_wide_cores
 
 FUSED_ROWS = (1, 8, 16, 32)
 """Most rows of each version of the fused kernels; more rows go to the matrix products."""
@@ -16,11 +15,6 @@ FUSED_HEAD_ROWS = (1,)
 
 INVARIANT_ROWS = (8, 16, 32, 64, SHARING_ROWS)
 """Most rows of each version that sums in one order, but for the last, which takes any number."""
-
-WIDE_ROWS = (64, 128, 256)
-"""The same of the fused gate and up projections for more rows, on Hopper."""
-WIDE_RESIDUAL_ROWS = (64, 128)
-"""The same of the projections that add to the residual: for more rows the library is faster again."""
 
 Launch: TypeAlias = Callable[..., None]
 """An op of a device, bound."""
@@ -34,19 +28,12 @@ class Tiers:
         self._fused_rows = fused_rows
         self._is_invariant = limits.batch_invariant
         self._arch = context.on_device.device.properties.arch
-        self._has_wide = has_wide_cores(context.on_device.device) and not limits.batch_invariant
         self.max_tokens = limits.max_tokens
         self._max_head_rows = max(limits.max_logits_rows, limits.max_seqs)
 
     def rows(self, num_rows: int) -> int | None:
         """Its most rows; None: the matrix products are faster."""
         return self._rows(num_rows, self.max_tokens)
-
-    def wide_rows(self, num_rows: int, wide_rows: Sequence[int]) -> int | None:
-        """The same for more rows than ``rows`` serves, of the kernels that Hopper alone has."""
-        if not self._has_wide:
-            return None
-        return next((rows for rows in wide_rows if rows >= num_rows), None)
 
     def head_rows(self, num_rows: int) -> int | None:
         """The same for the vocabulary."""

@@ -297,3 +297,19 @@ def test_options_reach_the_launch_and_the_source(tiny: Path, fused: LLM, own_ker
     assert "thread" in refusal(
         tiny, ConfigError, plugins=[str(plugin)], kernels={"rms_norm": {"name": "tuned", "thread": 64}}
     )
+
+
+HOPPER = {"rms_norm_gate_up_silu": "hopper", "linear_residual": "hopper"}
+
+
+def test_products_made_for_hopper_give_the_tokens_of_the_librarys(tiny: Path, fused: LLM) -> None:
+    """Prompts of more than 32 tokens in a step reach them; others go where they went."""
+    hopper = LLM(str(tiny), device="emulator", kernels=HOPPER, **TINY)
+    assert_agree(hopper, fused)
+    report = served(hopper)
+    assert {op: report[op] for op in HOPPER} == dict.fromkeys(HOPPER, ("hopper", "named in the configuration"))
+    assert served(fused)["linear_residual"] == ("nvrtc", "the first that serves it")
+
+
+def test_products_made_for_hopper_are_refused_where_they_cannot_keep_a_promise(tiny: Path) -> None:
+    assert "another order" in refusal(tiny, PluginError, kernels=HOPPER, batch_invariant=True)

@@ -40,7 +40,7 @@ from tinyvllm.kernels.sample_rules import RuleState
 from tinyvllm.kernels.silu_mul import SiluMul
 from tinyvllm.kernels.step_inputs import StepInputs
 from tinyvllm.kernels.tiling import BATCH_ROWS, SHARING_ROWS, invariant_tiling
-from tinyvllm_kernels.tiers import WIDE_RESIDUAL_ROWS, WIDE_ROWS
+from tinyvllm_kernels.hopper import WIDE_RESIDUAL_ROWS, WIDE_ROWS
 
 from .decode_chain import LLAMA_1B, ChainShape
 

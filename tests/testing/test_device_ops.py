@@ -52,6 +52,9 @@ def test_an_op_that_has_run_once_neither_allocates_nor_waits(
             parameters = Parameters(
                 MODELS[1], step, (17,) * len(step), batch_invariant=batch_invariant, has_bias=True, max_logits_rows=40
             )
+            if subject.implementation == "hopper" and batch_invariant:
+                assert "another order" in subject.refusals(parameters)[0]
+                continue
             queued: list[tuple[Any, ...]] = []
             CASES[op](parameters).on_device(lambda *arguments: queued.append(arguments), Bench(device))  # noqa: B023
             run = subject.bound(parameters)

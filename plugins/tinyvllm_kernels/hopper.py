@@ -1,0 +1,110 @@
+"""Products of 33 to 256 rows made for Hopper, in place of the library's: chosen by name, op by op.
+
+    kernels: {rms_norm_gate_up_silu: hopper, linear_residual: hopper}
+
+Other numbers of rows, and all of them on another card than a Hopper, go where ``nvrtc`` sends them. Not the default: of
+whole engines nothing is measured yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+
+from tinyvllm.devices.interface import Buffer
+from tinyvllm.hookspecs import hookimpl
+from tinyvllm.interfaces import API_VERSION as INTERFACE_VERSION
+from tinyvllm.interfaces import BindContext, Kernel, OpSpec, Plugin, PluginContext
+from tinyvllm.kernels.gate_up_silu_wide import GateUpSiluWide
+from tinyvllm.kernels.linear_residual_wide import LinearResidualWide
+from tinyvllm.kernels.wide import has_wide_cores
+from tinyvllm.layers import Linear, Norm
+from tinyvllm_kernels.fused_ops import bind_gate_up, bind_linear_residual
+from tinyvllm_kernels.nvrtc import NvrtcKernels
+from tinyvllm_kernels.tiers import FUSED_ROWS, Launch
+
+WIDE_ROWS = (64, 128, 256)
+"""Most rows of each version of the gate and up projections."""
+WIDE_RESIDUAL_ROWS = (64, 128)
+"""The same of the projections that add to the residual: for more rows the library is faster again."""
+
+
+class HopperKernels:
+    """The two ops whose products it has."""
+
+    API_VERSION = INTERFACE_VERSION
+
+    def __init__(self, context: PluginContext) -> None:
+        """Nothing to keep: an op is told all it needs when it is bound."""
+        self._others = NvrtcKernels(context)
+
+    def ops(self) -> Sequence[str]:
+        """Both."""
+        return list(_BINDERS)
+
+    def supports(self, op: str, spec: OpSpec) -> list[str]:
+        """Reasons why not."""
+        reasons = self._others.supports(op, spec)
+        if spec.batch_invariant:
+            reasons.append("sums in another order than the kernels for few rows, so not with batch_invariant")
+        return reasons
+
+    def bind(self, op: str, context: BindContext) -> Launch:
+        """The op as a callable of the signature in ``DeviceOps``."""
+        return _BINDERS[op](context) if has_wide_cores(context.on_device.device) else self._others.bind(op, context)
+
+
+def _bind_linear_residual(context: BindContext) -> Launch:
+    device, otherwise = context.on_device.device, bind_linear_residual(context)
+
+    @cache
+    def made(out_features: int, in_features: int, batch_rows: int) -> LinearResidualWide:
+        return LinearResidualWide(device, in_features=in_features, out_features=out_features, batch_rows=batch_rows)
+
+    def linear_residual(residual: Buffer, x: Buffer, layer: Linear) -> None:
+        rows = _wide_rows(x.shape[0], WIDE_RESIDUAL_ROWS)
+        if rows is None:
+            otherwise(residual, x, layer)
+        else:
+            made(*layer.weight.shape, rows)(residual, x, layer.weight, layer.bias)
+
+    return linear_residual
+
+
+def _bind_gate_up(context: BindContext) -> Launch:
+    device, otherwise, model = context.on_device.device, bind_gate_up(context), context.spec.model
+
+    @cache
+    def made(eps: float, batch_rows: int) -> GateUpSiluWide:
+        return GateUpSiluWide(
+            device, hidden_size=model.hidden_size, intermediate_size=model.intermediate_size, eps=eps,
+            batch_rows=batch_rows,
+        )  # fmt: skip
+
+    def rms_norm_gate_up_silu(out: Buffer, x: Buffer, norm: Norm, gate_up: Linear) -> None:
+        rows = _wide_rows(x.shape[0], WIDE_ROWS)
+        if rows is None:
+            otherwise(out, x, norm, gate_up)
+        else:
+            made(norm.eps, rows)(out, x, norm.weight, gate_up.weight)
+
+    return rms_norm_gate_up_silu
+
+
+def _wide_rows(num_rows: int, versions: Sequence[int]) -> int | None:
+    """The version for so many rows; None: it has none."""
+    if num_rows <= FUSED_ROWS[-1]:
+        return None
+    return next((rows for rows in versions if rows >= num_rows), None)
+
+
+_BINDERS: Mapping[str, Callable[[BindContext], Launch]] = {
+    "linear_residual": _bind_linear_residual,
+    "rms_norm_gate_up_silu": _bind_gate_up,
+}
+
+
+@hookimpl
+def register_kernels() -> list[Plugin[Kernel]]:
+    """The plugin ``hopper``."""
+    return [Plugin("hopper", HopperKernels, description="nvrtc, with products of 33 to 256 rows of its own on sm_90")]
