@@ -17,9 +17,9 @@ from tinyvllm.interfaces import API_VERSION as INTERFACE_VERSION
 from tinyvllm.interfaces import BindContext, Kernel, OpSpec, Plugin, PluginContext
 from tinyvllm.kernels.gate_up_silu_wide import GateUpSiluWide
 from tinyvllm.kernels.linear_residual_wide import LinearResidualWide
+from tinyvllm.kernels.tiling import smallest_holding
 from tinyvllm.kernels.wide import has_wide_cores
 from tinyvllm.layers import Linear, Norm
-from tinyvllm_kernels.fused_ops import bind_gate_up, bind_linear_residual
 from tinyvllm_kernels.nvrtc import NvrtcKernels
 from tinyvllm_kernels.tiers import FUSED_ROWS, Launch
 
@@ -35,7 +35,7 @@ class HopperKernels:
     API_VERSION = INTERFACE_VERSION
 
     def __init__(self, context: PluginContext) -> None:
-        """Nothing to keep: an op is told all it needs when it is bound."""
+        """Keeps what serves the other numbers of rows."""
         self._others = NvrtcKernels(context)
 
     def ops(self) -> Sequence[str]:
@@ -51,11 +51,12 @@ class HopperKernels:
 
     def bind(self, op: str, context: BindContext) -> Launch:
         """The op as a callable of the signature in ``DeviceOps``."""
-        return _BINDERS[op](context) if has_wide_cores(context.on_device.device) else self._others.bind(op, context)
+        otherwise = self._others.bind(op, context)
+        return _BINDERS[op](context, otherwise) if has_wide_cores(context.on_device.device) else otherwise
 
 
-def _bind_linear_residual(context: BindContext) -> Launch:
-    device, otherwise = context.on_device.device, bind_linear_residual(context)
+def _bind_linear_residual(context: BindContext, otherwise: Launch) -> Launch:
+    device = context.on_device.device
 
     @cache
     def made(out_features: int, in_features: int, batch_rows: int) -> LinearResidualWide:
@@ -71,8 +72,8 @@ def _bind_linear_residual(context: BindContext) -> Launch:
     return linear_residual
 
 
-def _bind_gate_up(context: BindContext) -> Launch:
-    device, otherwise, model = context.on_device.device, bind_gate_up(context), context.spec.model
+def _bind_gate_up(context: BindContext, otherwise: Launch) -> Launch:
+    device, model = context.on_device.device, context.spec.model
 
     @cache
     def made(eps: float, batch_rows: int) -> GateUpSiluWide:
@@ -93,12 +94,10 @@ def _bind_gate_up(context: BindContext) -> Launch:
 
 def _wide_rows(num_rows: int, versions: Sequence[int]) -> int | None:
     """The version for so many rows; None: it has none."""
-    if num_rows <= FUSED_ROWS[-1]:
-        return None
-    return next((rows for rows in versions if rows >= num_rows), None)
+    return smallest_holding(num_rows, versions) if num_rows > FUSED_ROWS[-1] else None
 
 
-_BINDERS: Mapping[str, Callable[[BindContext], Launch]] = {
+_BINDERS: Mapping[str, Callable[[BindContext, Launch], Launch]] = {
     "linear_residual": _bind_linear_residual,
     "rms_norm_gate_up_silu": _bind_gate_up,
 }

@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from tinyvllm.interfaces import BindContext
-from tinyvllm.kernels.tiling import BATCH_ROWS, SHARING_ROWS, Tiling, invariant_tiling
+from tinyvllm.kernels.tiling import BATCH_ROWS, SHARING_ROWS, Tiling, invariant_tiling, smallest_holding
 
 FUSED_ROWS = (1, 8, 16, 32)
 """Most rows of each version of the fused kernels; more rows go to the matrix products."""
 FUSED_HEAD_ROWS = (1,)
 """The same of the vocabulary's projection, which is long enough for the matrix products from two rows on."""
 
-INVARIANT_ROWS = (8, 16, 32, 64, SHARING_ROWS)
+_INVARIANT_ROWS = (8, 16, 32, 64, SHARING_ROWS)
 """Most rows of each version that sums in one order, but for the last, which takes any number."""
 
 Launch: TypeAlias = Callable[..., None]
@@ -45,8 +45,8 @@ class Tiers:
 
     def _rows(self, num_rows: int, most: int) -> int | None:
         if self._is_invariant:
-            return next((rows for rows in INVARIANT_ROWS if rows >= num_rows), most)
-        return next((rows for rows in self._fused_rows if rows >= num_rows), None)
+            return smallest_holding(num_rows, _INVARIANT_ROWS) or most
+        return smallest_holding(num_rows, self._fused_rows)
 
     def tiling(self, max_rows: int, size_k: int, num_outputs: int, *, may_split: bool = True) -> Tiling | None:
         """One cut of K for any number of rows, also for one; the launcher's own for few rows without that promise.

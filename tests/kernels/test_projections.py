@@ -85,6 +85,26 @@ def random_layer(rng: np.random.Generator, size_k: int, num_outputs: int) -> Arr
     return bf16(rng.standard_normal((num_outputs, size_k)) * 10.0 ** rng.uniform(-2, 2, (num_outputs, 1)))
 
 
+def assert_linear_residual(got: Array, x: Array, weight: Array, bias: Array | None, residual: Array) -> None:
+    expected = definition("linear_residual")(f64(x), linear_value(weight, bias), f64(residual))
+    magnitude = np.abs(f64(x)) @ np.abs(f64(weight)).T + np.abs(f64(residual))
+    if bias is not None:
+        magnitude += np.abs(f64(bias))
+    assert_close(got, expected, dot_error(magnitude, x.shape[1] + 2))
+
+
+def assert_gate_up_silu(got: Array, x: Array, norm: Norm, weight: Array, num_products_rounded: int) -> None:
+    """``num_products_rounded``: as of ``normed_dot_error``."""
+    size_f = len(weight) // 2
+    expected = definition("rms_norm_gate_up_silu")(f64(x), norm, linear_value(weight))
+    error = normed_dot_error(x, norm, weight, num_products_rounded)
+    sums = definition("rms_norm_lm_head")(f64(x), norm, linear_value(weight))
+    up, gate_error, up_error = np.abs(sums[:, size_f:]), error[:, :size_f], error[:, size_f:]
+    # |silu(z)| <= |z| and |silu'(z)| <= 1.1; silu itself is good to a few roundings.
+    gate = np.abs(sums[:, :size_f]) + gate_error
+    assert_close(got, expected, 1.1 * gate_error * (up + up_error) + gate * (up_error + 1e-5 * up))
+
+
 def tilings_of(warps_per_row: int, split: int) -> list[Tiling]:
     """Every kernel on the tensor cores, with one cut of K."""
     cut = Tiling(8, warps_per_row=warps_per_row, rows_per_warp=16, split=split, stage_k=64 * warps_per_row)
@@ -119,11 +139,7 @@ def test_a_linear_layer_is_its_definition(
 
     if not is_residual:
         residual = np.zeros_like(residual)
-    expected = definition("linear_residual")(f64(x), linear_value(weight, bias), f64(residual))
-    magnitude = np.abs(f64(x)) @ np.abs(f64(weight)).T + np.abs(f64(residual))
-    if bias is not None:
-        magnitude += np.abs(f64(bias))
-    assert_close(get(device, out), expected, dot_error(magnitude, size_k + 2))
+    assert_linear_residual(get(device, out), x, weight, bias, residual)
 
 
 @settings(max_examples=40, deadline=None)
@@ -147,13 +163,7 @@ def test_gate_up_silu_is_the_composition_of_its_parts(
     out = poisoned(device, (rows, size_f))
     run(out, put(device, x), put(device, bf16(norm.weight)), put(device, weight))
 
-    expected = definition("rms_norm_gate_up_silu")(f64(x), norm, linear_value(weight))
-    error = normed_dot_error(x, norm, weight, int(tiling.batch_rows > 1))
-    sums = definition("rms_norm_lm_head")(f64(x), norm, linear_value(weight))
-    up, gate_error, up_error = np.abs(sums[:, size_f:]), error[:, :size_f], error[:, size_f:]
-    # |silu(z)| <= |z| and |silu'(z)| <= 1.1; silu itself is good to a few roundings.
-    gate = np.abs(sums[:, :size_f]) + gate_error
-    assert_close(get(device, out), expected, 1.1 * gate_error * (up + up_error) + gate * (up_error + 1e-5 * up))
+    assert_gate_up_silu(get(device, out), x, norm, weight, int(tiling.batch_rows > 1))
 
 
 @settings(max_examples=12, deadline=None)

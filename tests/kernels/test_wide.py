@@ -15,23 +15,8 @@ from tinyvllm.kernels.linear_residual_wide import LinearResidualWide
 from tinyvllm.kernels.wide import BATCH_ROWS, has_wide_cores
 from tinyvllm.layers import Norm
 
-from .support import (
-    assert_close,
-    bf16,
-    definition,
-    dot_error,
-    f64,
-    get,
-    linear_value,
-    normed_dot_error,
-    once,
-    poisoned,
-    put,
-    rows_of_many_scales,
-)
-from .test_projections import random_layer
-
-EPS = 1e-5
+from .support import bf16, f64, get, once, poisoned, put, rows_of_many_scales
+from .test_projections import EPS, assert_gate_up_silu, assert_linear_residual, random_layer
 
 linear_residual = once(LinearResidualWide)
 gate_up_silu = once(GateUpSiluWide)
@@ -76,11 +61,7 @@ def test_a_linear_layer_is_its_definition(
     out = put(hopper, residual)
     run(out, put(hopper, x), put(hopper, weight), None if bias is None else put(hopper, bias))
 
-    expected = definition("linear_residual")(f64(x), linear_value(weight, bias), f64(residual))
-    magnitude = np.abs(f64(x)) @ np.abs(f64(weight)).T + np.abs(f64(residual))
-    if bias is not None:
-        magnitude += np.abs(f64(bias))
-    assert_close(get(hopper, out), expected, dot_error(magnitude, size_k + 2))
+    assert_linear_residual(get(hopper, out), x, weight, bias, residual)
 
 
 @settings(max_examples=15, deadline=None)
@@ -106,13 +87,7 @@ def test_gate_up_silu_is_the_composition_of_its_parts(
     out = poisoned(hopper, (rows, size_f))
     run(out, put(hopper, x), put(hopper, bf16(norm.weight)), put(hopper, weight))
 
-    expected = definition("rms_norm_gate_up_silu")(f64(x), norm, linear_value(weight))
-    error = normed_dot_error(x, norm, weight, 1)
-    sums = definition("rms_norm_lm_head")(f64(x), norm, linear_value(weight))
-    up, gate_error, up_error = np.abs(sums[:, size_f:]), error[:, :size_f], error[:, size_f:]
-    # |silu(z)| <= |z| and |silu'(z)| <= 1.1; silu itself is good to a few roundings.
-    gate = np.abs(sums[:, :size_f]) + gate_error
-    assert_close(get(hopper, out), expected, 1.1 * gate_error * (up + up_error) + gate * (up_error + 1e-5 * up))
+    assert_gate_up_silu(get(hopper, out), x, norm, weight, 1)
 
 
 def test_rows_that_are_nan_do_not_touch_the_others(hopper: Device) -> None:

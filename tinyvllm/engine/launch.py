@@ -139,8 +139,8 @@ class StepLauncher:
         table = self._table
         started: list[SequenceTokens] = []
         slots: list[int] = []
-        for row, slot in zip(rows.tolist(), table.slot.take(rows).tolist(), strict=True):
-            if slot >= 0:
+        for row, held in zip(rows.tolist(), table.slot.take(rows).tolist(), strict=True):
+            if held >= 0:
                 continue
             table.start(row)
             self._last = (_NO_ROWS, [], [])  # the row may have changed hands

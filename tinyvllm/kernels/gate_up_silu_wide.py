@@ -6,7 +6,7 @@ import numpy as np
 
 from tinyvllm.devices.interface import Buffer, Device
 from tinyvllm.kernels.launch import BFLOAT16, VECTOR, check_buffer, check_multiple
-from tinyvllm.kernels.rms_norm import RmsNorm
+from tinyvllm.kernels.rms_norm import NormedRows
 from tinyvllm.kernels.wide import WideProjection
 
 _TILE_ROWS = 128
@@ -42,8 +42,7 @@ class GateUpSiluWide:
             device, "gate_up_silu_wide", size_k=hidden_size, num_outputs=2 * intermediate_size, batch_rows=batch_rows,
             tile_rows=_TILE_ROWS, max_rows=max_rows or batch_rows, pdl=pdl, paired=True,
         )  # fmt: skip
-        self._norm = RmsNorm(device, hidden_size=hidden_size, eps=eps, pdl=pdl)
-        self._normed = device.memory.alloc((max_rows or batch_rows, hidden_size), BFLOAT16)
+        self._normed = NormedRows(device, max_rows or batch_rows, hidden_size=hidden_size, eps=eps, pdl=pdl)
 
     def __call__(self, out: Buffer, x: Buffer, norm: Buffer, weight: Buffer) -> None:
         """Queue it.
@@ -60,6 +59,4 @@ class GateUpSiluWide:
         num_rows = p.check_rows(x)
         check_buffer("gate_up_silu_wide out", out, (num_rows, self._size), BFLOAT16)
         check_buffer("gate_up_silu_wide weight", weight, (p.num_outputs, p.size_k), BFLOAT16)
-        normed = self._normed.view(x.shape)
-        self._norm(normed, x, norm)
-        p.launch(num_rows, (out, *p.maps(weight, normed), np.int32(num_rows), np.int32(self._size)))
+        p.launch(num_rows, (out, *p.maps(weight, self._normed(x, norm)), np.int32(num_rows), np.int32(self._size)))

@@ -219,10 +219,6 @@ TINYVLLM_DEVICE void share(Sums& sums, const Accumulators& d) {
                 make_float4(d[tile][j][0], d[tile][j][1], d[tile][j][2], d[tile][j][3]);
 }
 
-TINYVLLM_DEVICE void add4(float4& sum, const float4& x) {
-    sum = make_float4(sum.x + x.x, sum.y + x.y, sum.z + x.z, sum.w + x.w);
-}
-
 /// The units (a tile and eight rows of x) that a warp finishes: all of the same rows of x.
 struct Units {
     int batch_tile, first_tile;

@@ -129,10 +129,6 @@ TINYVLLM_DEVICE float4 four_of(const Sums& sums, int tile) {
     return make_float4(sums[tile][0], sums[tile][1], sums[tile][2], sums[tile][3]);
 }
 
-TINYVLLM_DEVICE void add4(float4& sum, const float4& x) {
-    sum = make_float4(sum.x + x.x, sum.y + x.y, sum.z + x.z, sum.w + x.w);
-}
-
 /// Adds up what the blocks of a tile have, for those rows of x that this block finishes. All threads call it; the
 /// counter, zero before the first launch, goes up by SPLIT in each.
 TINYVLLM_DEVICE void exchange(Part& part, const Sums& sums, float* workspace, uint32_t* counters) {

@@ -19,6 +19,8 @@ WARP_SIZE = 32
 VECTOR = 8
 """Elements of bfloat16 in the 16 bytes of one load."""
 VECTOR_BYTES = 16
+HOPPER_ARCH = 90
+"""Of the cards that have ``wgmma`` and the copy engine as sm_90a does."""
 
 
 def source(name: str) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from tinyvllm.devices.interface import Buffer, Device
-from tinyvllm.kernels.launch import BFLOAT16, check_buffer
 from tinyvllm.kernels.projection import Projection
 from tinyvllm.kernels.tiling import Tiling, choose_tiling, rows_tier
 
@@ -49,10 +48,6 @@ class LinearResidual:
             ShapeError: a buffer has another shape or dtype, or ``T`` is above ``max_rows``.
         """
         p = self._projection
-        num_rows = p.check_rows(x)
-        check_buffer("linear_residual residual", residual, (num_rows, p.num_outputs), BFLOAT16)
-        check_buffer("linear_residual weight", weight, (p.num_outputs, p.size_k), BFLOAT16)
-        if bias is not None:
-            check_buffer("linear_residual bias", bias, (p.num_outputs,), BFLOAT16)
+        num_rows = p.check_layer("residual", residual, x, weight, bias)
         sizes = (np.int32(num_rows), np.int32(p.num_outputs), np.int32(p.num_tiles))
         p.launch(num_rows, (residual, p.workspace, p.counters, x, weight, bias, *sizes))

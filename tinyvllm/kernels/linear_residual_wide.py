@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tinyvllm.devices.interface import Buffer, Device
-from tinyvllm.kernels.launch import BFLOAT16, VECTOR, check_buffer, check_multiple
+from tinyvllm.kernels.launch import VECTOR, check_multiple
 from tinyvllm.kernels.wide import WideProjection
 
 _TILE_ROWS = 64  # few: what the blocks of a tile exchange grows with them
@@ -50,10 +50,6 @@ class LinearResidualWide:
             ShapeError: a buffer has another shape or dtype, or ``T`` is above ``max_rows``.
         """
         p = self._projection
-        num_rows = p.check_rows(x)
-        check_buffer("linear_residual_wide residual", residual, (num_rows, p.num_outputs), BFLOAT16)
-        check_buffer("linear_residual_wide weight", weight, (p.num_outputs, p.size_k), BFLOAT16)
-        if bias is not None:
-            check_buffer("linear_residual_wide bias", bias, (p.num_outputs,), BFLOAT16)
+        num_rows = p.check_layer("residual", residual, x, weight, bias)
         sizes = (np.int32(num_rows), np.int32(p.num_outputs))
         p.launch(num_rows, (residual, p.workspace, p.counters, *p.maps(weight, x), bias, *sizes))

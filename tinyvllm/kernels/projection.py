@@ -12,14 +12,53 @@ import numpy as np
 from tinyvllm.devices.interface import Argument, Buffer, Device
 from tinyvllm.errors import ShapeError
 from tinyvllm.kernels.launch import BFLOAT16, ceil_div, check_buffer, source
-from tinyvllm.kernels.rms_norm import RmsNorm
+from tinyvllm.kernels.rms_norm import NormedRows
 from tinyvllm.kernels.tiling import Tiling
 
 _STATIC_BYTES = 1024
 """At most what a kernel for one row has besides: candidates of the warps, a flag."""
 
 
-class Projection:
+class ProjectionSizes:
+    """What the buffers of a projection's launcher must be.
+
+    Args:
+        name: of the kernel, for messages.
+        size_k: length of a row of x.
+        num_outputs: weight rows.
+        max_rows: most rows of x in a call.
+    """
+
+    def __init__(self, name: str, size_k: int, num_outputs: int, max_rows: int) -> None:
+        self._name, self.size_k, self.num_outputs, self.max_rows = name, size_k, num_outputs, max_rows
+
+    def check_rows(self, x: Buffer) -> int:
+        """The number of rows of ``x``, which must be ``[T, K]`` bfloat16 with ``T`` up to ``max_rows``.
+
+        Raises:
+            ShapeError: it is not.
+        """
+        check_buffer(f"{self._name} x", x, (None, self.size_k), BFLOAT16)
+        num_rows = x.shape[0]
+        if not 1 <= num_rows <= self.max_rows:
+            raise ShapeError(f"{self._name} x has {num_rows} rows, this launcher takes 1 to {self.max_rows}")
+        return num_rows
+
+    def check_layer(self, out_name: str, out: Buffer, x: Buffer, weight: Buffer, bias: Buffer | None) -> int:
+        """The number of rows of a linear layer's ``[T, N]``, ``[T, K]``, ``[N, K]`` and ``[N]``, all bfloat16.
+
+        Raises:
+            ShapeError: a buffer has another shape or dtype, or ``T`` is above ``max_rows``.
+        """
+        num_rows = self.check_rows(x)
+        check_buffer(f"{self._name} {out_name}", out, (num_rows, self.num_outputs), BFLOAT16)
+        check_buffer(f"{self._name} weight", weight, (self.num_outputs, self.size_k), BFLOAT16)
+        if bias is not None:
+            check_buffer(f"{self._name} bias", bias, (self.num_outputs,), BFLOAT16)
+        return num_rows
+
+
+class Projection(ProjectionSizes):
     """One compiled projection.
 
     Args:
@@ -52,8 +91,8 @@ class Projection:
         function: str | None = None,
         defines: Mapping[str, str | int] | None = None,
     ) -> None:
-        self._device, self._name, self._pdl = device, name, pdl
-        self.size_k, self.num_outputs, self.tiling, self.max_rows = size_k, num_outputs, tiling, max_rows
+        super().__init__(name, size_k, num_outputs, max_rows)
+        self._device, self._pdl, self.tiling = device, pdl, tiling
         self.num_tiles = ceil_div(num_outputs, tiling.tile_rows)
         self.num_jobs = ceil_div(num_outputs, tiling.block_rows)
         per_sm = tiling.blocks_per_sm
@@ -76,35 +115,18 @@ class Projection:
         self.workspace: Buffer | None = None
         self.counters: Buffer | None = None
         # One row is normalised by the kernel itself, several by a kernel before it, while the weights are on their way.
-        self._norm, self._normed = None, None
+        self._normed: NormedRows | None = None
         if eps is not None and tiling.batch_rows > 1:
-            self._norm = RmsNorm(device, hidden_size=size_k, eps=eps, pdl=pdl)
-            self._normed = device.memory.alloc((max_rows, size_k), BFLOAT16)
+            self._normed = NormedRows(device, max_rows, hidden_size=size_k, eps=eps, pdl=pdl)
         if tiling.num_sharing > 1:
             num_jobs = self.num_row_tiles * self.num_jobs
             sums = (num_jobs, tiling.split, tiling.block_rows, tiling.batch_rows)
             self.workspace = device.memory.alloc(sums, np.float32)
             self.counters = zeros(device, num_jobs)
 
-    def check_rows(self, x: Buffer) -> int:
-        """The number of rows of ``x``, which must be ``[T, K]`` bfloat16 with ``T`` up to ``max_rows``.
-
-        Raises:
-            ShapeError: it is not.
-        """
-        check_buffer(f"{self._name} x", x, (None, self.size_k), BFLOAT16)
-        num_rows = x.shape[0]
-        if not 1 <= num_rows <= self.max_rows:
-            raise ShapeError(f"{self._name} x has {num_rows} rows, this launcher takes 1 to {self.max_rows}")
-        return num_rows
-
     def normalised(self, x: Buffer, norm: Buffer) -> Buffer:
         """What the kernel takes for ``x``: its rows normalised, queued here, or ``x`` if the kernel does it itself."""
-        if self._norm is None or self._normed is None:
-            return x
-        normed = self._normed.view(x.shape)
-        self._norm(normed, x, norm)
-        return normed
+        return x if self._normed is None else self._normed(x, norm)
 
     def launch(self, num_rows: int, arguments: Sequence[Argument]) -> None:
         """Queues the kernel for so many rows of x."""

@@ -42,3 +42,22 @@ class RmsNorm:
         self._device.launch(
             self._function, (num_tokens, 1, 1), (self._threads, 1, 1), (out, x, weight, self._eps), pdl=self._pdl
         )
+
+
+class NormedRows:
+    """``RmsNorm`` into memory of its own, for kernels that take their rows normalised.
+
+    Args:
+        device, hidden_size, eps, pdl: as of ``RmsNorm``.
+        max_rows: most rows of a call.
+    """
+
+    def __init__(self, device: Device, max_rows: int, *, hidden_size: int, eps: float, pdl: bool) -> None:
+        self._norm = RmsNorm(device, hidden_size=hidden_size, eps=eps, pdl=pdl)
+        self._rows = device.memory.alloc((max_rows, hidden_size), BFLOAT16)
+
+    def __call__(self, x: Buffer, weight: Buffer) -> Buffer:
+        """Queue it: ``[T, E]``, the rows of ``x`` normalised, until the next call."""
+        normed = self._rows.view(x.shape)
+        self._norm(normed, x, weight)
+        return normed

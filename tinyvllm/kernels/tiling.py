@@ -7,11 +7,12 @@ row's bits do not either.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tinyvllm.devices.interface import DeviceProperties
 from tinyvllm.errors import ShapeError
-from tinyvllm.kernels.launch import VECTOR, VECTOR_BYTES, WARP_SIZE, ceil_div, round_up
+from tinyvllm.kernels.launch import HOPPER_ARCH, VECTOR, VECTOR_BYTES, WARP_SIZE, ceil_div, round_up
 
 BATCH_ROWS = (1, 8, 16, 32)
 """Rows of x that a block can work on: one on the arithmetic units, the others on the tensor cores."""
@@ -28,7 +29,6 @@ _FEWEST_BLOCKS = 120  # that keep the 132 SMs of an H200 busy
 _LONG_K = 4096
 _SPLIT_ROWS = 64
 _FEW_OUTPUTS = 8192  # below which blocks of 128 weight rows are fewer than half the SMs of an H200
-_WGMMA_ARCH = 90
 _CHUNK_K = 64  # that a warp takes at a time, where warps share a row
 _STEP = WARP_SIZE * VECTOR  # elements of a row that a warp takes at a time, for one row of x
 _NORMED_BYTES, _PLAIN_BYTES = 105 * 1024, 121 * 1024  # a block of each, and what the system takes, fill a Hopper SM
@@ -255,11 +255,16 @@ def invariant_tiling(arch: int, size_k: int, max_rows: int, *, num_outputs: int,
     is_shared = max_rows <= SHARING_ROWS
     is_small = is_shared and num_outputs < _FEW_OUTPUTS  # a block's copies take the time: more and smaller blocks
     # The sums of 128 rows stay in registers, beside those of their parts, only with Hopper's instructions.
-    is_wide = arch == _WGMMA_ARCH and not is_small and max_rows > LARGE_BATCH_ROWS[0]
+    is_wide = arch == HOPPER_ARCH and not is_small and max_rows > LARGE_BATCH_ROWS[0]
     tiling = choose_tiling(size_k, LARGE_BATCH_ROWS[is_wide], num_outputs=num_outputs, may_split=may_split)
     return replace(tiling, threads=128 if is_small else 256, shares_rows=is_shared)
 
 
 def rows_tier(max_rows: int) -> int:
     """The smallest of ``BATCH_ROWS`` that holds ``max_rows``, or the largest."""
-    return next((rows for rows in BATCH_ROWS if rows >= max_rows), BATCH_ROWS[-1])
+    return smallest_holding(max_rows, BATCH_ROWS) or BATCH_ROWS[-1]
+
+
+def smallest_holding(num_rows: int, tiers: Sequence[int]) -> int | None:
+    """The first of ``tiers``, which grow, that is not below ``num_rows``; None: all are."""
+    return next((rows for rows in tiers if rows >= num_rows), None)

@@ -1,4 +1,4 @@
-// Eight bfloat16 in the 16 bytes of one load, as floats and back.
+// Eight bfloat16 in the 16 bytes of one load, as floats and back; four sums in one.
 #pragma once
 
 /// The four registers of a vector by index; with a constant index no memory is used.
@@ -22,3 +22,7 @@ TINYVLLM_DEVICE uint4 pack8(const float (&x)[8]) {
 }
 
 TINYVLLM_DEVICE constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+TINYVLLM_DEVICE void add4(float4& sum, const float4& x) {
+    sum = make_float4(sum.x + x.x, sum.y + x.y, sum.z + x.z, sum.w + x.w);
+}

@@ -11,17 +11,8 @@ import numpy as np
 
 from tinyvllm.devices.interface import Argument, Buffer, Device, TensorMap
 from tinyvllm.errors import ShapeError
-from tinyvllm.kernels.launch import (
-    BFLOAT16,
-    VECTOR,
-    WARP_SIZE,
-    ceil_div,
-    check_buffer,
-    check_multiple,
-    round_up,
-    source,
-)
-from tinyvllm.kernels.projection import zeros
+from tinyvllm.kernels.launch import HOPPER_ARCH, VECTOR, WARP_SIZE, ceil_div, check_multiple, round_up, source
+from tinyvllm.kernels.projection import ProjectionSizes, zeros
 
 BATCH_ROWS = (64, 128, 256)
 """Rows of x that a block can work on: the columns of a product of the tensor cores."""
@@ -37,10 +28,10 @@ _MAX_MAPS = 1024
 
 def has_wide_cores(device: Device) -> bool:
     """Whether the card has the instructions: sm_90 alone."""
-    return device.properties.arch == 90
+    return device.properties.arch == HOPPER_ARCH
 
 
-class WideProjection:
+class WideProjection(ProjectionSizes):
     """One compiled projection.
 
     Args:
@@ -78,8 +69,8 @@ class WideProjection:
         if batch_rows not in BATCH_ROWS:
             raise ShapeError(f"batch_rows is {batch_rows}, expected one of {', '.join(map(str, BATCH_ROWS))}")
         check_multiple("a row's size", size_k, VECTOR)
-        self._device, self._name, self._pdl, self._paired = device, name, pdl, paired
-        self.size_k, self.num_outputs, self.max_rows = size_k, num_outputs, max_rows
+        super().__init__(name, size_k, num_outputs, max_rows)
+        self._device, self._pdl, self._paired = device, pdl, paired
         self._batch_rows, self._tile_rows = batch_rows, tile_rows
         self._num_tiles, num_row_tiles = ceil_div(num_outputs, tile_rows), ceil_div(max_rows, batch_rows)
         num_stages = ceil_div(size_k, _STAGE_K)
@@ -110,18 +101,6 @@ class WideProjection:
             sums = (num_jobs, self.split, tile_rows, batch_rows)
             self.workspace = device.memory.alloc(sums, np.float32)
             self.counters = zeros(device, num_jobs)
-
-    def check_rows(self, x: Buffer) -> int:
-        """The number of rows of ``x``, which must be ``[T, K]`` bfloat16 with ``T`` up to ``max_rows``.
-
-        Raises:
-            ShapeError: it is not.
-        """
-        check_buffer(f"{self._name} x", x, (None, self.size_k), BFLOAT16)
-        num_rows = x.shape[0]
-        if not 1 <= num_rows <= self.max_rows:
-            raise ShapeError(f"{self._name} x has {num_rows} rows, this launcher takes 1 to {self.max_rows}")
-        return num_rows
 
     def maps(self, weight: Buffer, x: Buffer) -> tuple[TensorMap, TensorMap]:
         """What the kernel copies from."""

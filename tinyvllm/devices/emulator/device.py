@@ -158,7 +158,7 @@ class EmulatorDevice:
         self._stream.submit(KernelTask(self._runtime, self._seeds, function, config, packed, starts_early, self._watch))
 
     def tensor_map(self, matrix: Buffer, box_rows: int, *, paired: bool = False) -> TensorMap:
-        """A matrix as ``cpp/tensor_copy.cpp`` reads it; see ``Device.tensor_map``."""
+        """A matrix as ``cpp/hopper.cpp`` reads it; see ``Device.tensor_map``."""
         num_rows, num_columns = matrix.shape
         if matrix.pointer % 16 or num_columns % 8 or not 1 <= box_rows <= 256:
             raise KernelError(f"tensor_map: {matrix} in boxes of {box_rows} rows: 16-byte rows and 256 are the limits")

@@ -12,8 +12,7 @@ TINYVLLM_DEVICE void cp_async16(void* to, const void* from) {
 #if defined(TINYVLLM_EMULATOR)
     emulator::start_copy(to, from, true);
 #else
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(
-                     static_cast<uint32_t>(__cvta_generic_to_shared(to))),
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(shared_address(to)),
                  "l"(from)
                  : "memory");
 #endif
@@ -25,8 +24,7 @@ TINYVLLM_DEVICE void cp_async16_or_zero(void* to, const void* from, bool valid) 
     emulator::start_copy(to, from, valid);
 #else
     const int num_bytes = valid ? 16 : 0;
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(
-                     static_cast<uint32_t>(__cvta_generic_to_shared(to))),
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared_address(to)),
                  "l"(from), "r"(num_bytes)
                  : "memory");
 #endif
@@ -38,8 +36,7 @@ TINYVLLM_DEVICE void cp_async16_once_or_zero(void* to, const void* from, bool va
     emulator::start_copy(to, from, valid);
 #else
     const int num_bytes = valid ? 16 : 0;
-    asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(
-                     static_cast<uint32_t>(__cvta_generic_to_shared(to))),
+    asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(shared_address(to)),
                  "l"(from), "r"(num_bytes)
                  : "memory");
 #endif

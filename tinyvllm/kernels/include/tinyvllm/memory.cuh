@@ -71,8 +71,15 @@ TINYVLLM_DEVICE void prefetch_l2(const void* address) {
 #endif
 }
 
-/// The launch's dynamic shared memory as an array of `T`, aligned as `T` and to 128 bytes at least: where a warp's copies to it lie otherwise
-/// than they do in global memory, each becomes several requests to L2.
+#if !defined(TINYVLLM_EMULATOR)
+// What instructions that name shared memory take for an address there.
+__device__ __forceinline__ uint32_t shared_address(const void* shared) {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+}
+#endif
+
+/// The launch's dynamic shared memory as an array of `T`, aligned as `T` and to 128 bytes at least: where a warp's copies
+/// to it lie otherwise than they do in global memory, each becomes several requests to L2.
 template <class T>
 TINYVLLM_DEVICE T* dynamic_shared() {
 #if defined(TINYVLLM_EMULATOR)

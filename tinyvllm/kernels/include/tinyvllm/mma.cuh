@@ -24,8 +24,8 @@ TINYVLLM_DEVICE void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint3
 #if defined(TINYVLLM_EMULATOR)
 #define TINYVLLM_LDMATRIX(COUNT, TRANS, PTX, ...) emulator::ldmatrix<COUNT, TRANS>(r, row)
 #else
-#define TINYVLLM_LDMATRIX(COUNT, TRANS, PTX, ...)                                     \
-    const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(row));    \
+#define TINYVLLM_LDMATRIX(COUNT, TRANS, PTX, ...) \
+    const uint32_t address = shared_address(row); \
     asm volatile("ldmatrix.sync.aligned.m8n8." PTX : __VA_ARGS__ : "r"(address) : "memory")
 #endif
 

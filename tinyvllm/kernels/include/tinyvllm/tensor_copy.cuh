@@ -13,10 +13,6 @@ using emulator::TensorMap;
 struct alignas(64) TensorMap {
     uint64_t words[16];
 };
-
-__device__ __forceinline__ uint32_t shared_address(const void* shared) {
-    return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-}
 #endif
 
 /// A barrier of shared memory, 8-byte aligned: a phase ends when so many threads have arrived and all bytes announced
@@ -75,7 +71,7 @@ TINYVLLM_DEVICE void prefetch_tensor_map(const TensorMap& map) {
 }
 
 #if defined(TINYVLLM_EMULATOR)
-#define TINYVLLM_TENSOR_COPY(RANK, ROW, POLICY) emulator::copy_box(to, map, barrier, column, ROW)
+#define TINYVLLM_TENSOR_COPY(COORDINATES, ROW, POLICY) emulator::copy_box(to, map, barrier, column, ROW)
 #else
 #define TINYVLLM_TENSOR_COPY(COORDINATES, ROW, POLICY)                                                           \
     asm volatile("cp.async.bulk.tensor." COORDINATES ", [%2], %5;" ::"r"(shared_address(to)), "l"(&map),         \

@@ -20,7 +20,7 @@ TINYVLLM_DEVICE uint64_t wgmma_rows(const void* rows) {
     emulator::check_aligned(rows, 1024);
     return reinterpret_cast<uintptr_t>(rows) / 16;
 #else
-    const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(rows));
+    const uint32_t address = shared_address(rows);
     constexpr uint64_t swizzle_128_bytes = 1, group_bytes = 1024;  // a group is eight rows
     return (address & 0x3ffff) / 16 | uint64_t(1) << 16 | group_bytes / 16 << 32 | swizzle_128_bytes << 62;
 #endif
