@@ -380,6 +380,7 @@ class OpSpec:
         kv_layout: of the cache.
         has_qk_norm: each head of queries and keys is normalised before the rotation.
         sliding_windows: the windows that layers have, each once; None is a layer that sees everything.
+        arch: of the card or of the one emulated, 90 for sm_90; None on the CPU, and before a device is opened.
     """
 
     device: str
@@ -394,6 +395,7 @@ class OpSpec:
     kv_layout: str = "HND"
     has_qk_norm: bool = False
     sliding_windows: tuple[int | None, ...] = (None,)
+    arch: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,6 @@
-"""Products of 33 to 256 rows made for Hopper, in place of the library's: chosen by name, op by op.
+"""Products of 33 to 256 rows made for Hopper, in place of the library's: what an engine uses there unless it is told.
 
-    kernels: {rms_norm_gate_up_silu: hopper, linear_residual: hopper}
-
-Other numbers of rows, and all of them on another card than a Hopper, go where ``nvrtc`` sends them. Not the default: of
-whole engines nothing is measured yet.
+Other numbers of rows go where ``nvrtc`` sends them.
 """
 
 from __future__ import annotations
@@ -16,9 +13,9 @@ from tinyvllm.hookspecs import hookimpl
 from tinyvllm.interfaces import API_VERSION as INTERFACE_VERSION
 from tinyvllm.interfaces import BindContext, Kernel, OpSpec, Plugin, PluginContext
 from tinyvllm.kernels.gate_up_silu_wide import GateUpSiluWide
+from tinyvllm.kernels.launch import HOPPER_ARCH
 from tinyvllm.kernels.linear_residual_wide import LinearResidualWide
 from tinyvllm.kernels.tiling import smallest_holding
-from tinyvllm.kernels.wide import has_wide_cores
 from tinyvllm.layers import Linear, Norm
 from tinyvllm_kernels.nvrtc import NvrtcKernels
 from tinyvllm_kernels.tiers import FUSED_ROWS, Launch
@@ -45,14 +42,15 @@ class HopperKernels:
     def supports(self, op: str, spec: OpSpec) -> list[str]:
         """Reasons why not."""
         reasons = self._others.supports(op, spec)
+        if spec.arch not in (None, HOPPER_ARCH):
+            reasons.append(f"made of instructions of sm_{HOPPER_ARCH}, not sm_{spec.arch}")
         if spec.batch_invariant:
             reasons.append("sums in another order than the kernels for few rows, so not with batch_invariant")
         return reasons
 
     def bind(self, op: str, context: BindContext) -> Launch:
         """The op as a callable of the signature in ``DeviceOps``."""
-        otherwise = self._others.bind(op, context)
-        return _BINDERS[op](context, otherwise) if has_wide_cores(context.on_device.device) else otherwise
+        return _BINDERS[op](context, self._others.bind(op, context))
 
 
 def _bind_linear_residual(context: BindContext, otherwise: Launch) -> Launch:
@@ -106,4 +104,4 @@ _BINDERS: Mapping[str, Callable[[BindContext, Launch], Launch]] = {
 @hookimpl
 def register_kernels() -> list[Plugin[Kernel]]:
     """The plugin ``hopper``."""
-    return [Plugin("hopper", HopperKernels, description="nvrtc, with products of 33 to 256 rows of its own on sm_90")]
+    return [Plugin("hopper", HopperKernels, description="products of 33 to 256 rows on sm_90")]

@@ -11,6 +11,8 @@ import pytest
 from tests.engine.tiny import write_checkpoint
 from tests.testing.own_kernel import write_own_kernel
 from tinyvllm.cli.main import main
+from tinyvllm.devices.emulator.device import EmulatorDevice
+from tinyvllm.engine import devices
 from tinyvllm.errors import ConfigError, KernelError, PluginError
 from tinyvllm.llm import LLM
 from tinyvllm.request import SamplingParams
@@ -87,8 +89,8 @@ def test_replacing_a_part_un_fuses_what_contains_it_and_the_report_says_so(
     assert report["rms_norm_gate_up_silu"] == ("rms_norm + linear + silu_mul", "rms_norm is replaced")
     assert report["rms_norm_qkv_rope_append"] == ("rms_norm + linear + rope_append", "rms_norm is replaced")
     assert report["lm_head_argmax"] == ("rms_norm_lm_head + argmax", "rms_norm is replaced")
-    assert report["linear_residual"] == ("nvrtc", "the first that serves it")
-    assert served(fused)["rms_norm_gate_up_silu"] == ("nvrtc", "the first that serves it")
+    assert report["linear_residual"] == ("hopper", "the first that serves it")
+    assert served(fused)["rms_norm_gate_up_silu"] == ("hopper", "the first that serves it")
     assert_agree(llm, fused)
 
 
@@ -299,17 +301,27 @@ def test_options_reach_the_launch_and_the_source(tiny: Path, fused: LLM, own_ker
     )
 
 
-HOPPER = {"rms_norm_gate_up_silu": "hopper", "linear_residual": "hopper"}
+HOPPER_OPS = ("rms_norm_gate_up_silu", "linear_residual")
 
 
 def test_products_made_for_hopper_give_the_tokens_of_the_librarys(tiny: Path, fused: LLM) -> None:
-    """Prompts of more than 32 tokens in a step reach them; others go where they went."""
-    hopper = LLM(str(tiny), device="emulator", kernels=HOPPER, **TINY)
-    assert_agree(hopper, fused)
-    report = served(hopper)
-    assert {op: report[op] for op in HOPPER} == dict.fromkeys(HOPPER, ("hopper", "named in the configuration"))
-    assert served(fused)["linear_residual"] == ("nvrtc", "the first that serves it")
+    """Prompts of more than 32 tokens in a step reach them."""
+    library = LLM(str(tiny), device="emulator", kernels=dict.fromkeys(HOPPER_OPS, "nvrtc"), **TINY)
+    assert_agree(library, fused)
+    assert {served(library)[op] for op in HOPPER_OPS} == {("nvrtc", "named in the configuration")}
+    assert {served(fused)[op] for op in HOPPER_OPS} == {("hopper", "the first that serves it")}
 
 
 def test_products_made_for_hopper_are_refused_where_they_cannot_keep_a_promise(tiny: Path) -> None:
-    assert "another order" in refusal(tiny, PluginError, kernels=HOPPER, batch_invariant=True)
+    kernels = dict.fromkeys(HOPPER_OPS, "hopper")
+    assert "another order" in refusal(tiny, PluginError, kernels=kernels, batch_invariant=True)
+    invariant = LLM(str(tiny), device="emulator", batch_invariant=True, **TINY)
+    assert {served(invariant)[op][0] for op in HOPPER_OPS} == {"nvrtc"}
+
+
+def test_products_made_for_hopper_serve_no_other_card(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "open_device", lambda *_, **__: EmulatorDevice(arch=80))
+    ampere = LLM(str(tiny), device="emulator", **TINY)
+    assert {served(ampere)[op][0] for op in HOPPER_OPS} == {"nvrtc"}
+    message = refusal(tiny, PluginError, kernels={"linear_residual": "hopper"})
+    assert "'hopper' cannot serve it: made of instructions of sm_90, not sm_80" in message

@@ -83,10 +83,18 @@ def test_silu_mul_is_its_definition(device: Device, size: int, num_rows: int, se
     out = poisoned(device, (num_rows, size))
     make_silu_mul(device, intermediate_size=size)(out, put(device, x))
     expected = silu_mul(f64(x))  # type: ignore[arg-type]
-    # The rounding of exp's argument, at most 88, is a relative error of its value; where exp is above 2^126, a quarter
-    # of the largest float, silu is below 88.73 / 2^126 and becomes zero.
-    lost = 4 * 89 / np.finfo(np.float32).max * np.abs(f64(x[:, size:]))
+    # The rounding of exp's argument, at most 88, is a relative error of its value; where exp is above 2^126 the
+    # hardware's quotient is zero, and silu below 88.73 / 2^126.
+    lost = 89 * 2.0**-126 * np.abs(f64(x[:, size:]))
     assert_close(get(device, out), expected, 256 * F32_ROUNDOFF * np.abs(expected) + lost)
+
+
+def test_silu_is_zero_where_the_hardwares_quotient_is(device: Device) -> None:
+    """The exponential lies between 2^126 and infinity, on the emulator too."""
+    gate_up = bf16([[-87.5, -88.0, -88.5] * 8 + [1e4] * 24])
+    out = poisoned(device, (1, 24))
+    make_silu_mul(device, intermediate_size=24)(out, put(device, gate_up))
+    assert (get(device, out) == 0).all()
 
 
 def test_silu_of_a_very_negative_gate_is_zero_and_not_nan(device: Device) -> None:

@@ -31,7 +31,7 @@ from tinyvllm.interfaces import (
     Sampler,
 )
 from tinyvllm.kernels.device_values import Workspace
-from tinyvllm.kernels.table import OpTable
+from tinyvllm.kernels.table import DEFAULT_KERNELS, OpTable
 from tinyvllm.models import read_config
 from tinyvllm.models.decoder import Decoder, DecoderConfig
 from tinyvllm.models.weights import expected_tensors, load_weights
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from tinyvllm.text.tokenizer import Tokenizer
 
 _SAFETENSORS_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
-_DEFAULT_KERNELS = {"cpu": ("reference",), "emulator": ("nvrtc",), "cuda": ("nvrtc",)}
-"""Kernel plugins that serve what nobody replaced, tried in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +286,7 @@ class _Builder:
             name: self._registry.create(
                 Kind.KERNEL, name, replace(context, options=self._registry.get(Kind.KERNEL, name).options())
             )
-            for name in _DEFAULT_KERNELS[self._device]
+            for name in DEFAULT_KERNELS[self._device]
         }
         return OpTable(spec, defaults, replacements, workspace)
 

@@ -121,7 +121,8 @@ def build_device_runner(
     )
     weights = load_device_weights(config, checkpoint, device, context.max_model_len)
     workspace = Workspace(device, limits)
-    table = make_table(op_spec(config, context, attention=settings.attention, sampler=settings.sampler), workspace)
+    spec = op_spec(config, context, attention=settings.attention, sampler=settings.sampler, arch=device.properties.arch)
+    table = make_table(spec, workspace)
     decoder = DeviceDecoder(config.shape, weights, table.op, workspace)
     table.check_used()
     if settings.autotune and not limits.batch_invariant:

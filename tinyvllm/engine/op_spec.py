@@ -7,8 +7,17 @@ from tinyvllm.models.decoder import DecoderConfig
 from tinyvllm.models.device_weights import WEIGHT_SCHEME
 
 
-def op_spec(config: DecoderConfig, context: PluginContext, *, attention: str, sampler: str) -> OpSpec:
-    """The spec of a model on the device of ``context``; ``attention`` and ``sampler`` are the plugins in use."""
+def op_spec(
+    config: DecoderConfig, context: PluginContext, *, attention: str, sampler: str, arch: int | None = None
+) -> OpSpec:
+    """The spec of a model on the device of ``context``.
+
+    Args:
+        config: the model.
+        context: what kernel plugins were created with.
+        attention, sampler: the plugins in use.
+        arch: of the device, once it is open.
+    """
     is_cpu = context.device == "cpu"
     return OpSpec(
         device=context.device,
@@ -21,4 +30,5 @@ def op_spec(config: DecoderConfig, context: PluginContext, *, attention: str, sa
         sampler=sampler,
         has_qk_norm=config.has_qk_norm,
         sliding_windows=tuple(dict.fromkeys(config.sliding_windows)),
+        arch=arch,
     )

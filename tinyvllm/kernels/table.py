@@ -12,6 +12,13 @@ from tinyvllm.kernels.device_values import Workspace
 from tinyvllm.kernels.ops import OPS
 from tinyvllm.nearest import did_you_mean
 
+DEFAULT_KERNELS: Mapping[str, Sequence[str]] = {
+    "cpu": ("reference",),
+    "emulator": ("hopper", "nvrtc"),
+    "cuda": ("hopper", "nvrtc"),
+}
+"""Kernel plugins that serve, on each device, what nobody replaced: tried in order."""
+
 
 @dataclass(frozen=True, slots=True)
 class Resolution:

@@ -92,9 +92,9 @@ def silu_mul_error(gate: Float64, up: Float64, gate_error: Float64, up_error: Fl
     """Most that ``silu(gate) * up`` is off."""
     with np.errstate(over="ignore"):
         silu = np.abs(gate / (1 + np.exp(-gate)))
-    # The rounding of exp's argument, at most 88, is a relative error of its value; where exp overflows, silu is below
-    # 88.73 / FLT_MAX and becomes zero.
-    lost = 89 / float(np.finfo(np.float32).max) * np.abs(up)
+    # The rounding of exp's argument, at most 88, is a relative error of its value; where exp is above 2^126 the
+    # hardware's quotient is zero, and silu below 88.73 / 2^126.
+    lost = 89 * 2.0**-126 * np.abs(up)
     moved = _SILU_SLOPE * gate_error * (np.abs(up) + up_error) + silu * up_error
     error: Float64 = 256 * F32_ROUNDOFF * silu * np.abs(up) + lost + moved
     return error

@@ -12,7 +12,7 @@ from tinyvllm.errors import PluginError, TinyvllmError
 from tinyvllm.interfaces import BindContext, Kernel, Kind, OpSpec, PluginContext
 from tinyvllm.kernels.device_values import DeviceLimits, Workspace
 from tinyvllm.kernels.ops import OPS
-from tinyvllm.kernels.table import OpTable
+from tinyvllm.kernels.table import DEFAULT_KERNELS, OpTable
 from tinyvllm.registry import Registry, State
 from tinyvllm.testing.attention_cases import AttentionCase, AttentionDecodeCase, AttentionPrefillCase
 from tinyvllm.testing.case import Bench, Case, Mismatch, other_bits
@@ -32,9 +32,6 @@ from tinyvllm.testing.simple_cases import (
 
 PARTS = "parts"
 """The name of a fused op made of its parts, where others have the name of a plugin."""
-
-BUILT_IN = {"cpu": "reference", "emulator": "nvrtc", "cuda": "nvrtc"}
-"""Who serves, on each device, what nobody replaces."""
 
 _MADE: tuple[type[Case], ...] = (
     EmbeddingCase, RmsNormCase, LinearCase, AddCase, RopeCase, KvAppendCase, RopeAppendCase, SiluMulCase, LmHeadCase,
@@ -76,7 +73,7 @@ class Subject:
         if self.implementation == PARTS:
             return []
         kernel = create_kernel(self._registry, self.implementation, self.device_name, parameters)
-        return kernel.supports(self.op, spec_of(self.device_name, parameters))
+        return kernel.supports(self.op, spec_of(self.device_name, parameters, arch_of(self.device)))
 
     def bound(self, parameters: Parameters) -> Callable[..., Any]:
         """The op for an engine of these parameters; made once for each such engine.
@@ -85,7 +82,7 @@ class Subject:
             PluginError: it does not serve them.
         """
         limits = _limits(parameters)
-        spec = spec_of(self.device_name, parameters)
+        spec = spec_of(self.device_name, parameters, arch_of(self.device))
         if (spec, limits) not in self._bound:
             self._bound[spec, limits] = self._bind(spec, limits, parameters)
         return self._bound[spec, limits]
@@ -114,8 +111,10 @@ class Subject:
 
     def _bind(self, spec: OpSpec, limits: DeviceLimits, parameters: Parameters) -> Callable[..., Any]:
         workspace = None if self.device is None else Workspace(self.device, limits)
-        built_in = BUILT_IN[self.device_name]
-        defaults = {built_in: create_kernel(self._registry, built_in, self.device_name, parameters)}
+        defaults = {
+            name: create_kernel(self._registry, name, self.device_name, parameters)
+            for name in DEFAULT_KERNELS[self.device_name]
+        }
         if self.implementation == PARTS:
             table = OpTable(spec, defaults, {}, workspace)
             composed = OPS[self.op].composed(BindContext(spec, table.op, workspace))
@@ -142,11 +141,11 @@ def subjects(
     """
     if not OPS[op].is_on(device_name):
         return []
-    names = [name for name in implementations(op, device_name, registry) if not only or name in only]
+    names = [name for name in implementations(op, device_name, registry, arch_of(device)) if not only or name in only]
     return [Subject(op, name, device_name, registry, device) for name in names]
 
 
-def implementations(op: str, device_name: str, registry: Registry) -> list[str]:
+def implementations(op: str, device_name: str, registry: Registry, arch: int | None = None) -> list[str]:
     """Names of the kernel plugins that implement ``op`` on a device, then ``PARTS`` where it is made of some."""
     if not OPS[op].is_on(device_name):
         return []
@@ -159,7 +158,7 @@ def implementations(op: str, device_name: str, registry: Registry) -> list[str]:
             kernel = create_kernel(registry, info.name, device_name, smallest)
         except TinyvllmError:
             continue  # a plugin that cannot be created matters once it is named: plugins check says why
-        if op in kernel.ops() and not kernel.supports(op, spec_of(device_name, smallest)):
+        if op in kernel.ops() and not kernel.supports(op, spec_of(device_name, smallest, arch)):
             found.append(info.name)
     return [*found, *([PARTS] if OPS[op].parts_on(device_name) else [])]
 
@@ -195,8 +194,13 @@ def create_kernel(registry: Registry, name: str, device_name: str, parameters: P
     return kernel
 
 
-def spec_of(device_name: str, parameters: Parameters) -> OpSpec:
-    """What an engine of these parameters asks of an op."""
+def arch_of(device: Device | None) -> int | None:
+    """The architecture of a device; None for the CPU."""
+    return None if device is None else device.properties.arch
+
+
+def spec_of(device_name: str, parameters: Parameters, arch: int | None) -> OpSpec:
+    """What an engine of these parameters asks of an op, on a card of that architecture."""
     is_cpu = device_name == "cpu"
     return OpSpec(
         device=device_name,
@@ -209,6 +213,7 @@ def spec_of(device_name: str, parameters: Parameters) -> OpSpec:
         sampler="default",
         has_qk_norm=parameters.has_qk_norm,
         sliding_windows=(parameters.sliding_window,),
+        arch=arch,
     )
 
 

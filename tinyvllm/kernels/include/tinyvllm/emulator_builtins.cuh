@@ -104,7 +104,11 @@ TINYVLLM_INLINE bool isinf(float a) { return __builtin_isinf(a); }
 TINYVLLM_INLINE bool isfinite(float a) { return __builtin_isfinite(a); }
 TINYVLLM_INLINE float __expf(float a) { return __builtin_expf(a); }
 TINYVLLM_INLINE float __logf(float a) { return __builtin_logf(a); }
-TINYVLLM_INLINE float __fdividef(float a, float b) { return a / b; }
+// The hardware multiplies by 1 / b, which it has no number for where b is above 2^126.
+TINYVLLM_INLINE float __fdividef(float a, float b) {
+    bool is_lost = __builtin_fabsf(b) > 0x1p126f && !isinf(b);
+    return is_lost ? a * copysignf(0.0f, b) : a / b;
+}
 TINYVLLM_INLINE float __frcp_rn(float a) { return 1.0f / a; }
 TINYVLLM_INLINE float __fmaf_rn(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 TINYVLLM_INLINE void sincosf(float a, float* s, float* c) { *s = sinf(a), *c = cosf(a); }
