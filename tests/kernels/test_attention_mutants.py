@@ -40,7 +40,9 @@ def decode_scenario(device: Device) -> None:
     tests.test_a_replayed_graph_follows_the_context_lengths(device)
     tests.test_a_sequence_without_context_gives_zeros(device, False)
     tests.test_flat_and_very_peaked_softmaxes_hold(device, 30.0, False)
-    inner(tests.test_batch_invariant_company_changes_nothing)(device, LAYOUTS[0], [600, 3, 64, 300], None, 2)
+    # The second of these has more cuts than there are blocks.
+    for lens in ([600, 3, 64, 300], [1000] * 5):
+        inner(tests.test_batch_invariant_company_changes_nothing)(device, LAYOUTS[0], lens, None, 2)
 
 
 def prefill_scenario(device: Device) -> None:
@@ -67,7 +69,12 @@ SCENARIOS: dict[str, Scenario] = {
     TILE: both_scenarios, DECODE: decode_scenario, PREFILL: prefill_scenario
 }  # fmt: skip
 
+STARTS = "if (!is_plan_older) pdl_wait();  // lengths and ends may be new\n    pdl_launch_dependents();"
+STARTS_EARLY = "pdl_launch_dependents();\n    if (!is_plan_older) pdl_wait();"
+
 SLIPS = [
+    (DECODE, STARTS, STARTS_EARLY),
+    (PREFILL, STARTS, STARTS_EARLY),
     (TILE, "fmaf(s, scale, -base)", "s - base"),  # no scale
     (TILE, "position / block_size + lane;", "position / block_size + lane + 1;"),  # off by one block
     (TILE, "num_keys > block_size ? row / block_size : 0", "0"),

@@ -186,12 +186,15 @@ def test_a_plan_that_the_predecessor_writes_is_read_after_the_wait(device: Devic
     case = make_case(sizes_of(LAYOUTS[0]), [100, 65], [30, 20], seed=9)
     kernel = make_prefill(device, sizes=case.sizes)
     query, key, value, tables, lens = case.put(device)
-    ends, out = put(device, case.cu_seqlens_q), poisoned(device, case.query.shape)
+    ends = put(device, case.cu_seqlens_q)
+    out, later = (poisoned(device, case.query.shape) for _ in range(2))
     advance = device.compile(ADVANCE).function("advance")
     device.memory.upload(lens, case.context_lens - np.int32(1))
     device.launch(advance, (1, 1, 1), (32, 1, 1), (lens, np.int32(2)))
     kernel(out, query, key, value, tables, lens, ends)
-    assert_close(get(device, out), case.expected(), case.error())
+    kernel(later, query, key, value, tables, lens, ends, is_plan_older=True)  # the next layer's: it does not wait
+    for each in (out, later):
+        assert_close(get(device, each), case.expected(), case.error())
 
 
 def test_wrong_shapes_are_refused(device: Device) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import tinyvllm.kernels
+from tinyvllm.devices.cuda.small_download import SmallDownload
 from tinyvllm.devices.interface import Buffer, Device, DeviceProperties
 from tinyvllm.devices.nvrtc import ARCHITECTURES
 from tinyvllm.errors import ShapeError
@@ -217,6 +218,7 @@ def sampling(vocab_size: int) -> Iterator[tuple[str, Make]]:
     yield label, partial(Logprobs, vocab_size=vocab_size)
     yield label, penalties
     yield "any step", partial(StepInputs, block_size=16)
+    yield "any step", SmallDownload
 
 
 def table_kernels() -> list[Kernel]:

@@ -20,7 +20,7 @@ constexpr int num_warps = NUM_WARPS, warp_keys = WARP_KEYS, num_stages = NUM_STA
 constexpr int threads = 32 * num_warps, tile_keys = num_warps * warp_keys;
 constexpr bool has_fixed_splits = SPLIT_TILES > 0;
 constexpr int merge_at_once = 16;  // parts of other blocks, read together: each trip to L2 takes most of a microsecond
-constexpr int min_tiles = MIN_TILES;  // of a block, if its item has as many: with fewer, merging costs more than is won
+constexpr int min_tiles = MIN_TILES;  // of an equal share, if there are as many: with fewer, merging costs too much
 
 /// What a block, or a warp, knows of an item: sums of weighted values, and the softmax's maximum and sum by row.
 struct Part {
@@ -102,7 +102,7 @@ TINYVLLM_DEVICE Cut choose_cut(const Lengths& lengths, int num_sequences, int nu
         num_tiles += lengths.num_chunks(b, lengths.visible(b), tile_keys);
     num_tiles = __shfl_sync(full_warp, warp_scan(num_tiles), 31) * num_kv_heads;
     const int num_free = num_blocks - 2 * num_items;
-    return {true, max(min_tiles, (num_tiles + num_free - 1) / num_free)};
+    return {true, max(1, (num_tiles + num_free - 1) / num_free)};
 }
 
 /// Writes chunk_ends and visible; returns how many chunks there are of one KV head.
@@ -323,8 +323,8 @@ extern "C" __global__ void __launch_bounds__(threads, 1)
     const Sizes sizes = {num_sequences, num_kv_heads, max_blocks};
     const Cache cache = {key_cache, value_cache, num_kv_heads};
     const Lengths lengths = {context_lens, cu_seqlens_q, sliding_window};
-    pdl_launch_dependents();
-    if (!is_plan_older) pdl_wait();  // lengths and ends are the predecessor's
+    if (!is_plan_older) pdl_wait();  // lengths and ends may be new
+    pdl_launch_dependents();         // only now: whoever starts after this kernel takes them for older
     const Cut cut = choose_cut(lengths, num_sequences, num_kv_heads);
     const int num_chunks = make_plan(shared, lengths, num_sequences, cut.chunk_tiles * tile_keys) * num_kv_heads;
     const Shares shares(num_chunks, cut.is_cut ? 1 : min_tiles, gridDim.x);

@@ -157,8 +157,8 @@ extern "C" __global__ void __launch_bounds__(threads, 1)
                       int num_kv_heads, int max_blocks, int sliding_window, float scale_log2, int min_queries,
                       int is_plan_older) {
     Shared& shared = *dynamic_shared<Shared>();
-    pdl_launch_dependents();
-    if (!is_plan_older) pdl_wait();  // lengths and ends are the predecessor's
+    if (!is_plan_older) pdl_wait();  // lengths and ends may be new
+    pdl_launch_dependents();         // only now: whoever starts after this kernel takes them for older
     // The last rows of a prompt see most: they start first.
     const int block = int(gridDim.y - 1 - blockIdx.y), head = int(blockIdx.x);
     const int sequence = find_sequence(cu_seqlens_q, num_sequences, block);

@@ -17,7 +17,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     step_inputs(int* token_ids, int* positions, int* slot_mapping, int* context_lens, int* new_positions,
                 int* block_tables, const int* sampled, int* updates, int num_tokens, int max_blocks, int block_size,
                 int is_decode) {
-    // No pdl_launch_dependents: kernels after the next one read context lengths and tables before their wait.
+    // The first layer's attention, which waits, lets nobody start who does not: see `is_plan_older` there. A prompt has
+    // layers enough to make up for the start.
+    if (is_decode) pdl_launch_dependents();
     const int first = int(blockIdx.x) * THREADS + int(threadIdx.x), num_threads = int(gridDim.x) * THREADS;
     const bool is_next = is_decode && updates[0] != 0;
     const int num_updates = updates[1];

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from tinyvllm.devices.cuda.driver import EXTRA, Driver
 from tinyvllm.devices.cuda.failures import out_of_memory
 from tinyvllm.devices.cuda.graph import CudaGraph
 from tinyvllm.devices.cuda.pinned import DownloadPool, Event, PinnedMemory, UploadRing
+from tinyvllm.devices.cuda.small_download import MOST_BYTES
 from tinyvllm.devices.interface import Array, Buffer, Shape, check_corner
 from tinyvllm.errors import DeviceError, KernelError
 
@@ -59,6 +61,8 @@ class CudaMemory:
         self._pool = self._cupy.cuda.MemoryPool()
         self._uploads = UploadRing(driver, stream)
         self._downloads = DownloadPool(driver)
+        self.copy_small: Callable[[Buffer, Buffer], None] | None = None
+        """Queues a copy to page-locked memory, target first; the device sets it. None: the copy engine does it."""
         self.graph: CudaGraph | None = None
         """The graph being recorded, if any; what cannot be part of one is then refused. The device sets it."""
 
@@ -129,7 +133,9 @@ class CudaMemory:
         """Queues a copy to the host and returns at once."""
         self._refuse_in_capture("start_download")
         pinned, event = self._downloads.take(max(1, buffer.nbytes))
-        if buffer.nbytes:
+        if self.copy_small is not None and 0 < buffer.nbytes <= MOST_BYTES:
+            self.copy_small(Buffer(pinned.address, buffer.shape, buffer.dtype, pinned), buffer)
+        elif buffer.nbytes:
             self._driver.call(
                 self._driver.api.cuMemcpyDtoHAsync, pinned.address, buffer.pointer, buffer.nbytes, self._stream
             )
