@@ -1,4 +1,4 @@
-"""Products of 33 to 256 rows made for Hopper, in place of the library's: what an engine uses there unless it is told.
+"""Products from 33 rows on made for Hopper, in place of the library's: what an engine uses there unless it is told.
 
 Other numbers of rows go where ``nvrtc`` sends them.
 """
@@ -12,8 +12,8 @@ from tinyvllm.devices.interface import Buffer
 from tinyvllm.hookspecs import hookimpl
 from tinyvllm.interfaces import API_VERSION as INTERFACE_VERSION
 from tinyvllm.interfaces import BindContext, Kernel, OpSpec, Plugin, PluginContext
-from tinyvllm.kernels.gate_up_silu_wide import GateUpSiluWide
-from tinyvllm.kernels.launch import HOPPER_ARCH
+from tinyvllm.kernels.gate_up_silu_wide import TILE_ROWS, GateUpSiluWide
+from tinyvllm.kernels.launch import HOPPER_ARCH, ceil_div
 from tinyvllm.kernels.linear_residual_wide import LinearResidualWide
 from tinyvllm.kernels.tiling import smallest_holding
 from tinyvllm.layers import Linear, Norm
@@ -21,9 +21,12 @@ from tinyvllm_kernels.nvrtc import NvrtcKernels
 from tinyvllm_kernels.tiers import FUSED_ROWS, Launch
 
 WIDE_ROWS = (64, 128, 256)
-"""Most rows of each version of the gate and up projections."""
+"""Most rows of each version of the gate and up projections; the last takes many times as many, if it fills the card."""
 WIDE_RESIDUAL_ROWS = (64, 128)
 """The same of the projections that add to the residual: for more rows the library is faster again."""
+_FEWEST_IN_USE = 0.85
+"""What part of the card's time the rows must take, if there are more than a block's. The library wastes less of it, but
+its product is written out and read again for the activation."""
 
 
 class HopperKernels:
@@ -71,17 +74,27 @@ def _bind_linear_residual(context: BindContext, otherwise: Launch) -> Launch:
 
 
 def _bind_gate_up(context: BindContext, otherwise: Launch) -> Launch:
-    device, model = context.on_device.device, context.spec.model
+    device, model, workspace = context.on_device.device, context.spec.model, context.on_device
+    most_rows = workspace.limits.max_tokens
+    normed = workspace.buffer("normed", (most_rows, model.hidden_size))
+    num_tiles, num_sms = ceil_div(2 * model.intermediate_size, TILE_ROWS), device.properties.num_sms
 
     @cache
     def made(eps: float, batch_rows: int) -> GateUpSiluWide:
         return GateUpSiluWide(
             device, hidden_size=model.hidden_size, intermediate_size=model.intermediate_size, eps=eps,
-            batch_rows=batch_rows,
+            batch_rows=batch_rows, max_rows=most_rows, normed=normed,
         )  # fmt: skip
 
+    def version(num_rows: int) -> int | None:
+        if num_rows <= WIDE_ROWS[-1]:
+            return _wide_rows(num_rows, WIDE_ROWS)
+        num_rounds = ceil_div(num_tiles * ceil_div(num_rows, WIDE_ROWS[-1]), num_sms)
+        in_use = num_tiles * num_rows / (num_rounds * num_sms * WIDE_ROWS[-1])
+        return WIDE_ROWS[-1] if in_use >= _FEWEST_IN_USE else None
+
     def rms_norm_gate_up_silu(out: Buffer, x: Buffer, norm: Norm, gate_up: Linear) -> None:
-        rows = _wide_rows(x.shape[0], WIDE_ROWS)
+        rows = version(x.shape[0])
         if rows is None:
             otherwise(out, x, norm, gate_up)
         else:
@@ -104,4 +117,4 @@ _BINDERS: Mapping[str, Callable[[BindContext, Launch], Launch]] = {
 @hookimpl
 def register_kernels() -> list[Plugin[Kernel]]:
     """The plugin ``hopper``."""
-    return [Plugin("hopper", HopperKernels, description="products of 33 to 256 rows on sm_90")]
+    return [Plugin("hopper", HopperKernels, description="products from 33 rows on, for sm_90")]

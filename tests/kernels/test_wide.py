@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinyvllm.devices.emulator.device import EmulatorDevice
-from tinyvllm.devices.interface import Device
+from tinyvllm.devices.interface import Buffer, Device
 from tinyvllm.errors import ShapeError
+from tinyvllm.interfaces import BindContext
+from tinyvllm.kernels.device_values import DeviceLimits, Workspace
 from tinyvllm.kernels.gate_up_silu_wide import GateUpSiluWide
 from tinyvllm.kernels.linear_residual_wide import LinearResidualWide
 from tinyvllm.kernels.wide import BATCH_ROWS, has_wide_cores
-from tinyvllm.layers import Norm
+from tinyvllm.layers import Linear, Norm
+from tinyvllm.testing.parameters import MODELS, Parameters
+from tinyvllm.testing.subject import spec_of
+from tinyvllm_kernels import hopper as hopper_plugin
 
-from .support import bf16, f64, get, once, poisoned, put, rows_of_many_scales
+from .support import BF16, bf16, f64, get, once, poisoned, put, rows_of_many_scales
 from .test_projections import EPS, assert_gate_up_silu, assert_linear_residual, random_layer
 
 linear_residual = once(LinearResidualWide)
@@ -150,3 +157,30 @@ def test_what_does_not_fit_is_refused(hopper: Device) -> None:
     run = linear_residual(hopper, in_features=512, out_features=64, batch_rows=64)
     with pytest.raises(ShapeError, match="1 to 64"):
         run(poisoned(hopper, (65, 64)), poisoned(hopper, (65, 512)), poisoned(hopper, (64, 512)))
+
+
+def test_more_rows_than_a_block_s_go_to_it_where_they_fill_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The projections of Llama 3.2 1B on 132 SMs: a round of blocks is 256 rows, and some SMs stay idle."""
+    asked: list[int | str] = []
+
+    class Spy:
+        def __init__(self, device: Device, *, batch_rows: int, **_: object) -> None:
+            self._batch_rows = batch_rows
+
+        def __call__(self, *_: object) -> None:
+            asked.append(self._batch_rows)
+
+    monkeypatch.setattr(hopper_plugin, "GateUpSiluWide", Spy)
+    shape = replace(MODELS[0], hidden_size=2048, intermediate_size=8192)
+    spec = spec_of("emulator", Parameters(shape, (1,), (0,)), 90)
+    limits = DeviceLimits(4096, 1, 4096, 16, 1, batch_invariant=False)
+    workspace = Workspace(EmulatorDevice(num_sms=132), limits)
+    bind = hopper_plugin._BINDERS["rms_norm_gate_up_silu"]
+    run = bind(BindContext(spec, lambda _: asked.append, workspace), lambda *_: asked.append("otherwise"))
+    norm, layer = Norm(np.ones(1), EPS), Linear(np.ones(1), None)
+    expected = {32: "otherwise", 33: 64, 128: 128, 129: 256, 256: 256, 320: "otherwise", 448: "otherwise", 512: 256,
+                576: "otherwise", 960: 256, 1024: 256, 1088: "otherwise", 4000: 256}  # fmt: skip
+    for num_rows in expected:
+        x = Buffer(0, (num_rows, 2048), BF16, None)
+        run(x, x, norm, layer)
+    assert dict(zip(expected, asked, strict=True)) == expected

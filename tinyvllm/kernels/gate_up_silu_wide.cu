@@ -1,4 +1,4 @@
-// Gate and up projections and the activation in one, for 33 to 256 rows on Hopper; the rows of x come normalised.
+// Gate and up projections and the activation in one, from 33 rows on, for Hopper; the rows of x come normalised.
 //   Formula    out[t][f] = silu(x[t] . weight[f]) * (x[t] . weight[F + f])
 //   Reference  compose of rms_norm_gate_up_silu in tinyvllm/kernels/ops.py, but for the norm
 //   Shapes     out [T, F], x [T, E], weight [2F, E] bfloat16, gates first; E % 8 == 0 (SIZE_K), F % 8 == 0
@@ -23,7 +23,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     gate_up_silu_wide(bf16* out, const __grid_constant__ TensorMap weight_map, const __grid_constant__ TensorMap x_map,
                       int num_rows, int num_columns) {
     wide::Shared& shared = *dynamic_shared<wide::Shared>();
-    const int first_column = int(blockIdx.x) * tile_columns, first_row = int(blockIdx.z) * BATCH_ROWS;
+    const int first_column = int(blockIdx.z) * tile_columns, first_row = int(blockIdx.x) * BATCH_ROWS;
     const auto start_weights = [&](void* to, uint64_t* barrier, int k) {
         tensor_copy_pairs(to, weight_map, barrier, first_column / 8, k);
     };

@@ -1,4 +1,4 @@
-"""Launches ``gate_up_silu_wide.cu``: norm, gate and up projections and the activation, for 33 to 256 rows on Hopper."""
+"""Launches ``gate_up_silu_wide.cu``: norm, gate and up projections and the activation, from 33 rows on, for Hopper."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from tinyvllm.kernels.launch import BFLOAT16, VECTOR, check_buffer, check_multip
 from tinyvllm.kernels.rms_norm import NormedRows
 from tinyvllm.kernels.wide import WideProjection
 
-_TILE_ROWS = 128
+TILE_ROWS = 128
+"""Weight rows of a block."""
 
 
 class GateUpSiluWide:
@@ -22,6 +23,7 @@ class GateUpSiluWide:
         eps: of the norm.
         batch_rows: rows that a block works on; one of ``wide.BATCH_ROWS``.
         max_rows: most rows of a call; ``batch_rows`` if not given.
+        normed: ``[max_rows, E]`` or more rows, bfloat16, for normalised rows; memory of its own if not given.
         pdl: the launches may overlap the end of their predecessors.
     """
 
@@ -34,15 +36,18 @@ class GateUpSiluWide:
         eps: float,
         batch_rows: int,
         max_rows: int | None = None,
+        normed: Buffer | None = None,
         pdl: bool = True,
     ) -> None:
         check_multiple("intermediate_size", intermediate_size, VECTOR)
         self._size = intermediate_size
         self._projection = WideProjection(
             device, "gate_up_silu_wide", size_k=hidden_size, num_outputs=2 * intermediate_size, batch_rows=batch_rows,
-            tile_rows=_TILE_ROWS, max_rows=max_rows or batch_rows, pdl=pdl, paired=True,
+            tile_rows=TILE_ROWS, max_rows=max_rows or batch_rows, pdl=pdl, paired=True,
         )  # fmt: skip
-        self._normed = NormedRows(device, max_rows or batch_rows, hidden_size=hidden_size, eps=eps, pdl=pdl)
+        self._normed = NormedRows(
+            device, max_rows or batch_rows, hidden_size=hidden_size, eps=eps, pdl=pdl, rows=normed
+        )
 
     def __call__(self, out: Buffer, x: Buffer, norm: Buffer, weight: Buffer) -> None:
         """Queue it.

@@ -1,9 +1,10 @@
-// The core for 33 to 256 rows of x on Hopper: y = x W^T, the weights as the left operand of a warpgroup's products.
+// The core from 33 rows of x on, for Hopper: y = x W^T, the weights as the left operand of a warpgroup's products.
 //
 // A block has TILE_ROWS weight rows, 64 a warpgroup, and up to BATCH_ROWS rows of x, over K or, with SPLIT > 1, over a
-// part of it. Both come through a ring of NUM_STAGES stages of shared memory, 64 of K each, that the copy engine fills:
-// one thread of the last warp asks for the boxes, the others multiply. The weights of the first stages are asked for
-// before the wait on the predecessor.
+// part of it. More rows of x are more blocks (gridDim.x), next to each other, so that memory is asked for weights once.
+// Both come through a ring of NUM_STAGES stages of shared memory, 64 of K each, that the copy engine fills: one thread of
+// the last warp asks for the boxes, the others multiply. The weights of the first stages are asked for before the wait
+// on the predecessor.
 //
 //   full[s], empty[s]   barriers of a stage: its boxes are there; all warps' products with it are done
 //   sums                a warp has 16 weight rows of its warpgroup's 64, a lane rows g and g + 8 of them (mma.cuh)
@@ -56,7 +57,7 @@ TINYVLLM_DEVICE bool multiplies() { return int(threadIdx.x) < num_threads_multip
 /// One thread's work: asks for all boxes of this block. `start_weights(to, barrier, k)` asks for the weights'.
 template <class StartWeights>
 TINYVLLM_DEVICE void fetch(Shared& shared, const TensorMap& x_map, StartWeights start_weights) {
-    const int first_k = int(blockIdx.y) * num_stages * stage_k, first_row = int(blockIdx.z) * BATCH_ROWS;
+    const int first_k = int(blockIdx.y) * num_stages * stage_k, first_row = int(blockIdx.x) * BATCH_ROWS;
     constexpr int num_early = NUM_STAGES < num_stages ? NUM_STAGES : num_stages;
     const auto start_stage = [&](int slot, int stage) {
         mbarrier_expect(&shared.full[slot], sizeof(Stage));
@@ -134,7 +135,7 @@ TINYVLLM_DEVICE float4 four_of(const Sums& sums, int tile) {
 TINYVLLM_DEVICE void exchange(Part& part, const Sums& sums, float* workspace, uint32_t* counters) {
     const int mine = int(blockIdx.y);
 #if SPLIT > 1
-    const int tile = int(blockIdx.z) * int(gridDim.x) + int(blockIdx.x);
+    const int tile = int(blockIdx.x) * int(gridDim.z) + int(blockIdx.z);
     using Slice = float4[part_tiles][num_threads_multiplying];
     Slice(*const slices)[SPLIT] = reinterpret_cast<Slice(*)[SPLIT]>(workspace) + size_t(tile) * SPLIT;  // [for][by]
     if (multiplies())

@@ -1,4 +1,4 @@
-// A linear layer added to the residual stream, for 33 to 256 rows on Hopper.
+// A linear layer added to the residual stream, from 33 rows on, for Hopper.
 //   Formula    residual[t][n] += sum over k of x[t][k] weight[n][k] + bias[n]
 //   Reference  compose of linear_residual in tinyvllm/kernels/ops.py
 //   Shapes     residual [T, N], x [T, K], weight [N, K], bias [N] or null, bfloat16; K % 8 == 0 (SIZE_K), N % 8 == 0
@@ -20,8 +20,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                          const __grid_constant__ TensorMap weight_map, const __grid_constant__ TensorMap x_map,
                          const bf16* bias, int num_rows, int num_outputs) {
     wide::Shared& shared = *dynamic_shared<wide::Shared>();
-    const int first_output = int(blockIdx.x) * TILE_ROWS;
-    const int first_row = int(blockIdx.z) * BATCH_ROWS + int(blockIdx.y) * wide::part_rows;
+    const int first_output = int(blockIdx.z) * TILE_ROWS;
+    const int first_row = int(blockIdx.x) * BATCH_ROWS + int(blockIdx.y) * wide::part_rows;
     const auto start_weights = [&](void* to, uint64_t* barrier, int k) {
         tensor_copy_once(to, weight_map, barrier, first_output, k);
     };

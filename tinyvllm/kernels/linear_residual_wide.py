@@ -1,4 +1,4 @@
-"""Launches ``linear_residual_wide.cu``: a linear layer added to the residual stream, for 33 to 256 rows on Hopper."""
+"""Launches ``linear_residual_wide.cu``: a linear layer added to the residual stream, from 33 rows on, for Hopper."""
 
 from __future__ import annotations
 

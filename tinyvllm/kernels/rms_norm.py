@@ -50,11 +50,21 @@ class NormedRows:
     Args:
         device, hidden_size, eps, pdl: as of ``RmsNorm``.
         max_rows: most rows of a call.
+        rows: ``[max_rows, E]`` or more, bfloat16: memory for them; its own if not given.
     """
 
-    def __init__(self, device: Device, max_rows: int, *, hidden_size: int, eps: float, pdl: bool) -> None:
+    def __init__(
+        self,
+        device: Device,
+        max_rows: int,
+        *,
+        hidden_size: int,
+        eps: float,
+        pdl: bool,
+        rows: Buffer | None = None,
+    ) -> None:
         self._norm = RmsNorm(device, hidden_size=hidden_size, eps=eps, pdl=pdl)
-        self._rows = device.memory.alloc((max_rows, hidden_size), BFLOAT16)
+        self._rows = device.memory.alloc((max_rows, hidden_size), BFLOAT16) if rows is None else rows
 
     def __call__(self, x: Buffer, weight: Buffer) -> Buffer:
         """Queue it: ``[T, E]``, the rows of ``x`` normalised, until the next call."""

@@ -1,4 +1,4 @@
-"""What the launchers of the projections for 33 to 256 rows on Hopper share; see ``gemm_wide_core.cuh``.
+"""What the launchers of the projections from 33 rows on, for Hopper share; see ``gemm_wide_core.cuh``.
 
 Cut for the shapes of small models on an H100: a warpgroup has 64 weight rows, a block all shared memory of its SM.
 """
@@ -110,7 +110,7 @@ class WideProjection(ProjectionSizes):
         """Queues the kernel for so many rows of x."""
         self._device.launch(
             self._function,
-            (self._num_tiles, self.split, ceil_div(num_rows, self._batch_rows)),
+            (ceil_div(num_rows, self._batch_rows), self.split, self._num_tiles),
             (self._threads, 1, 1),
             arguments,
             shared_bytes=self._shared_bytes,
