@@ -12,6 +12,7 @@ from tinyvllm.devices.interface import Buffer
 from tinyvllm.hookspecs import hookimpl
 from tinyvllm.interfaces import API_VERSION as INTERFACE_VERSION
 from tinyvllm.interfaces import BindContext, Kernel, OpSpec, Plugin, PluginContext
+from tinyvllm.kernels.device_values import rows_from
 from tinyvllm.kernels.gate_up_silu_wide import TILE_ROWS, GateUpSiluWide
 from tinyvllm.kernels.launch import HOPPER_ARCH, ceil_div
 from tinyvllm.kernels.linear_residual_wide import LinearResidualWide
@@ -24,9 +25,11 @@ WIDE_ROWS = (64, 128, 256)
 """Most rows of each version of the gate and up projections; the last takes many times as many, if it fills the card."""
 WIDE_RESIDUAL_ROWS = (64, 128)
 """The same of the projections that add to the residual: for more rows the library is faster again."""
-_FEWEST_IN_USE = 0.85
+_FEWEST_IN_USE = 0.92
 """What part of the card's time the rows must take, if there are more than a block's. The library wastes less of it, but
 its product is written out and read again for the activation."""
+_ROWS_AT_ONCE = 2048
+"""Rows of x that stay in the second-level cache while a round of blocks reads them."""
 
 
 class HopperKernels:
@@ -75,8 +78,8 @@ def _bind_linear_residual(context: BindContext, otherwise: Launch) -> Launch:
 
 def _bind_gate_up(context: BindContext, otherwise: Launch) -> Launch:
     device, model, workspace = context.on_device.device, context.spec.model, context.on_device
-    most_rows = workspace.limits.max_tokens
-    normed = workspace.buffer("normed", (most_rows, model.hidden_size))
+    most_rows = min(workspace.limits.max_tokens, _ROWS_AT_ONCE)
+    normed = workspace.buffer("normed", (workspace.limits.max_tokens, model.hidden_size))
     num_tiles, num_sms = ceil_div(2 * model.intermediate_size, TILE_ROWS), device.properties.num_sms
 
     @cache
@@ -94,11 +97,13 @@ def _bind_gate_up(context: BindContext, otherwise: Launch) -> Launch:
         return WIDE_ROWS[-1] if in_use >= _FEWEST_IN_USE else None
 
     def rms_norm_gate_up_silu(out: Buffer, x: Buffer, norm: Norm, gate_up: Linear) -> None:
-        rows = version(x.shape[0])
-        if rows is None:
-            otherwise(out, x, norm, gate_up)
-        else:
-            made(norm.eps, rows)(out, x, norm.weight, gate_up.weight)
+        for first in range(0, x.shape[0], _ROWS_AT_ONCE):
+            part, part_out = (rows_from(each, first, _ROWS_AT_ONCE) for each in (x, out))
+            rows = version(part.shape[0])
+            if rows is None:
+                otherwise(part_out, part, norm, gate_up)
+            else:
+                made(norm.eps, rows)(part_out, part, norm.weight, gate_up.weight)
 
     return rms_norm_gate_up_silu
 

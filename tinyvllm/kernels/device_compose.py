@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from tinyvllm.devices.interface import Buffer
 from tinyvllm.interfaces import BindContext
-from tinyvllm.kernels.device_values import AttentionLayer, DeviceBatch, DeviceCache, first_rows
+from tinyvllm.kernels.device_values import AttentionLayer, DeviceBatch, DeviceCache, first_rows, rows_from
 from tinyvllm.kernels.launch import FLOAT32
 from tinyvllm.layers import AttentionProjection, Linear, Norm
 
@@ -97,10 +97,10 @@ def compose_lm_head_argmax(context: BindContext) -> Callable[..., None]:
 
     def lm_head_argmax(token_ids: Buffer, x: Buffer, norm: Norm, head: Linear) -> None:
         for start in range(0, x.shape[0], limits.max_logits_rows):
-            num_rows = min(limits.max_logits_rows, x.shape[0] - start)
-            logits = first_rows(logits_rows, num_rows)
-            rms_norm_lm_head(logits, _rows_from(x, start, num_rows), norm, head)
-            argmax(_rows_from(token_ids, start, num_rows), logits)
+            rows, ids = (rows_from(each, start, limits.max_logits_rows) for each in (x, token_ids))
+            logits = first_rows(logits_rows, rows.shape[0])
+            rms_norm_lm_head(logits, rows, norm, head)
+            argmax(ids, logits)
 
     return lm_head_argmax
 
@@ -108,8 +108,3 @@ def compose_lm_head_argmax(context: BindContext) -> Callable[..., None]:
 def _normed_rows(context: BindContext) -> Buffer:
     workspace = context.on_device
     return workspace.buffer("normed", (workspace.limits.max_tokens, context.spec.model.hidden_size))
-
-
-def _rows_from(buffer: Buffer, start: int, num_rows: int) -> Buffer:
-    row_bytes = buffer.nbytes // buffer.shape[0]
-    return buffer.view((num_rows, *buffer.shape[1:]), offset_bytes=start * row_bytes)

@@ -64,8 +64,8 @@ class AttentionLayer:
 
     Attributes:
         sliding_window: positions that a query sees, itself included; None for all.
-        is_first: of a step; in the others the step's arrays are complete before the preceding kernel could start, so
-            that a dependent launch may read them before it waits.
+        is_first: of a step. Its kernel waits before it lets dependents go; so in the other layers the step's arrays
+            are complete before a kernel can start, and a dependent launch may read them before it waits.
     """
 
     sliding_window: int | None
@@ -98,3 +98,10 @@ class Workspace:
 def first_rows(buffer: Buffer, num_rows: int) -> Buffer:
     """The first rows of a matrix."""
     return buffer.view((num_rows, buffer.shape[1]))
+
+
+def rows_from(buffer: Buffer, first: int, num_rows: int) -> Buffer:
+    """``num_rows`` rows of an array from ``first`` on, or what there is of them."""
+    row_bytes = buffer.nbytes // buffer.shape[0]
+    count = min(num_rows, buffer.shape[0] - first)
+    return buffer.view((count, *buffer.shape[1:]), offset_bytes=first * row_bytes)
