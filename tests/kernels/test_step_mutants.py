@@ -1,4 +1,4 @@
-"""Typical slips in the kernel that completes a step's inputs: a test must notice."""
+"""Typical slips in the kernels that a step begins and ends with: a test must notice."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from tinyvllm.devices.interface import Device
 
-from . import test_download, test_step_inputs
+from . import test_host_ring, test_step_inputs
 from .mutants import Scenario, copy_kernels, is_broken, plant
 
 
@@ -20,14 +20,14 @@ def step_scenario(device: Device) -> None:
         goes_on(device, num_rows, num_padding, block_size, 4, seed)
 
 
-def download_scenario(device: Device) -> None:
-    arrives = test_download.test_any_bytes_from_any_address_arrive_and_nothing_else_is_written.hypothesis.inner_test  # type: ignore[attr-defined]
-    for num_bytes, start in ((3, 0), (1031, 0), (1030, 1), (1300, 4)):
-        arrives(device, num_bytes, start, num_bytes)
-    test_download.test_it_waits_for_what_it_copies(device)
+def ring_scenario(device: Device) -> None:
+    comes = test_host_ring.test_each_step_s_copy_comes_to_the_host_one_step_late.hypothesis.inner_test  # type: ignore[attr-defined]
+    for num_words in (1, 300):
+        comes(device, num_words, 7, num_words)
+    test_host_ring.test_a_replayed_graph_copies_each_time(device)
 
 
-SCENARIOS: dict[str, Scenario] = {"step_inputs.cu": step_scenario, "download.cu": download_scenario}
+SCENARIOS: dict[str, Scenario] = {"step_inputs.cu": step_scenario, "host_ring.cu": ring_scenario}
 
 SLIPS = [
     ("max(sampled[-1 - token], 0)", "sampled[-1 - token]"),
@@ -40,10 +40,12 @@ SLIPS = [
     ("updates[0] = 1;", ""),
     ("i += num_threads", "i += num_updates"),
 ]
-DOWNLOAD_SLIPS = [
-    ("int i = 4 * num_words + int(threadIdx.x)", "int i = 4 * num_words + 1 + int(threadIdx.x)"),
-    ("i < num_bytes; i += THREADS", "i < num_words; i += THREADS"),
-    ("i < num_words; i += THREADS)\n        re", "i <= num_words; i += THREADS)\n        re"),
+RING_SLIPS = [
+    ("size_t(now % NUM_PLACES) * (num_words + 1)", "size_t(now % NUM_PLACES) * num_words"),
+    ("*count = now + 1;", ""),
+    ("place[0] = now;", ""),
+    ("i < num_words; i += THREADS", "i < THREADS; i += THREADS"),
+    ("place[1 + i] = source[i];", "place[i] = source[i];"),
 ]
 
 
@@ -53,10 +55,10 @@ def test_a_slip_is_noticed(tmp_path: Path, mutant_cache: Path, old: str, new: st
     assert is_broken(step_scenario, tmp_path, mutant_cache)
 
 
-@pytest.mark.parametrize(("old", "new"), DOWNLOAD_SLIPS)
+@pytest.mark.parametrize(("old", "new"), RING_SLIPS)
 def test_a_slip_in_the_copy_to_the_host_is_noticed(tmp_path: Path, mutant_cache: Path, old: str, new: str) -> None:
-    plant(tmp_path, "download.cu", old, new)
-    assert is_broken(download_scenario, tmp_path, mutant_cache)
+    plant(tmp_path, "host_ring.cu", old, new)
+    assert is_broken(ring_scenario, tmp_path, mutant_cache)
 
 
 def test_without_a_slip_nothing_is(tmp_path: Path, mutant_cache: Path) -> None:

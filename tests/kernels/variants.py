@@ -12,9 +12,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+
 import tinyvllm.kernels
-from tinyvllm.devices.cuda.small_download import SmallDownload
-from tinyvllm.devices.interface import Buffer, Device, DeviceProperties
+from tinyvllm.devices.interface import Buffer, Device, DeviceProperties, HostBuffer
 from tinyvllm.devices.nvrtc import ARCHITECTURES
 from tinyvllm.errors import ShapeError
 from tinyvllm.kernels.add import Add
@@ -26,6 +27,7 @@ from tinyvllm.kernels.embedding import Embedding
 from tinyvllm.kernels.gate_up_silu import GateUpSilu
 from tinyvllm.kernels.gate_up_silu_wide import GateUpSiluWide
 from tinyvllm.kernels.greedy_ids import GreedyIds
+from tinyvllm.kernels.host_ring import HostRing
 from tinyvllm.kernels.linear import LinearRows
 from tinyvllm.kernels.linear_residual import LinearResidual
 from tinyvllm.kernels.linear_residual_wide import LinearResidualWide
@@ -102,7 +104,13 @@ class Recorder:
         return _RecordedModule(self, source.name, tuple(sorted((defines or {}).items())))
 
     def alloc(self, shape: tuple[int, ...], dtype: Any) -> Buffer:
-        return Buffer(0, shape, dtype, None)
+        return Buffer(0, shape, np.dtype(dtype), None)
+
+    def alloc_host(self, shape: tuple[int, ...], dtype: Any) -> HostBuffer:
+        return HostBuffer(self.alloc(shape, dtype), np.empty(shape, dtype))
+
+    def mark(self) -> None:
+        """None is needed."""
 
     def fill(self, buffer: Buffer, byte: int) -> None:
         """Nothing to fill."""
@@ -218,7 +226,11 @@ def sampling(vocab_size: int) -> Iterator[tuple[str, Make]]:
     yield label, partial(Logprobs, vocab_size=vocab_size)
     yield label, penalties
     yield "any step", partial(StepInputs, block_size=16)
-    yield "any step", SmallDownload
+
+    def host_ring(device: Device) -> object:
+        return HostRing(device, device.memory.alloc((64,), np.uint32))
+
+    yield "any step", host_ring
 
 
 def table_kernels() -> list[Kernel]:

@@ -85,6 +85,14 @@ class DeviceProperties:
     memory_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class HostBuffer:
+    """Memory of the host that kernels can write to: ``buffer`` as they see it, ``array`` as the host does."""
+
+    buffer: Buffer
+    array: Array
+
+
 def check_corner(buffer: Buffer, array: Array) -> None:
     """Return if ``array`` may be copied into a corner of ``buffer``.
 
@@ -121,8 +129,28 @@ class Memory(Protocol):
         """Queues a copy to the host and returns at once, so that it can be awaited one step later."""
         ...
 
+    def alloc_host(self, shape: Shape, dtype: npt.DTypeLike) -> HostBuffer:
+        """New memory of the host that kernels can write to, zeros. What a kernel wrote is there once it has ended."""
+        ...
+
+    def mark(self) -> Mark:
+        """A point in the stream, not set yet."""
+        ...
+
     def fill(self, buffer: Buffer, byte: int) -> None:
         """Sets every byte of the buffer: 0 to clear, 0xFF to poison."""
+        ...
+
+
+class Mark(Protocol):
+    """A point in the stream, to wait for. It can be moved."""
+
+    def set(self) -> None:
+        """Moves to the end of what is queued."""
+        ...
+
+    def wait(self) -> None:
+        """Returns when the stream has passed it; raises what failed before it."""
         ...
 
 

@@ -86,6 +86,7 @@ class DeviceRunner:
             return Done(StepResult(self._sample_on_host(step, buffers), wishes))
         self._upload_parameters(mode, num_sampled)
         self._queue_sampling(buffers.sampled, mode)
+        self._sampling.queue_copy()
         return self._in_flight(mode, num_sampled, wishes)
 
     def _prepare_sampling(self, step: Step) -> SamplingMode | None:
@@ -132,6 +133,7 @@ class DeviceRunner:
         self._upload_parameters(mode, bucket)
         if self._enforce_eager:
             self._queue_decode(buffers, mode)
+            self._sampling.queue_copy()
             return
         graph = self._graphs.get(key)
         if graph is None:
@@ -145,6 +147,7 @@ class DeviceRunner:
         self._device.synchronize()
         with self._device.capture() as graph:
             self._queue_decode(buffers, mode)
+            self._sampling.queue_copy()
         return graph
 
     def _queue_decode(self, buffers: StepBuffers, mode: SamplingMode) -> None:
@@ -171,7 +174,7 @@ class DeviceRunner:
 
     def _in_flight(self, mode: SamplingMode, num_rows: int, wishes: Sequence[LogprobColumns]) -> Pending:
         has_flags = not self._is_one_kernel(mode, num_rows)
-        return _InFlight(self._sampling.start_download(mode, num_rows, has_flags=has_flags), wishes)
+        return _InFlight(self._sampling.pending(mode, num_rows, has_flags=has_flags), wishes)
 
     # ------------------------------------------------------------ what the host does
 

@@ -14,7 +14,8 @@ from tinyvllm.batch import NO_LOGPROBS, Int32, LogprobColumns, Sampled, Sampling
 from tinyvllm.devices.interface import Buffer, Device, Download
 from tinyvllm.engine.device_inputs import SampledRows
 from tinyvllm.engine.runner import Started
-from tinyvllm.kernels.launch import INT32
+from tinyvllm.kernels.host_ring import HostCopy, HostRing
+from tinyvllm.kernels.launch import INT32, round_up
 from tinyvllm.kernels.logprobs import MAX_LISTED, LogprobBuffers, Logprobs
 from tinyvllm.kernels.penalties import Penalties
 from tinyvllm.kernels.sample import Sample
@@ -93,11 +94,12 @@ class DeviceSampling:
         self._listed: dict[int, LogprobBuffers] = {}
         alloc = device.memory.alloc
         # Token ids first, then a byte each that says whether the logits were corrupt: one copy brings both down.
-        self._chosen = alloc((5 * num_slots,), np.uint8)
+        self._chosen = alloc((round_up(5 * num_slots, 4),), np.uint8)
         self._slot_tokens = alloc((num_slots,), INT32)
         self.token_ids = self._chosen.view((num_slots,), INT32)
         """``[S]``: what the last step chose."""
         device.memory.fill(self._chosen, 0)
+        self._on_host = HostRing(device, self._chosen)
 
     def can_sample(self, params: SamplingParams, rules: SamplingRules) -> bool:
         """Whether a sequence with these parameters can be sampled here; if not, the host does it."""
@@ -178,21 +180,27 @@ class DeviceSampling:
             self.upload()
             self._rules.penalties.record(chosen, self._columns, slots)
 
-    def start_download(self, mode: SamplingMode, num_rows: int, *, has_flags: bool) -> PendingTokens:
-        """Begin to bring the step's tokens down; without flags a token below zero says that its logits were corrupt."""
+    def queue_copy(self) -> None:
+        """Queue the copy of the step's tokens to the host; the last of a step."""
+        self._on_host.queue()
+
+    def pending(self, mode: SamplingMode, num_rows: int, *, has_flags: bool) -> PendingTokens:
+        """The tokens of the step just queued, or replayed; without flags one below zero says that its logits were
+        corrupt.
+        """
         download = self._device.memory.start_download
         listed: list[Download] = []
         if mode.num_listed is not None:
             part = _rows_of(self._listed[mode.num_listed], 0, num_rows)
             listed = [download(part.token_ids), download(part.logprobs), download(part.rank)]
-        return PendingTokens(download(self._chosen), listed, num_rows, self._num_slots if has_flags else None)
+        return PendingTokens(self._on_host.last(), listed, num_rows, self._num_slots if has_flags else None)
 
 
 @dataclass(frozen=True, slots=True)
 class PendingTokens:
     """Tokens on their way to the host; ``num_slots`` is None where no flags come with them."""
 
-    chosen: Download
+    chosen: HostCopy
     listed: Sequence[Download]
     num_rows: int
     num_slots: int | None

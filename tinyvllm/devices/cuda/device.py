@@ -17,7 +17,6 @@ from tinyvllm.devices.cuda.memory import CudaMemory
 from tinyvllm.devices.cuda.module import CudaFunction, CudaModule
 from tinyvllm.devices.cuda.nvrtc_version import compile_arch, nvrtc_version
 from tinyvllm.devices.cuda.pinned import Event
-from tinyvllm.devices.cuda.small_download import SmallDownload
 from tinyvllm.devices.cuda.tensor_map import encode
 from tinyvllm.devices.interface import Argument, Buffer, DeviceProperties, Dim3, Function, TensorMap
 from tinyvllm.devices.nvrtc import compile_cubin
@@ -68,8 +67,6 @@ class CudaDevice:
         self._configs = LaunchConfigs(self._driver, self._stream, self._properties.arch)
         self._launch = launch_function(self._driver)
         self._graph: CudaGraph | None = None
-        self._small_download: SmallDownload | None = None
-        self._memory.copy_small = self._copy_small
 
     @property
     def properties(self) -> DeviceProperties:
@@ -194,11 +191,6 @@ class CudaDevice:
         """Waits for all queued work; raises what failed in it."""
         self._driver.call(self._driver.api.cuStreamSynchronize, self._stream)
         self._driver.recent.clear()
-
-    def _copy_small(self, target: Buffer, source: Buffer) -> None:
-        if self._small_download is None:
-            self._small_download = SmallDownload(self)
-        self._small_download(target, source)
 
     def _retry_in_this_thread(self, status: int, config: int, function: CudaFunction, shape: LaunchShape) -> None:
         """Launches again if only the context was not that of this thread; raises what else is wrong."""

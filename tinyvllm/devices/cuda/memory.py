@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,7 @@ from tinyvllm.devices.cuda.driver import EXTRA, Driver
 from tinyvllm.devices.cuda.failures import out_of_memory
 from tinyvllm.devices.cuda.graph import CudaGraph
 from tinyvllm.devices.cuda.pinned import DownloadPool, Event, PinnedMemory, UploadRing
-from tinyvllm.devices.cuda.small_download import MOST_BYTES
-from tinyvllm.devices.interface import Array, Buffer, Shape, check_corner
+from tinyvllm.devices.interface import Array, Buffer, HostBuffer, Shape, check_corner
 from tinyvllm.errors import DeviceError, KernelError
 
 POISON = 0xFF
@@ -47,6 +45,21 @@ class CudaDownload:
         return self._array
 
 
+class CudaMark:
+    """Implements ``Mark``."""
+
+    def __init__(self, driver: Driver, stream: Any) -> None:
+        self._event, self._stream = Event(driver), stream
+
+    def set(self) -> None:
+        """Moves to the end of what is queued."""
+        self._event.record(self._stream)
+
+    def wait(self) -> None:
+        """Returns when the stream has passed it."""
+        self._event.wait()
+
+
 class CudaMemory:
     """Implements ``Memory`` on one card.
 
@@ -61,8 +74,6 @@ class CudaMemory:
         self._pool = self._cupy.cuda.MemoryPool()
         self._uploads = UploadRing(driver, stream)
         self._downloads = DownloadPool(driver)
-        self.copy_small: Callable[[Buffer, Buffer], None] | None = None
-        """Queues a copy to page-locked memory, target first; the device sets it. None: the copy engine does it."""
         self.graph: CudaGraph | None = None
         """The graph being recorded, if any; what cannot be part of one is then refused. The device sets it."""
 
@@ -133,14 +144,25 @@ class CudaMemory:
         """Queues a copy to the host and returns at once."""
         self._refuse_in_capture("start_download")
         pinned, event = self._downloads.take(max(1, buffer.nbytes))
-        if self.copy_small is not None and 0 < buffer.nbytes <= MOST_BYTES:
-            self.copy_small(Buffer(pinned.address, buffer.shape, buffer.dtype, pinned), buffer)
-        elif buffer.nbytes:
+        if buffer.nbytes:
             self._driver.call(
                 self._driver.api.cuMemcpyDtoHAsync, pinned.address, buffer.pointer, buffer.nbytes, self._stream
             )
         event.record(self._stream)
         return CudaDownload(self._downloads, pinned, event, buffer.shape, buffer.dtype)
+
+    def alloc_host(self, shape: Shape, dtype: npt.DTypeLike) -> HostBuffer:
+        """New page-locked memory, zeros; see ``Memory.alloc_host``."""
+        kind = np.dtype(dtype)
+        size_bytes = math.prod(shape) * kind.itemsize
+        pinned = PinnedMemory(self._driver, max(1, size_bytes))
+        pinned.bytes[:] = 0
+        array = pinned.bytes[:size_bytes].view(kind).reshape(shape)
+        return HostBuffer(Buffer(pinned.address, tuple(shape), kind, pinned), array)
+
+    def mark(self) -> CudaMark:
+        """A point in the stream."""
+        return CudaMark(self._driver, self._stream)
 
     def fill(self, buffer: Buffer, byte: int) -> None:
         """Sets every byte of the buffer."""

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from tinyvllm.devices.emulator.library import RuntimeLibrary
 from tinyvllm.devices.emulator.stream import HostTask, Stream
-from tinyvllm.devices.interface import Array, Buffer, Shape, check_corner
+from tinyvllm.devices.interface import Array, Buffer, HostBuffer, Shape, check_corner
 from tinyvllm.errors import CapacityError, KernelError
 
 _MARGIN_BYTES = 256
@@ -74,6 +74,20 @@ class EmulatorDownload:
         return self._array
 
 
+class EmulatorMark:
+    """Implements ``Mark``: whoever waits has everything run that is queued, as late as on a card."""
+
+    def __init__(self, flush: Callable[[], None]) -> None:
+        self._flush = flush
+
+    def set(self) -> None:
+        """Nothing to do."""
+
+    def wait(self) -> None:
+        """Runs what is queued."""
+        self._flush()
+
+
 class EmulatorMemory:
     """Implements ``Memory``."""
 
@@ -113,6 +127,17 @@ class EmulatorMemory:
         download = EmulatorDownload(self._stream.flush)
         self._stream.submit(HostTask("download", [], lambda: download.fill(array_of(buffer).copy())))
         return download
+
+    def alloc_host(self, shape: Shape, dtype: npt.DTypeLike) -> HostBuffer:
+        """New memory, zeros: host and device share it here."""
+        buffer = self.alloc(shape, dtype)
+        array = array_of(buffer)
+        array[...] = 0
+        return HostBuffer(buffer, array)
+
+    def mark(self) -> EmulatorMark:
+        """A point in the stream."""
+        return EmulatorMark(self._stream.flush)
 
     def fill(self, buffer: Buffer, byte: int) -> None:
         """Sets every byte of the buffer."""
