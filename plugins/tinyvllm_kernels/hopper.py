@@ -1,4 +1,4 @@
-"""Products from 33 rows on made for Hopper, in place of the library's: what an engine uses there unless it is told.
+"""Products from 17 rows on made for Hopper, in place of the library's: what an engine uses there unless it is told.
 
 Other numbers of rows go where ``nvrtc`` sends them.
 """
@@ -19,12 +19,15 @@ from tinyvllm.kernels.linear_residual_wide import LinearResidualWide
 from tinyvllm.kernels.tiling import smallest_holding
 from tinyvllm.layers import Linear, Norm
 from tinyvllm_kernels.nvrtc import NvrtcKernels
-from tinyvllm_kernels.tiers import FUSED_ROWS, Launch
+from tinyvllm_kernels.tiers import Launch
 
 WIDE_ROWS = (64, 128, 256)
 """Most rows of each version of the gate and up projections; the last takes many times as many, if it fills the card."""
+_FEWEST_ROWS = 17
 WIDE_RESIDUAL_ROWS = (64, 128)
 """The same of the projections that add to the residual: for more rows the library is faster again."""
+_FEWEST_RESIDUAL_ROWS = 33
+"""For fewer rows than these, and than ``_FEWEST_ROWS``, the kernels that stream the weights once are faster."""
 _FEWEST_IN_USE = 0.92
 """What part of the card's time the rows must take, if there are more than a block's. The library wastes less of it, but
 its product is written out and read again for the activation."""
@@ -67,7 +70,7 @@ def _bind_linear_residual(context: BindContext, otherwise: Launch) -> Launch:
         return LinearResidualWide(device, in_features=in_features, out_features=out_features, batch_rows=batch_rows)
 
     def linear_residual(residual: Buffer, x: Buffer, layer: Linear) -> None:
-        rows = _wide_rows(x.shape[0], WIDE_RESIDUAL_ROWS)
+        rows = _version(x.shape[0], WIDE_RESIDUAL_ROWS, _FEWEST_RESIDUAL_ROWS)
         if rows is None:
             otherwise(residual, x, layer)
         else:
@@ -91,7 +94,7 @@ def _bind_gate_up(context: BindContext, otherwise: Launch) -> Launch:
 
     def version(num_rows: int) -> int | None:
         if num_rows <= WIDE_ROWS[-1]:
-            return _wide_rows(num_rows, WIDE_ROWS)
+            return _version(num_rows, WIDE_ROWS, _FEWEST_ROWS)
         num_rounds = ceil_div(num_tiles * ceil_div(num_rows, WIDE_ROWS[-1]), num_sms)
         in_use = num_tiles * num_rows / (num_rounds * num_sms * WIDE_ROWS[-1])
         return WIDE_ROWS[-1] if in_use >= _FEWEST_IN_USE else None
@@ -108,9 +111,9 @@ def _bind_gate_up(context: BindContext, otherwise: Launch) -> Launch:
     return rms_norm_gate_up_silu
 
 
-def _wide_rows(num_rows: int, versions: Sequence[int]) -> int | None:
-    """The version for so many rows; None: it has none."""
-    return smallest_holding(num_rows, versions) if num_rows > FUSED_ROWS[-1] else None
+def _version(num_rows: int, versions: Sequence[int], fewest_rows: int) -> int | None:
+    """The version for so many rows; None: there is none."""
+    return smallest_holding(num_rows, versions) if num_rows >= fewest_rows else None
 
 
 _BINDERS: Mapping[str, Callable[[BindContext, Launch], Launch]] = {
@@ -122,4 +125,4 @@ _BINDERS: Mapping[str, Callable[[BindContext, Launch], Launch]] = {
 @hookimpl
 def register_kernels() -> list[Plugin[Kernel]]:
     """The plugin ``hopper``."""
-    return [Plugin("hopper", HopperKernels, description="products from 33 rows on, for sm_90")]
+    return [Plugin("hopper", HopperKernels, description="products from 17 rows on, for sm_90")]

@@ -177,7 +177,7 @@ def projections(shape: ChainShape, rows: int, *, invariant_on: int | None = None
 
 
 def wide(shape: ChainShape) -> Iterator[tuple[str, Make]]:
-    """The launchers from 33 rows on, for Hopper."""
+    """The launchers from 17 rows on, for Hopper."""
     e, f, q = shape.hidden_size, shape.intermediate_size, shape.num_heads * shape.head_dim
     for rows in WIDE_ROWS:
         for size_k in (q, f) if rows in WIDE_RESIDUAL_ROWS else ():

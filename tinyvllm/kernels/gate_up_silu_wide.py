@@ -1,4 +1,4 @@
-"""Launches ``gate_up_silu_wide.cu``: norm, gate and up projections and the activation, from 33 rows on, for Hopper."""
+"""Launches ``gate_up_silu_wide.cu``: norm, gate and up projections and the activation, from 17 rows on, for Hopper."""
 
 from __future__ import annotations
 

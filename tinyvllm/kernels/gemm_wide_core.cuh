@@ -1,4 +1,4 @@
-// The core from 33 rows of x on, for Hopper: y = x W^T, the weights as the left operand of a warpgroup's products.
+// The core from 17 rows of x on, for Hopper: y = x W^T, the weights as the left operand of a warpgroup's products.
 //
 // A block has TILE_ROWS weight rows, 64 a warpgroup, and up to BATCH_ROWS rows of x, over K or, with SPLIT > 1, over a
 // part of it. More rows of x are more blocks (gridDim.x), next to each other, so that memory is asked for weights once.
