@@ -185,9 +185,7 @@ class DeviceSampling:
         self._on_host.queue()
 
     def pending(self, mode: SamplingMode, num_rows: int, *, has_flags: bool) -> PendingTokens:
-        """The tokens of the step just queued, or replayed; without flags one below zero says that its logits were
-        corrupt.
-        """
+        """The tokens of the step just queued, or replayed. Without flags, one below zero had corrupt logits."""
         download = self._device.memory.start_download
         listed: list[Download] = []
         if mode.num_listed is not None:
