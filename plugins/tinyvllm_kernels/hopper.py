@@ -12,6 +12,7 @@ from tinyvllm.devices.interface import Buffer
 from tinyvllm.hookspecs import hookimpl
 from tinyvllm.interfaces import API_VERSION as INTERFACE_VERSION
 from tinyvllm.interfaces import BindContext, Kernel, OpSpec, Plugin, PluginContext
+from tinyvllm.kernels.device_compose import normed_rows_of
 from tinyvllm.kernels.device_values import rows_from
 from tinyvllm.kernels.gate_up_silu_wide import TILE_ROWS, GateUpSiluWide
 from tinyvllm.kernels.launch import HOPPER_ARCH, ceil_div
@@ -80,9 +81,8 @@ def _bind_linear_residual(context: BindContext, otherwise: Launch) -> Launch:
 
 
 def _bind_gate_up(context: BindContext, otherwise: Launch) -> Launch:
-    device, model, workspace = context.on_device.device, context.spec.model, context.on_device
-    most_rows = min(workspace.limits.max_tokens, _ROWS_AT_ONCE)
-    normed = workspace.buffer("normed", (workspace.limits.max_tokens, model.hidden_size))
+    device, model = context.on_device.device, context.spec.model
+    most_rows, normed = min(context.on_device.limits.max_tokens, _ROWS_AT_ONCE), normed_rows_of(context)
     num_tiles, num_sms = ceil_div(2 * model.intermediate_size, TILE_ROWS), device.properties.num_sms
 
     @cache
@@ -92,17 +92,17 @@ def _bind_gate_up(context: BindContext, otherwise: Launch) -> Launch:
             batch_rows=batch_rows, max_rows=most_rows, normed=normed,
         )  # fmt: skip
 
-    def version(num_rows: int) -> int | None:
-        if num_rows <= WIDE_ROWS[-1]:
-            return _version(num_rows, WIDE_ROWS, _FEWEST_ROWS)
+    def fill_the_card(num_rows: int) -> bool:
         num_rounds = ceil_div(num_tiles * ceil_div(num_rows, WIDE_ROWS[-1]), num_sms)
-        in_use = num_tiles * num_rows / (num_rounds * num_sms * WIDE_ROWS[-1])
-        return WIDE_ROWS[-1] if in_use >= _FEWEST_IN_USE else None
+        return num_tiles * num_rows >= _FEWEST_IN_USE * num_rounds * num_sms * WIDE_ROWS[-1]
 
     def rms_norm_gate_up_silu(out: Buffer, x: Buffer, norm: Norm, gate_up: Linear) -> None:
         for first in range(0, x.shape[0], _ROWS_AT_ONCE):
-            part, part_out = (rows_from(each, first, _ROWS_AT_ONCE) for each in (x, out))
-            rows = version(part.shape[0])
+            num_rows = min(_ROWS_AT_ONCE, x.shape[0] - first)
+            part, part_out = (rows_from(each, first, num_rows) for each in (x, out))
+            rows = _version(num_rows, WIDE_ROWS, _FEWEST_ROWS)
+            if rows is None and num_rows > WIDE_ROWS[-1] and fill_the_card(num_rows):
+                rows = WIDE_ROWS[-1]
             if rows is None:
                 otherwise(part_out, part, norm, gate_up)
             else:

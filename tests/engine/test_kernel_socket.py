@@ -305,7 +305,7 @@ HOPPER_OPS = ("rms_norm_gate_up_silu", "linear_residual")
 
 
 def test_products_made_for_hopper_give_the_tokens_of_the_librarys(tiny: Path, fused: LLM) -> None:
-    """Prompts of more than 32 tokens in a step reach them."""
+    """Prompts of more than 16 and of more than 32 tokens in a step reach them."""
     library = LLM(str(tiny), device="emulator", kernels=dict.fromkeys(HOPPER_OPS, "nvrtc"), **TINY)
     assert_agree(library, fused)
     assert {served(library)[op] for op in HOPPER_OPS} == {("nvrtc", "named in the configuration")}

@@ -172,9 +172,9 @@ def test_more_rows_than_a_block_s_go_to_it_where_they_fill_the_card(monkeypatch:
 
     monkeypatch.setattr(hopper_plugin, "GateUpSiluWide", Spy)
     shape = replace(MODELS[0], hidden_size=2048, intermediate_size=8192)
-    spec = spec_of("emulator", Parameters(shape, (1,), (0,)), 90)
-    limits = DeviceLimits(4096, 1, 4096, 16, 1, batch_invariant=False)
-    workspace = Workspace(EmulatorDevice(num_sms=132), limits)
+    device = EmulatorDevice(num_sms=132)
+    spec = spec_of("emulator", Parameters(shape, (1,), (0,)), device)
+    workspace = Workspace(device, DeviceLimits(4096, 1, 4096, 16, 1, batch_invariant=False))
     bind = hopper_plugin._BINDERS["rms_norm_gate_up_silu"]
     run = bind(BindContext(spec, lambda _: asked.append, workspace), lambda *_: asked.append("otherwise"))
     norm, layer = Norm(np.ones(1), EPS), Linear(np.ones(1), None)

@@ -14,6 +14,7 @@ from tinyvllm.batch import Int32
 from tinyvllm.devices.interface import Buffer, Device
 from tinyvllm.engine.prompt_graphs import StepSize
 from tinyvllm.engine.runner import Step, TableUpdates
+from tinyvllm.kernels.device_values import rows_from
 from tinyvllm.kernels.launch import INT32, ceil_div, round_up
 from tinyvllm.kernels.step_inputs import HEADER_SIZE, StepArrays, StepInputs
 from tinyvllm.models.device_decoder import DeviceBatch, DeviceLimits
@@ -46,11 +47,8 @@ class SampledRows:
         """``num_rows`` of them, from ``first`` on; ``counting`` holds 0, 1, 2, ..."""
         if first == 0 and num_rows == self.num_rows:
             return self
-        rows, slots, positions = (
-            buffer.view((num_rows,), offset_bytes=first * INT32.itemsize)
-            for buffer in (self.rows or counting, self.slots, self.positions)
-        )
-        return SampledRows(rows, slots, positions)
+        arrays = (self.rows or counting, self.slots, self.positions)
+        return SampledRows(*(rows_from(each, first, num_rows) for each in arrays))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from tinyvllm.batch import NO_LOGPROBS, Int32, LogprobColumns, Sampled, Sampling
 from tinyvllm.devices.interface import Buffer, Device, Download
 from tinyvllm.engine.device_inputs import SampledRows
 from tinyvllm.engine.runner import Started
+from tinyvllm.kernels.device_values import rows_from
 from tinyvllm.kernels.host_ring import HostCopy, HostRing
 from tinyvllm.kernels.launch import INT32, round_up
 from tinyvllm.kernels.logprobs import MAX_LISTED, LogprobBuffers, Logprobs
@@ -243,10 +244,5 @@ class _Rules:
 
 
 def _rows_of(buffers: LogprobBuffers, first: int, num_rows: int) -> LogprobBuffers:
-    width = buffers.token_ids.shape[1]
-    offset = first * width * 4
-    return LogprobBuffers(
-        buffers.token_ids.view((num_rows, width), offset_bytes=offset),
-        buffers.logprobs.view((num_rows, width), offset_bytes=offset),
-        buffers.rank.view((num_rows,), offset_bytes=first * 4),
-    )
+    arrays = (buffers.token_ids, buffers.logprobs, buffers.rank)
+    return LogprobBuffers(*(rows_from(each, first, num_rows) for each in arrays))

@@ -18,7 +18,7 @@ def compose_qkv(context: BindContext) -> Callable[..., None]:
     """``rms_norm``, ``linear``, ``rope_append``."""
     rms_norm, linear, rope_append = context.op("rms_norm"), context.op("linear"), context.op("rope_append")
     model, workspace = context.spec.model, context.on_device
-    normed_rows = _normed_rows(context)
+    normed_rows = normed_rows_of(context)
     num_columns = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim
     qkv_rows = workspace.buffer("qkv", (workspace.limits.max_tokens, num_columns))
 
@@ -64,7 +64,7 @@ def compose_gate_up(context: BindContext) -> Callable[..., None]:
     """``rms_norm``, ``linear``, ``silu_mul``."""
     rms_norm, linear, silu_mul = context.op("rms_norm"), context.op("linear"), context.op("silu_mul")
     workspace = context.on_device
-    normed_rows = _normed_rows(context)
+    normed_rows = normed_rows_of(context)
     gate_up_rows = workspace.buffer("gate_up", (workspace.limits.max_tokens, 2 * context.spec.model.intermediate_size))
 
     def rms_norm_gate_up_silu(out: Buffer, x: Buffer, norm: Norm, gate_up: Linear) -> None:
@@ -79,7 +79,7 @@ def compose_gate_up(context: BindContext) -> Callable[..., None]:
 def compose_lm_head(context: BindContext) -> Callable[..., None]:
     """``rms_norm``, ``lm_head``."""
     rms_norm, lm_head = context.op("rms_norm"), context.op("lm_head")
-    normed_rows = _normed_rows(context)
+    normed_rows = normed_rows_of(context)
 
     def rms_norm_lm_head(logits: Buffer, x: Buffer, norm: Norm, head: Linear) -> None:
         normed = first_rows(normed_rows, x.shape[0])
@@ -97,14 +97,15 @@ def compose_lm_head_argmax(context: BindContext) -> Callable[..., None]:
 
     def lm_head_argmax(token_ids: Buffer, x: Buffer, norm: Norm, head: Linear) -> None:
         for start in range(0, x.shape[0], limits.max_logits_rows):
-            rows, ids = (rows_from(each, start, limits.max_logits_rows) for each in (x, token_ids))
-            logits = first_rows(logits_rows, rows.shape[0])
-            rms_norm_lm_head(logits, rows, norm, head)
-            argmax(ids, logits)
+            num_rows = min(limits.max_logits_rows, x.shape[0] - start)
+            logits = first_rows(logits_rows, num_rows)
+            rms_norm_lm_head(logits, rows_from(x, start, num_rows), norm, head)
+            argmax(rows_from(token_ids, start, num_rows), logits)
 
     return lm_head_argmax
 
 
-def _normed_rows(context: BindContext) -> Buffer:
+def normed_rows_of(context: BindContext) -> Buffer:
+    """``[max_tokens, E]``, bfloat16: where an op keeps its rows normalised."""
     workspace = context.on_device
     return workspace.buffer("normed", (workspace.limits.max_tokens, context.spec.model.hidden_size))

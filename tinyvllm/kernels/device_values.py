@@ -101,7 +101,6 @@ def first_rows(buffer: Buffer, num_rows: int) -> Buffer:
 
 
 def rows_from(buffer: Buffer, first: int, num_rows: int) -> Buffer:
-    """``num_rows`` rows of an array from ``first`` on, or what there is of them."""
+    """``num_rows`` rows of an array, from row ``first`` on."""
     row_bytes = buffer.nbytes // buffer.shape[0]
-    count = min(num_rows, buffer.shape[0] - first)
-    return buffer.view((count, *buffer.shape[1:]), offset_bytes=first * row_bytes)
+    return buffer.view((num_rows, *buffer.shape[1:]), offset_bytes=first * row_bytes)

@@ -1,4 +1,4 @@
-"""What the launchers of the projections from 17 rows on, for Hopper share; see ``gemm_wide_core.cuh``.
+"""What the launchers of Hopper's projections share, from 17 rows of x on; see ``gemm_wide_core.cuh``.
 
 Cut for the shapes of small models on an H100: a warpgroup has 64 weight rows, a block all shared memory of its SM.
 """

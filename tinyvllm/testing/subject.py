@@ -73,7 +73,7 @@ class Subject:
         if self.implementation == PARTS:
             return []
         kernel = create_kernel(self._registry, self.implementation, self.device_name, parameters)
-        return kernel.supports(self.op, spec_of(self.device_name, parameters, arch_of(self.device)))
+        return kernel.supports(self.op, spec_of(self.device_name, parameters, self.device))
 
     def bound(self, parameters: Parameters) -> Callable[..., Any]:
         """The op for an engine of these parameters; made once for each such engine.
@@ -82,7 +82,7 @@ class Subject:
             PluginError: it does not serve them.
         """
         limits = _limits(parameters)
-        spec = spec_of(self.device_name, parameters, arch_of(self.device))
+        spec = spec_of(self.device_name, parameters, self.device)
         if (spec, limits) not in self._bound:
             self._bound[spec, limits] = self._bind(spec, limits, parameters)
         return self._bound[spec, limits]
@@ -141,11 +141,11 @@ def subjects(
     """
     if not OPS[op].is_on(device_name):
         return []
-    names = [name for name in implementations(op, device_name, registry, arch_of(device)) if not only or name in only]
+    names = [name for name in implementations(op, device_name, registry, device) if not only or name in only]
     return [Subject(op, name, device_name, registry, device) for name in names]
 
 
-def implementations(op: str, device_name: str, registry: Registry, arch: int | None = None) -> list[str]:
+def implementations(op: str, device_name: str, registry: Registry, device: Device | None = None) -> list[str]:
     """Names of the kernel plugins that implement ``op`` on a device, then ``PARTS`` where it is made of some."""
     if not OPS[op].is_on(device_name):
         return []
@@ -158,7 +158,7 @@ def implementations(op: str, device_name: str, registry: Registry, arch: int | N
             kernel = create_kernel(registry, info.name, device_name, smallest)
         except TinyvllmError:
             continue  # a plugin that cannot be created matters once it is named: plugins check says why
-        if op in kernel.ops() and not kernel.supports(op, spec_of(device_name, smallest, arch)):
+        if op in kernel.ops() and not kernel.supports(op, spec_of(device_name, smallest, device)):
             found.append(info.name)
     return [*found, *([PARTS] if OPS[op].parts_on(device_name) else [])]
 
@@ -194,13 +194,8 @@ def create_kernel(registry: Registry, name: str, device_name: str, parameters: P
     return kernel
 
 
-def arch_of(device: Device | None) -> int | None:
-    """The architecture of a device; None for the CPU."""
-    return None if device is None else device.properties.arch
-
-
-def spec_of(device_name: str, parameters: Parameters, arch: int | None) -> OpSpec:
-    """What an engine of these parameters asks of an op, on a card of that architecture."""
+def spec_of(device_name: str, parameters: Parameters, device: Device | None) -> OpSpec:
+    """What an engine of these parameters asks of an op; without a device, of any card."""
     is_cpu = device_name == "cpu"
     return OpSpec(
         device=device_name,
@@ -213,7 +208,7 @@ def spec_of(device_name: str, parameters: Parameters, arch: int | None) -> OpSpe
         sampler="default",
         has_qk_norm=parameters.has_qk_norm,
         sliding_windows=(parameters.sliding_window,),
-        arch=arch,
+        arch=None if device is None else device.properties.arch,
     )
 
 
