@@ -10,7 +10,8 @@
     ├── DeviceError     a device is absent or failed                         exit code 4
     ├── KernelError     a kernel does not compile, launch or agree           exit code 4
     │   └── ShapeError  an operation was called with arrays that do not fit
-    └── CapacityError   memory or another finite resource ran out            exit code 5
+    ├── CapacityError   memory or another finite resource ran out            exit code 5
+    └── InvariantError  the engine's own books do not add up: a bug          exit code 1
 
 A message says what, where, what was got, what was expected, and the remedy:
 ``configs/a.yaml:12: cache.block_size must be a power of two, got 24; try 16 or 32``.
@@ -71,3 +72,10 @@ class CapacityError(TinyvllmError):
     """Memory or another finite resource ran out; the message names the numbers and the knobs."""
 
     exit_code = 5
+
+
+class InvariantError(TinyvllmError):
+    """The engine's own books do not add up, or it failed where nothing can fail: a bug of tinyvllm's.
+
+    Raised rather than asserted, so that ``python -O`` does not strip the check.
+    """

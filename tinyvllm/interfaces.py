@@ -327,17 +327,11 @@ class Schedule:
         rows: ``[B]`` int32; sequences that compute something, each once.
         num_tokens: ``[B]`` int32; how many tokens each computes, at least 1.
         preempt: rows that lose their blocks and slot first, in order; their tokens are kept.
-        stands: every row computes its one known token, and the same rows shall go on so, step after step, until
-            something else changes than their length (a row comes, ends or can take no more tokens) or blocks run out.
-            Until then the scheduler is not asked again, which saves its time and the check of what it decides. Where
-            the rows are all there is to run and none waits, one that ends leaves the others to go on: nothing is left
-            to be decided then.
     """
 
     rows: Int32
     num_tokens: Int32
     preempt: Int32 = field(default_factory=lambda: np.zeros(0, np.int32))
-    stands: bool = False
 
 
 @runtime_checkable

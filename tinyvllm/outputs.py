@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from tinyvllm.errors import TinyvllmError
+
 FinishReason: TypeAlias = Literal["stop", "length", "abort"]
 
 
@@ -103,6 +105,7 @@ class RequestOutput:
         finished: whether all of them have ended.
         metrics: times; None if nobody measured.
         num_cached_tokens: prompt tokens whose K and V came from an earlier request.
+        error: why the request failed, if it did; its completions then end with ``"abort"``.
     """
 
     request_id: str
@@ -113,3 +116,4 @@ class RequestOutput:
     finished: bool
     metrics: RequestMetrics | None = None
     num_cached_tokens: int = 0
+    error: TinyvllmError | None = None

@@ -29,10 +29,10 @@ def pack(view: SchedulerView, running: Int32, waiting: Int32) -> Schedule:
     if num_needed > view.num_free_blocks:
         return _preempting(view, running, num_tokens, needed)
     if len(waiting) == 0 or view.num_free_slots == 0:
-        return Schedule(running, num_tokens, stands=are_decodes)
+        return Schedule(running, num_tokens)
     started = _startable(view, waiting, view.budget - int(num_tokens.sum()), view.num_free_blocks - num_needed)
     if len(started.rows) == 0:  # blocks are short, and decodes only take more of them
-        return Schedule(running, num_tokens, stands=are_decodes)
+        return Schedule(running, num_tokens)
     return Schedule(np.concatenate([running, started.rows]), np.concatenate([num_tokens, started.num_tokens]))
 
 

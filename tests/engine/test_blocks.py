@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from tinyvllm.engine.blocks import BlockManager
-from tinyvllm.errors import CapacityError
+from tinyvllm.errors import CapacityError, InvariantError
 
 NUM_BLOCKS = 12
 
@@ -66,12 +66,12 @@ def test_a_block_released_twice_is_noticed() -> None:
     manager = BlockManager(4)
     blocks = manager.allocate(2)
     manager.release(blocks)
-    with pytest.raises(AssertionError, match="released twice"):
+    with pytest.raises(InvariantError, match="released twice"):
         manager.release(blocks)
 
 
 def test_check_notices_a_leak() -> None:
     manager = BlockManager(4)
     manager.allocate(2)
-    with pytest.raises(AssertionError, match="differ from the block tables"):
+    with pytest.raises(InvariantError, match="differ from the block tables"):
         manager.check(np.zeros(0, np.int32))

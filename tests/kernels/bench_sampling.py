@@ -47,7 +47,7 @@ class Bench:
         ]
         self.columns = DeviceSamplingColumns(device, num_rows)
         self.sample = Sample(device, vocab_size=options.vocab_size, max_rows=num_rows)
-        self.out = SampledBuffers.allocate(device, num_rows, num_rows)
+        self.out = SampledBuffers.allocate(device, num_rows)
 
     def sample_us(self, cut: dict[str, Any]) -> float:
         """One call."""

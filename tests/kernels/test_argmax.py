@@ -83,4 +83,4 @@ def test_wrong_shapes_are_refused_before_anything_runs(device: Device) -> None:
     with pytest.raises(ShapeError, match="4 rows, the launcher was made for 1 to 3"):
         make_argmax(device, vocab_size=64, max_rows=3)(step.out, step.logits, step.slots)
     with pytest.raises(ShapeError, match="argmax slots has shape"):
-        make_argmax(device, vocab_size=64, max_rows=4)(step.out, step.logits, step.out.slot_tokens)
+        make_argmax(device, vocab_size=64, max_rows=4)(step.out, step.logits, step.slots.view((3,)))

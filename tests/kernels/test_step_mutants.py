@@ -13,32 +13,27 @@ from .mutants import Scenario, copy_kernels, is_broken, plant
 
 
 def step_scenario(device: Device) -> None:
-    tokens = test_step_inputs.test_tokens_come_from_the_last_step_and_tables_are_updated.hypothesis.inner_test  # type: ignore[attr-defined]
-    tokens(device, 600, 7, 1)
-    goes_on = test_step_inputs.test_a_decode_step_goes_on_by_itself.hypothesis.inner_test  # type: ignore[attr-defined]
-    for num_rows, num_padding, block_size, seed in ((1, 0, 16, 2), (40, 8, 1, 3), (300, 20, 8, 4)):
-        goes_on(device, num_rows, num_padding, block_size, 4, seed)
+    completes = test_step_inputs.test_unseen_tokens_come_from_their_slots_and_tables_are_updated.hypothesis.inner_test  # type: ignore[attr-defined]
+    for is_decode in (False, True):
+        completes(device, 600, 7, 120, is_decode, 1)
 
 
 def ring_scenario(device: Device) -> None:
     comes = test_host_ring.test_each_step_s_copy_comes_to_the_host_one_step_late.hypothesis.inner_test  # type: ignore[attr-defined]
     for num_words in (1, 300):
         comes(device, num_words, 7, num_words)
+    test_host_ring.test_tokens_become_the_newest_of_their_slots(device)
     test_host_ring.test_a_replayed_graph_copies_each_time(device)
 
 
 SCENARIOS: dict[str, Scenario] = {"step_inputs.cu": step_scenario, "host_ring.cu": ring_scenario}
 
 SLIPS = [
-    ("max(sampled[-1 - token], 0)", "sampled[-1 - token]"),
-    ("positions[t] + 1;", "positions[t];"),
-    ("is_next && slot_mapping[t] >= 0", "is_next"),  # padding goes on, too
-    ("new_positions[t] = position + 1", "new_positions[t] = position"),
-    ("position / block_size];", "(position - 1) / block_size];"),  # the block before
-    ("block * block_size + position", "block + position"),
-    ("updates[1] = 0;", ""),
-    ("updates[0] = 1;", ""),
-    ("i += num_threads", "i += num_updates"),
+    ("newest[-1 - token]", "newest[-token]"),
+    ("newest[-1 - token]", "newest[t]"),
+    ("updates + 1 + 3 * i", "updates + 3 * i"),
+    ("t < num_tokens; t += num_threads", "t < THREADS; t += num_threads"),
+    ("i < num_updates; i += num_threads", "i < THREADS; i += num_threads"),
 ]
 RING_SLIPS = [
     ("size_t(now % NUM_PLACES) * (num_words + 1)", "size_t(now % NUM_PLACES) * num_words"),
@@ -46,6 +41,10 @@ RING_SLIPS = [
     ("place[0] = now;", ""),
     ("i < num_words; i += THREADS", "i < THREADS; i += THREADS"),
     ("place[1 + i] = source[i];", "place[i] = source[i];"),
+    ("if (slots[i] >= 0) newest", "newest"),
+    ("newest[slots[i]]", "newest[i]"),
+    ("max(int(source[i]), 0)", "int(source[i])"),
+    ("i < num_rows; i += THREADS", "i < num_words; i += THREADS"),
 ]
 
 

@@ -225,10 +225,10 @@ def sampling(vocab_size: int) -> Iterator[tuple[str, Make]]:
     yield label, partial(Sample, vocab_size=vocab_size, max_rows=SAMPLED_ROWS)
     yield label, partial(Logprobs, vocab_size=vocab_size)
     yield label, penalties
-    yield "any step", partial(StepInputs, block_size=16)
+    yield "any step", StepInputs
 
     def host_ring(device: Device) -> object:
-        return HostRing(device, device.memory.alloc((64,), np.uint32))
+        return HostRing(device, device.memory.alloc((64,), np.uint32), device.memory.alloc((64,), np.int32))
 
     yield "any step", host_ring
 

@@ -14,6 +14,7 @@ from tinyvllm.engine.engine import Engine
 from tinyvllm.engine.runner import Done, Pending, Step, StepResult
 from tinyvllm.engine.table import SequenceTable
 from tinyvllm.interfaces import Kind, PluginContext
+from tinyvllm.plugin_call import PluginName
 from tinyvllm.registry import Registry
 from tinyvllm.request import SamplingParams, SamplingRules
 from tinyvllm.shapes import ModelShape
@@ -48,6 +49,9 @@ class _NoModel:
     def launch(self, step: Step) -> Pending:
         sampled = None if step.sampling is None else Sampled(np.full(len(step.sampled), 5, np.int32))
         return Done(StepResult(sampled, ()))
+
+    def recover(self) -> None:
+        """A step leaves nothing behind."""
 
 
 def measure_overhead(scheduler: str, num_running: int, context_len: int, num_steps: int) -> OverheadResult:
@@ -85,7 +89,7 @@ def _engine(scheduler: str, num_running: int, max_model_len: int) -> Engine:
         ),
         runner=_NoModel(),
         scheduler=registry.create(Kind.SCHEDULER, scheduler, context),
-        scheduler_name=scheduler,
+        scheduler_name=PluginName(Kind.SCHEDULER, scheduler, registry.origin(Kind.SCHEDULER, scheduler)),
         admission=Admission(
             tokenizer=None,
             vocab_size=shape.vocab_size,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tinyvllm.batch import Int32
-from tinyvllm.errors import CapacityError
+from tinyvllm.errors import CapacityError, InvariantError
 
 
 class BlockManager:
@@ -42,14 +42,14 @@ class BlockManager:
 
     def share(self, blocks: Int32) -> None:
         """Add a reference to each of these blocks, all of them held by somebody."""
-        assert np.all(self._references[blocks] > 0), "a free block cannot be shared"
+        require(bool(np.all(self._references[blocks] > 0)), "a free block cannot be shared")
         self._references[blocks] += 1
         self._num_shared += len(blocks)
 
     def release(self, blocks: Int32) -> None:
         """Drop one reference to each of these blocks, no block twice; those without any become free."""
         references = self._references[blocks] - 1
-        assert np.all(references >= 0), "a block was released twice"
+        require(bool(np.all(references >= 0)), "a block was released twice")
         self._references[blocks] = references
         freed = blocks[references == 0]
         self._num_shared -= len(blocks) - len(freed)
@@ -57,11 +57,24 @@ class BlockManager:
         self._num_free += len(freed)
 
     def freed_by(self, blocks: Int32) -> int:
-        """Blocks that would become free if each entry (a block may occur several times) lost one reference."""
+        """Blocks that would become free if each entry lost one reference; a block may stand in several entries."""
         if self._num_shared == 0:
-            return len(blocks)
+            return int(np.count_nonzero(np.bincount(blocks, minlength=self.num_blocks)))
         unique, counts = np.unique(blocks, return_counts=True)
         return int(np.count_nonzero(self._references[unique] == counts))
+
+    def rebuild(self, held: Int32) -> None:
+        """Forget what was handed out, and count anew.
+
+        Args:
+            held: every entry of every live block table; whatever is not among them becomes free.
+        """
+        self._references = np.bincount(held, minlength=self.num_blocks).astype(np.int32)
+        free = np.flatnonzero(self._references == 0)[::-1].astype(np.int32)
+        self._free = np.zeros(self.num_blocks, np.int32)
+        self._free[: len(free)] = free
+        self._num_free = len(free)
+        self._num_shared = int(np.maximum(self._references - 1, 0).sum())
 
     def check(self, held: Int32) -> None:
         """Return if every block is free or referenced, never both, and as often as in ``held``.
@@ -69,12 +82,23 @@ class BlockManager:
         Args:
             held: every entry of every live block table.
         Raises:
-            AssertionError: what does not add up.
+            InvariantError: what does not add up.
         """
-        free = self._free[: self._num_free]
+        free = np.bincount(self._free[: self._num_free], minlength=self.num_blocks)
         references = np.bincount(held, minlength=self.num_blocks)
-        assert len(np.unique(free)) == len(free), "a block is on the free stack twice"
-        assert np.array_equal(references, self._references), "reference counts differ from the block tables"
-        assert not self._references[free].any(), "a free block is referenced"
-        assert self._num_free + np.count_nonzero(references) == self.num_blocks, "blocks leaked"
-        assert self._num_shared == int(np.maximum(references - 1, 0).sum()), "the count of shared references is off"
+        require(int(free.max(initial=0)) <= 1, "a block is on the free stack twice")
+        require(np.array_equal(references, self._references), "reference counts differ from the block tables")
+        require(not (free & (references > 0)).any(), "a free block is referenced")
+        require(self._num_free + np.count_nonzero(references) == self.num_blocks, "blocks leaked")
+        num_shared = int(np.maximum(references - 1, 0).sum())
+        require(self._num_shared == num_shared, "the count of shared references is off")
+
+
+def require(holds: bool, what: str) -> None:
+    """Return if an invariant holds.
+
+    Raises:
+        InvariantError: it does not; ``what`` says which.
+    """
+    if not holds:
+        raise InvariantError(f"{what}; this is a bug of tinyvllm's, please report it")

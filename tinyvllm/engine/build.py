@@ -11,6 +11,7 @@ from tinyvllm.config.schema import Config, Section
 from tinyvllm.devices.interface import Device
 from tinyvllm.engine.admission import Admission
 from tinyvllm.engine.blocks import BlockManager
+from tinyvllm.engine.checked_sampler import CheckedSampler
 from tinyvllm.engine.devices import choose_device
 from tinyvllm.engine.engine import Engine
 from tinyvllm.engine.generation_config import GenerationDefaults, generation_defaults
@@ -35,6 +36,7 @@ from tinyvllm.kernels.table import DEFAULT_KERNELS, OpTable
 from tinyvllm.models import read_config
 from tinyvllm.models.decoder import Decoder, DecoderConfig
 from tinyvllm.models.weights import expected_tensors, load_weights
+from tinyvllm.plugin_call import PluginName
 from tinyvllm.registry import Registry
 from tinyvllm.request import SamplingParams
 from tinyvllm.shapes import ModelShape
@@ -161,7 +163,7 @@ class _Builder:
             table=table,
             runner=runner,
             scheduler=self._create(Kind.SCHEDULER, config.scheduler, context),
-            scheduler_name=config.scheduler.name,
+            scheduler_name=self._plugin_name(Kind.SCHEDULER, config.scheduler.name),
             admission=admission,
             lag=int(self._device != "cpu" if runs_ahead is None else runs_ahead),
         )
@@ -218,7 +220,7 @@ class _Builder:
         decoder = Decoder(weights, ops.op, attention)
         ops.check_used()
         self._report_ops(ops)
-        sampler = self._create(Kind.SAMPLER, self._config.sampler, context)
+        sampler = self._sampler(context)
         return ModelRunner(decoder, allocate_caches(shape, num_blocks, cache.block_size), sampler), num_blocks
 
     def _device_runner(
@@ -239,10 +241,6 @@ class _Builder:
         )
         device = self._opened = open_device(self._device, batch_invariant=config.batch_invariant)
 
-        def make_sampler(with_blocks: PluginContext) -> Sampler:
-            sampler: Sampler = self._create(Kind.SAMPLER, config.sampler, with_blocks)
-            return sampler
-
         tables: list[OpTable] = []
 
         def make_table(spec: OpSpec, workspace: Workspace) -> OpTable:
@@ -250,7 +248,7 @@ class _Builder:
             return tables[0]
 
         runner, num_blocks = build_device_runner(
-            device, decoder_config, checkpoint, context, settings, make_sampler, make_table, self._report.append
+            device, decoder_config, checkpoint, context, settings, self._sampler, make_table, self._report.append
         )
         self._report_cache(decoder_config, num_blocks, 2)
         self._report_ops(tables[0])
@@ -289,6 +287,14 @@ class _Builder:
             for name in DEFAULT_KERNELS[self._device]
         }
         return OpTable(spec, defaults, replacements, workspace)
+
+    def _sampler(self, context: PluginContext) -> CheckedSampler:
+        sampler: Sampler = self._create(Kind.SAMPLER, self._config.sampler, context)
+        name = self._plugin_name(Kind.SAMPLER, self._config.sampler.name)
+        return CheckedSampler(sampler, name, context.model.vocab_size)
+
+    def _plugin_name(self, kind: Kind, name: str) -> PluginName:
+        return PluginName(kind, name, self._registry.origin(kind, name))
 
     def _report_ops(self, ops: OpTable) -> None:
         self._report += [f"op {r.op}: {r.implementation} ({r.reason})" for r in ops.report()]

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import numpy as np
 
 from tinyvllm.batch import Batch, Int32
-from tinyvllm.engine.standing import block_tables_of
 from tinyvllm.engine.table import SequenceTable
 from tinyvllm.engine.validate import CheckedSchedule
 from tinyvllm.sequence import SequenceTokens
@@ -49,10 +48,18 @@ def build_batch(
         positions=positions,
         cu_seqlens_q=cu_seqlens_q,
         context_lens=ends,
-        block_tables=block_tables_of(table, slots, schedule.rows),
+        block_tables=_block_tables(table, slots, schedule.rows),
         slot_mapping=blocks * table.block_size + positions % table.block_size,
         last_token_index=cu_seqlens_q[1:] - 1,
     )
+
+
+def _block_tables(table: SequenceTable, slots: Int32, rows: Int32) -> Int32:
+    """``[B, M]``; no copy where the slots are the first ``B``, so that long contexts cost nothing."""
+    width = int(np.maximum.reduce(table.num_blocks.take(rows)))
+    if slots[-1] == len(slots) - 1:
+        return table.tables[: len(slots), :width]
+    return table.tables[slots, :width]
 
 
 def _token_ids(

@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from tinyvllm.batch import ALL_LOGPROBS, Int32, LogprobColumns
+from tinyvllm.errors import TinyvllmError
 from tinyvllm.outputs import CompletionOutput, FinishReason, Logprob, RequestMetrics, RequestOutput, TokenLogprobs
 from tinyvllm.request import Request
 from tinyvllm.sequence import SequenceTokens
@@ -59,6 +60,7 @@ class Completion:
         index: 0 to ``n - 1``.
         tokens: what the sampler reads; it may run ahead of what was read back.
         row: in the engine's table.
+        runs_ahead: whether a step may begin before the token of the step before is known.
         stop_ids: tokens that end it.
         finish_reason, stop_reason: as in :class:`~tinyvllm.outputs.CompletionOutput`.
     """
@@ -73,6 +75,7 @@ class Completion:
         "index",
         "request",
         "row",
+        "runs_ahead",
         "stop_ids",
         "stop_reason",
         "tokens",
@@ -84,6 +87,7 @@ class Completion:
         self.index = index
         self.tokens = tokens
         self.row = -1
+        self.runs_ahead = True
         self.finish_reason: FinishReason | None = None
         self.stop_reason: int | str | None = None
         self._num_output = 0
@@ -158,6 +162,13 @@ class Completion:
         """End now, keeping what there is."""
         self._finish("abort", reason)
 
+    def fail(self, reason: str) -> None:
+        """End now, keeping the tokens that there are, without another look at their text: it may be what failed."""
+        self._num_output = max(self._num_output, len(self.tokens.output))
+        self.finish_reason, self.stop_reason = "abort", reason
+        if self._logprobs is not None:
+            del self._logprobs[self._num_output :]
+
     def output(self) -> CompletionOutput:
         """What there is so far."""
         return CompletionOutput(
@@ -185,14 +196,18 @@ class RequestState:
         request: as admitted.
         seed: of its random streams.
         tokenizer: None: no text.
-        stream: whether news are told at every token.
+        stream: whether the engine gives an output at every token.
         completions: by index.
+        owner: who gets the outputs; see :class:`~tinyvllm.engine.engine.Engine`.
+        error: why the request failed, if it did.
         num_prompt_logprobs: prompt tokens whose log-probabilities were ordered.
         first_token_time: when the first token of any completion was read back.
     """
 
     def __init__(self, request: Request, *, seed: int, tokenizer: Tokenizer | None, stream: bool) -> None:
         self.request = request
+        self.owner: object = None
+        self.error: TinyvllmError | None = None
         self.seed = seed
         self.tokenizer = tokenizer
         self.stream = stream
@@ -248,6 +263,7 @@ class RequestState:
             prompt_logprobs=None if self._prompt_logprobs is None else list(self._prompt_logprobs),
             outputs=[completion.output() for completion in self.completions],
             finished=self.is_finished,
+            error=self.error,
             metrics=RequestMetrics(
                 self.request.arrival_time, self._first_scheduled_time, self.first_token_time, self._finished_time
             ),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate
@@ -23,6 +21,10 @@ _ALIGNMENT = 64
 """Elements: each array begins at a multiple of 256 bytes."""
 _MOST_KEPT = 64
 _NONE = np.zeros(0, np.int32)
+_NO_UPDATES = TableUpdates(_NONE, _NONE, _NONE)
+_NO_SLOT = -1
+_DECODE_PADDING = (0, 0, _NO_SLOT, 0, _NO_SLOT, 0)
+"""Of token ids, positions, slot mapping, context lengths, slots and new positions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,43 +110,42 @@ class DeviceInputs:
         self.counting = device.memory.alloc((most,), INT32)
         """``[most sequences]``, int32: 0, 1, 2, ..."""
         device.memory.upload(self.counting, np.arange(most, dtype=np.int32))
-        self._complete = StepInputs(device, block_size=limits.block_size)
-        self._num_sent = 0  # of the elements of the last step
+        self._complete = StepInputs(device)
         self._padded: dict[int, tuple[tuple[int, ...], StepBuffers]] = {}  # by size of a decode step
         self._places = lru_cache(_MOST_KEPT)(self._find_places)
 
-    def upload_decode(self, step: Step, size: int, *, is_in_place: bool) -> StepBuffers:
+    def upload_decode(self, step: Step, size: int) -> StepBuffers:
         """The arrays of a step of one token a sequence, all of them sampled, padded to ``size`` sequences.
 
         Args:
             step: the step.
             size: how many it is padded to.
-            is_in_place: the device holds the arrays of the step before, of which this one is the next: it works them
-                out itself, and is told what is new in the block tables.
         """
-        if size not in self._padded:
-            layout = _Layout.of(size, size)
-            self._padded[size] = (layout.starts, self._buffers(layout, size, is_decode=True, are_all=True))
-        starts, buffers = self._padded[size]
-        if is_in_place:
-            assert step.table_updates is not None
-            if len(step.table_updates.rows):
-                used = self._put_updates(step.table_updates, starts[-1], is_next=True)
-                self._device.memory.upload(self._part(starts[-1], used), self._host[starts[-1] : starts[-1] + used])
-            return buffers
-        batch, host, count = step.batch, self._host, step.batch.num_sequences
+        starts, buffers = self._decode_places(size)
+        batch = step.batch
         assert step.sampling is not None
-        for start, values, padding in (
-            (starts[0], batch.token_ids, 0),
-            (starts[1], batch.positions, 0),
-            (starts[2], batch.slot_mapping, -1),
-            (starts[3], batch.context_lens, 0),
-            (starts[4], step.slots, -1),
-            (starts[5], step.sampling.position, 0),
-        ):
-            host[start : start + count] = values
-            host[start + count : start + size] = padding
+        arrays = (
+            batch.token_ids, batch.positions, batch.slot_mapping, batch.context_lens, step.slots,
+            step.sampling.position,
+        )  # fmt: skip
+        self._put_rows(starts, arrays, batch.num_sequences, size)
         self._send(step, starts[-1])
+        return buffers
+
+    def upload_padding(self, size: int) -> StepBuffers:
+        """The arrays of a decode step of ``size`` rows of padding: it reads and writes no K, no V and no token."""
+        starts, buffers = self._decode_places(size)
+        self._put_rows(starts, (_NONE,) * 6, 0, size)
+        self._send(None, starts[-1])
+        return buffers
+
+    def upload_prompt_padding(self, size: StepSize, num_sampled: int) -> StepBuffers:
+        """The same for a step of that size that computes prompts; the sampled rows are the first ones."""
+        starts, buffers = self._places(size, num_sampled, False)
+        self._host[: starts[-1]] = 0  # no token belongs to a sequence
+        self._host[starts[2] : starts[3]] = _NO_SLOT
+        self._host[starts[4] : starts[5]] = _NO_SLOT
+        self._send(None, starts[-1])
         return buffers
 
     def upload(self, step: Step, size: StepSize) -> StepBuffers:
@@ -170,22 +171,11 @@ class DeviceInputs:
         self._send(step, starts[-1])
         return buffers
 
-    def complete(self, buffers: StepBuffers, last_sampled: Buffer, *, is_decode: bool) -> None:
+    def complete(self, buffers: StepBuffers, newest: Buffer, *, is_decode: bool) -> None:
         """Queue what the host did not fill in; see ``StepInputs``."""
         batch = buffers.batch
-        arrays = StepArrays(
-            batch.token_ids, batch.positions, batch.slot_mapping, batch.context_lens, buffers.sampled.positions,
-            batch.block_tables, buffers.updates,
-        )  # fmt: skip
-        self._complete(arrays, last_sampled, is_decode=is_decode)
-
-    @contextmanager
-    def without_sampling(self, buffers: StepBuffers) -> Iterator[None]:
-        """Within the block every sampled row is padding: the step just sent may run once more than it should."""
-        slots = buffers.sampled.slots
-        self._device.memory.upload(slots, np.full(slots.shape, -1, np.int32))
-        yield
-        self._device.memory.upload(self._part(0, self._num_sent), self._host[: self._num_sent])
+        arrays = StepArrays(batch.token_ids, batch.block_tables, buffers.updates)
+        self._complete(arrays, newest, is_decode=is_decode)
 
     def upload_rows(self, indices: Int32) -> Buffer:
         """Indices of rows, on the device; until the next call."""
@@ -193,23 +183,33 @@ class DeviceInputs:
         self._device.memory.upload(buffer, indices.astype(np.int32, copy=False))
         return buffer
 
-    def _send(self, step: Step, updates_start: int) -> None:
-        """Adds the updates of the block tables behind the arrays, and copies all that is in use."""
-        updates = None if step.is_next else step.table_updates
-        if updates is None:
-            self._device.memory.upload_corner(self._tables, step.batch.block_tables)
-        self._num_sent = updates_start + self._put_updates(updates, updates_start, is_next=False)
-        self._device.memory.upload(self._part(0, self._num_sent), self._host[: self._num_sent])
+    def _put_rows(self, starts: tuple[int, ...], arrays: tuple[Int32, ...], count: int, size: int) -> None:
+        """Writes the ``count`` rows of a decode step, in order of ``_Layout``, and padding up to ``size``."""
+        for start, values, padding in zip(starts, arrays, _DECODE_PADDING, strict=False):
+            self._host[start : start + count] = values
+            self._host[start + count : start + size] = padding
 
-    def _put_updates(self, updates: TableUpdates | None, start: int, *, is_next: bool) -> int:
-        """Writes the header and the updates; how many elements that is."""
-        count = 0 if updates is None else len(updates.rows)
-        self._host[start : start + HEADER_SIZE] = is_next, count
-        first = start + HEADER_SIZE
-        if updates is not None and count:
+    def _send(self, step: Step | None, updates_start: int) -> None:
+        """Adds the updates of the block tables behind the arrays, and copies all that is in use."""
+        updates = _NO_UPDATES if step is None else step.table_updates
+        if updates is None:
+            assert step is not None
+            self._device.memory.upload_corner(self._tables, step.batch.block_tables)
+            updates = _NO_UPDATES
+        count, first = len(updates.rows), updates_start + HEADER_SIZE
+        self._host[updates_start] = count
+        if count:
             triples = self._host[first : first + 3 * count].reshape(count, 3)
             triples[:, 0], triples[:, 1], triples[:, 2] = updates.rows, updates.columns, updates.blocks
-        return HEADER_SIZE + 3 * count
+        num_sent = first + 3 * count
+        self._device.memory.upload(self._part(0, num_sent), self._host[:num_sent])
+
+    def _decode_places(self, size: int) -> tuple[tuple[int, ...], StepBuffers]:
+        """Where the arrays of a decode step of ``size`` rows begin on the host, and where they lie on the device."""
+        if size not in self._padded:
+            layout = _Layout.of(size, size)
+            self._padded[size] = (layout.starts, self._buffers(layout, size, is_decode=True, are_all=True))
+        return self._padded[size]
 
     def _find_places(self, size: StepSize, num_sampled: int, is_decode: bool) -> tuple[tuple[int, ...], StepBuffers]:
         """Where the arrays of such a step begin on the host, and where they lie on the device."""

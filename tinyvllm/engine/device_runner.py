@@ -10,11 +10,12 @@ import numpy as np
 
 from tinyvllm.batch import Float32, Int32, LogprobColumns, SampleCall, Sampled
 from tinyvllm.devices.interface import Buffer, Device, Graph
+from tinyvllm.engine.checked_sampler import CheckedSampler
 from tinyvllm.engine.device_inputs import DeviceInputs, SampledRows, StepBuffers
 from tinyvllm.engine.device_sampling import DeviceSampling, PendingTokens, SamplingMode
 from tinyvllm.engine.prompt_graphs import PromptGraphs, StepSize
 from tinyvllm.engine.runner import Done, Pending, PromptLogprobs, Step, StepResult, joined
-from tinyvllm.interfaces import Sampler
+from tinyvllm.errors import DeviceError, KernelError
 from tinyvllm.kernels.launch import BFLOAT16
 from tinyvllm.models.device_decoder import DeviceDecoder, DeviceLimits
 from tinyvllm.reference.logprobs import logprob_columns
@@ -48,7 +49,7 @@ class DeviceRunner:
         caches: list[tuple[Buffer, Buffer]],
         limits: DeviceLimits,
         sampling: DeviceSampling,
-        sampler: Sampler,
+        sampler: CheckedSampler,
         *,
         enforce_eager: bool = False,
     ) -> None:
@@ -57,13 +58,25 @@ class DeviceRunner:
         self._inputs = DeviceInputs(device, limits)
         self._graphs: dict[tuple[int, SamplingMode], Graph] = {}
         self._prompt_graphs = PromptGraphs(device, limits)
-        self._buckets = batch_buckets(limits.max_seqs)
+        self._sizes = decode_sizes(limits.max_seqs)
         self._last_mode: tuple[Float32 | None, SamplingMode | None] = (None, None)
-        self._in_place: tuple[int, SamplingMode] | None = None  # the decode step whose arrays the device holds
 
     def can_run_ahead(self, params: SamplingParams, rules: SamplingRules) -> bool:
         """Whether the device samples such a sequence: what the host samples must be known before the next step."""
         return self._sampling.can_sample(params, rules)
+
+    def recover(self) -> None:
+        """Wait for whatever was queued, and take nothing for granted of what the device holds.
+
+        Raises:
+            DeviceError: the device is lost.
+        """
+        self._last_mode = (None, None)
+        try:
+            self._device.synchronize()
+            self._sampling.recover()
+        except KernelError as error:
+            raise DeviceError(str(error)) from error
 
     def launch(self, step: Step) -> Pending:
         """Begin a step."""
@@ -75,19 +88,36 @@ class DeviceRunner:
             if mode is not None:
                 self._decode(step, mode)
                 return self._in_flight(mode, num_sampled, ())
-        self._in_place = None
         buffers = self._compute(step)
         if not are_decodes:  # only now: the device is at work meanwhile
             mode = self._prepare_sampling(step)
-        wishes = [self._prompt_logprobs(wish) for wish in step.prompt_logprobs]
+        prompts = [self._prompt_logprobs(wanted) for wanted in step.prompt_logprobs]
         if step.sampling is None:
-            return Done(StepResult(None, wishes))
+            return Done(StepResult(None, prompts))
         if mode is None:
-            return Done(StepResult(self._sample_on_host(step, buffers), wishes))
+            return Done(StepResult(self._sample_on_host(step, buffers), prompts))
         self._upload_parameters(mode, num_sampled)
         self._queue_sampling(buffers.sampled, mode)
-        self._sampling.queue_copy()
-        return self._in_flight(mode, num_sampled, wishes)
+        self._sampling.queue_end(buffers.sampled.slots)
+        return self._in_flight(mode, num_sampled, prompts)
+
+    def record(self, size: int, mode: SamplingMode) -> None:
+        """Record the graph of decode steps of up to ``size`` sequences that need ``mode``, if there is none yet.
+
+        The steps that are run for it compute rows of padding: they read no cache, and write nothing that a request
+        could read.
+        """
+        if (size, mode) not in self._graphs:
+            self._graphs[size, mode] = self._record(size, mode)
+
+    def rehearse(self, size: StepSize, mode: SamplingMode) -> None:
+        """Run a step of that size, which computes prompts, on padding: launchers are made and memory is allocated."""
+        num_sampled = min(size.num_sequences, self._limits.max_seqs)
+        buffers = self._inputs.upload_prompt_padding(size, num_sampled)
+        self._inputs.complete(buffers, self._sampling.newest, is_decode=False)
+        self._decoder.forward(buffers.batch, self._caches)
+        self._queue_sampling(buffers.sampled, mode)
+        self._device.synchronize()
 
     def _prepare_sampling(self, step: Step) -> SamplingMode | None:
         """Take the parameters of what has started; what the step's rows need, or None if the host samples them."""
@@ -113,7 +143,7 @@ class DeviceRunner:
         buffers = self._inputs.upload(step, padded or size)
 
         def queue() -> None:
-            self._inputs.complete(buffers, self._sampling.token_ids, is_decode=False)
+            self._inputs.complete(buffers, self._sampling.newest, is_decode=False)
             self._decoder.forward(buffers.batch, self._caches)
 
         if padded is None or self._enforce_eager:
@@ -126,32 +156,29 @@ class DeviceRunner:
 
     def _decode(self, step: Step, mode: SamplingMode) -> None:
         """One token a sequence, in a graph of the next larger batch."""
-        bucket = self._buckets[bisect_left(self._buckets, step.batch.num_sequences)]
-        key = (bucket, mode)
-        buffers = self._inputs.upload_decode(step, bucket, is_in_place=step.is_next and self._in_place == key)
-        self._in_place = key
-        self._upload_parameters(mode, bucket)
+        size = self._sizes[bisect_left(self._sizes, step.batch.num_sequences)]
+        if not self._enforce_eager:
+            self.record(size, mode)  # before the step's arrays are sent
+        buffers = self._inputs.upload_decode(step, size)
+        self._upload_parameters(mode, size)
         if self._enforce_eager:
             self._queue_decode(buffers, mode)
-            self._sampling.queue_copy()
-            return
-        graph = self._graphs.get(key)
-        if graph is None:
-            graph = self._graphs[key] = self._record(buffers, mode)
-        graph.replay()
+            self._sampling.queue_end(buffers.sampled.slots)
+        else:
+            self._graphs[size, mode].replay()
 
-    def _record(self, buffers: StepBuffers, mode: SamplingMode) -> Graph:
-        """The graph of a decode step. Launchers are made, and memory is allocated, in a run that samples nothing."""
-        with self._inputs.without_sampling(buffers):
-            self._queue_decode(buffers, mode)
+    def _record(self, size: int, mode: SamplingMode) -> Graph:
+        """The graph of a decode step. Launchers are made, and memory is allocated, in a run of it on padding."""
+        buffers = self._inputs.upload_padding(size)
+        self._queue_decode(buffers, mode)
         self._device.synchronize()
         with self._device.capture() as graph:
             self._queue_decode(buffers, mode)
-            self._sampling.queue_copy()
+            self._sampling.queue_end(buffers.sampled.slots)
         return graph
 
     def _queue_decode(self, buffers: StepBuffers, mode: SamplingMode) -> None:
-        self._inputs.complete(buffers, self._sampling.token_ids, is_decode=True)
+        self._inputs.complete(buffers, self._sampling.newest, is_decode=True)
         self._decoder.forward(buffers.batch, self._caches)
         self._queue_sampling(buffers.sampled, mode)
 
@@ -163,7 +190,6 @@ class DeviceRunner:
         if self._is_one_kernel(mode, sampled.num_rows):
             self._decoder.greedy(sampled.rows, self._sampling.token_ids.view((sampled.num_rows,)))
             return
-        self._sampling.prepare(mode)
         most = self._limits.max_logits_rows
         for first in range(0, sampled.num_rows, most):
             part = sampled.part(first, min(sampled.num_rows - first, most), self._inputs.counting)
@@ -195,13 +221,13 @@ class DeviceRunner:
             parts.append(self._device.memory.download(self._decoder.logits(rows, len(part))))
         return np.concatenate(parts)
 
-    def _prompt_logprobs(self, wish: PromptLogprobs) -> LogprobColumns:
+    def _prompt_logprobs(self, wanted: PromptLogprobs) -> LogprobColumns:
         parts = []
-        for start in range(0, len(wish.targets), self._limits.max_logits_rows):
-            targets = wish.targets[start : start + self._limits.max_logits_rows]
-            first = wish.first + start
+        for start in range(0, len(wanted.targets), self._limits.max_logits_rows):
+            targets = wanted.targets[start : start + self._limits.max_logits_rows]
+            first = wanted.first + start
             logits = self._rows_of_logits(np.arange(first, first + len(targets), dtype=np.int32))
-            parts.append(logprob_columns(logits, targets, wish.num_logprobs))
+            parts.append(logprob_columns(logits, targets, wanted.num_logprobs))
         return joined(parts)
 
 
@@ -218,8 +244,8 @@ class _InFlight:
         return StepResult(self.tokens.wait(), self.prompt_logprobs)
 
 
-def batch_buckets(max_seqs: int) -> Sequence[int]:
-    """Batch sizes that get a graph of their own: powers of two up to 16, then steps of 16, and the largest."""
+def decode_sizes(max_seqs: int) -> Sequence[int]:
+    """Numbers of sequences that get a graph of their own: powers of two up to 16, then steps of 16, and the largest."""
     sizes = {size for size in (1, 2, 4, 8) if size <= max_seqs} | set(range(16, max_seqs + 1, 16)) | {max_seqs}
     return sorted(sizes)
 

@@ -90,17 +90,20 @@ class DeviceSampling:
         self._is_served = np.ones(num_slots, bool)  # by slot
         self._is_uploaded = False
         self._sample = Sample(device, vocab_size=vocab_size, max_rows=max_rows)
-        self._rules: _Rules | None = None
-        self._logprobs: Logprobs | None = None
-        self._listed: dict[int, LogprobBuffers] = {}
         alloc = device.memory.alloc
+        # All scratch now, before the KV cache is sized: nothing runs out of memory when a first penalty comes.
+        self._rules = _Rules(device, num_slots, vocab_size, max_context_len)
+        self._logprobs = Logprobs(device, vocab_size=vocab_size)
+        self._listed = LogprobBuffers.allocate(device, num_slots, min(MAX_LISTED, vocab_size))
         # Token ids first, then a byte each that says whether the logits were corrupt: one copy brings both down.
         self._chosen = alloc((round_up(5 * num_slots, 4),), np.uint8)
-        self._slot_tokens = alloc((num_slots,), INT32)
         self.token_ids = self._chosen.view((num_slots,), INT32)
-        """``[S]``: what the last step chose."""
+        """By row of a step, what it chose: for the end of that step alone."""
+        self.newest = alloc((num_slots,), INT32)
+        """``[S]``, int32, by slot: the sequence's newest token. A token that the host has not seen is nowhere else."""
         device.memory.fill(self._chosen, 0)
-        self._on_host = HostRing(device, self._chosen)
+        device.memory.fill(self.newest, 0)
+        self._on_host = HostRing(device, self._chosen, self.newest)
 
     def can_sample(self, params: SamplingParams, rules: SamplingRules) -> bool:
         """Whether a sequence with these parameters can be sampled here; if not, the host does it."""
@@ -123,10 +126,7 @@ class DeviceSampling:
         has_rules: list[bool] = (rows.has_rules & is_served).tolist()
         self._columns.write(started.slots, rows, np.where(has_rules, started.slots, NO_RULES).astype(np.int32))
         self._is_uploaded = False
-        if any(has_rules) and self._rules is None:
-            self._rules = _Rules(self._device, self._num_slots, self._vocab_size, self._max_context_len)
-        if self._rules is not None:
-            self._rules.start(started.slots, started.tokens, has_rules)
+        self._rules.start(started.slots, started.tokens, has_rules)
 
     def upload(self) -> None:
         """Queue the copy of parameters that the device has not got yet, if there are any; before what reads them."""
@@ -138,20 +138,11 @@ class DeviceSampling:
         """Whether the sequences in these slots can all be sampled here."""
         return bool(self._is_served.take(slots).all())
 
-    def prepare(self, mode: SamplingMode) -> None:
-        """Allocate what a mode needs beside the rest; while a graph is recorded nothing can be."""
-        if mode.num_listed is not None:
-            if self._logprobs is None:
-                self._logprobs = Logprobs(self._device, vocab_size=self._vocab_size)
-            if mode.num_listed not in self._listed:
-                num_listed = min(mode.num_listed, self._vocab_size)
-                self._listed[mode.num_listed] = LogprobBuffers.allocate(self._device, self._num_slots, num_listed)
-
     def queue(self, mode: SamplingMode, logits: Buffer, rows: SampledRows, first: int) -> None:
         """Queue the choice of a token for each row.
 
         Args:
-            mode: as prepared.
+            mode: what the rows need.
             logits: ``[n, V]``, float32, raw.
             rows: slots and positions of the ``n`` rows.
             first: place of the first row among the step's sampled.
@@ -160,39 +151,53 @@ class DeviceSampling:
         out = SampledBuffers(
             self._chosen.view((num_rows,), INT32, first * 4),
             self._chosen.view((num_rows,), np.uint8, 4 * self._num_slots + first),
-            self._slot_tokens,
         )
         adjusted = None
-        if mode.has_rules and self._rules is not None:
+        if mode.has_rules:
             adjusted = self._rules.penalties.adjusted
             self._rules.penalties.apply(logits, self._columns, slots)
         self._sample(out, logits, self._columns, slots, positions, adjusted=adjusted, may_cut=mode.may_cut)
-        if mode.has_rules and self._rules is not None:
+        if mode.has_rules:
             self._rules.penalties.record(out.token_ids, self._columns, slots)
-        if mode.num_listed is not None and self._logprobs is not None:
-            part = _rows_of(self._listed[mode.num_listed], first, num_rows)
+        if mode.num_listed is not None:
+            part = _rows_of(self._listed_by(mode.num_listed), first, num_rows)
             self._logprobs(part, logits, out.token_ids, slots, self._columns.num_logprobs)
 
     def take(self, token_ids: Int32, slots: Buffer) -> None:
-        """Take tokens that the host has chosen, as if they had been chosen here."""
+        """Count tokens that the host has chosen, as if they had been chosen here."""
         chosen = self.token_ids.view(token_ids.shape)
         self._device.memory.upload(chosen, token_ids)
-        if self._rules is not None:
-            self.upload()
-            self._rules.penalties.record(chosen, self._columns, slots)
+        self.upload()
+        self._rules.penalties.record(chosen, self._columns, slots)
 
-    def queue_copy(self) -> None:
-        """Queue the copy of the step's tokens to the host; the last of a step."""
-        self._on_host.queue()
+    def queue_end(self, slots: Buffer) -> None:
+        """Queue the end of a step: its tokens become the newest of their slots, and go to the host.
+
+        Args:
+            slots: ``[B]``, int32, of the step's sampled rows; below zero for padding.
+        """
+        self._on_host.queue(slots)
+
+    def recover(self) -> None:
+        """Be ready for the next step after one has failed. Waits."""
+        self._on_host.recover()
+        self._is_uploaded = False
 
     def pending(self, mode: SamplingMode, num_rows: int, *, has_flags: bool) -> PendingTokens:
         """The tokens of the step just queued, or replayed. Without flags, one below zero had corrupt logits."""
         download = self._device.memory.start_download
         listed: list[Download] = []
         if mode.num_listed is not None:
-            part = _rows_of(self._listed[mode.num_listed], 0, num_rows)
+            part = _rows_of(self._listed_by(mode.num_listed), 0, num_rows)
             listed = [download(part.token_ids), download(part.logprobs), download(part.rank)]
         return PendingTokens(self._on_host.last(), listed, num_rows, self._num_slots if has_flags else None)
+
+    def _listed_by(self, num_listed: int) -> LogprobBuffers:
+        """The buffers of log-probabilities as they are for so many columns beside the chosen token's."""
+        width = 1 + min(num_listed, self._vocab_size)
+        shape = (self._num_slots, width)
+        listed = self._listed
+        return LogprobBuffers(listed.token_ids.view(shape), listed.logprobs.view(shape), listed.rank)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinyvllm.devices.interface import Device
+from tinyvllm.engine.checked_sampler import CheckedSampler
 from tinyvllm.engine.device_runner import DeviceRunner, allocate_device_caches
 from tinyvllm.engine.device_sampling import DEVICE_SAMPLER, DeviceSampling
 from tinyvllm.engine.memory import block_bytes
 from tinyvllm.engine.op_spec import op_spec
 from tinyvllm.engine.tune import tune_products
 from tinyvllm.errors import CapacityError, ConfigError, DeviceError, PluginError
-from tinyvllm.interfaces import Checkpoint, OpSpec, PluginContext, Sampler
+from tinyvllm.interfaces import Checkpoint, OpSpec, PluginContext
 from tinyvllm.kernels.device_values import DeviceLimits, Workspace
 from tinyvllm.kernels.table import OpTable
 from tinyvllm.models.decoder import DecoderConfig
@@ -95,7 +96,7 @@ def build_device_runner(
     checkpoint: Checkpoint,
     context: PluginContext,
     settings: DeviceSettings,
-    make_sampler: Callable[[PluginContext], Sampler],
+    make_sampler: Callable[[PluginContext], CheckedSampler],
     make_table: Callable[[OpSpec, Workspace], OpTable],
     tell: Callable[[str], None],
 ) -> tuple[DeviceRunner, int]:

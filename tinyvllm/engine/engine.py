@@ -3,14 +3,18 @@
 ``step`` launches the next step and then reads back the oldest one. With a lag of zero that is the same step; with a
 lag of one the scheduler decides without the newest tokens, stop conditions are noticed one step late, and a
 sequence that has ended costs at most one wasted step.
+
+Whatever raises, wherever it raises: the engine knows what it is working on, ends the requests that this concerns, and
+derives its books anew from those that go on.
 """
 
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,28 +22,34 @@ from numpy.typing import NDArray
 
 from tinyvllm.batch import Int32, Sampled
 from tinyvllm.engine.admission import Admission
+from tinyvllm.engine.blocks import require
 from tinyvllm.engine.completion import Completion, RequestState
+from tinyvllm.engine.failures import failure_of, request_failure_of
 from tinyvllm.engine.launch import InFlight, StepLauncher
+from tinyvllm.engine.live_requests import LiveRequests
 from tinyvllm.engine.runner import Runner
-from tinyvllm.engine.standing import StandingRun
 from tinyvllm.engine.stats import Counts, EngineStats
 from tinyvllm.engine.table import NUM_STOP_IDS, SequenceTable
-from tinyvllm.engine.validate import validated
+from tinyvllm.engine.validate import CheckedSchedule, validated
 from tinyvllm.engine.window import SchedulerWindow
-from tinyvllm.errors import PluginError, RequestError
+from tinyvllm.errors import DeviceError, InvariantError, PluginError, RequestError, TinyvllmError
 from tinyvllm.interfaces import Scheduler
 from tinyvllm.outputs import RequestOutput
+from tinyvllm.plugin_call import PluginCall, PluginName, is_fatal
 from tinyvllm.request import SamplingParams
 
 
 class Engine:
-    """Requests in, tokens out.
+    """Requests in, tokens out. Every method may be called from any thread; one at a time has the engine.
+
+    A request belongs to an owner, who alone gets its outputs; ids are unique among the requests of one owner. The
+    requests of whoever calls :meth:`add_request` without an owner come back from :meth:`step`.
 
     Args:
         table: columns, block tables and free lists.
         runner: carries out steps.
         scheduler: decides them.
-        scheduler_name: for error messages.
+        scheduler_name: the plugin, for error messages.
         admission: turns prompts into requests, or refuses them.
         lag: 0, or 1 to decide a step before the one in flight was read back.
     """
@@ -50,24 +60,29 @@ class Engine:
         table: SequenceTable,
         runner: Runner,
         scheduler: Scheduler,
-        scheduler_name: str,
+        scheduler_name: PluginName,
         admission: Admission,
         lag: int = 0,
     ) -> None:
         self._table = table
         self._scheduler = scheduler
         self._scheduler_name = scheduler_name
+        self._schedule_call = PluginCall(scheduler_name, "schedule")
         self._admission = admission
         self._lag = lag
         self._window = SchedulerWindow(table)
         self._counts = Counts()
-        self._requests: dict[str, RequestState] = {}
-        self._completions: dict[int, Completion] = {}  # by row
+        self._requests = LiveRequests()
         self._runner = runner
-        self._kept_in_step: set[int] = set()  # rows for which a step is read back before the next one begins
-        self._run: StandingRun | None = None  # the decision that stands
-        self._launcher = StepLauncher(table, runner, self._completions, self._counts)
+        self._num_in_step = 0  # live completions for which a step is read back before the next one begins
+        self._launcher = StepLauncher(table, runner, self._counts)
         self._in_flight: deque[InFlight] = deque()
+        self._lock = threading.RLock()
+        # What is being changed right now; None: nothing, and all books add up.
+        self._at_work_on: CheckedSchedule | InFlight | RequestState | None = None
+        self._must_read_back = False  # all that is in flight, before the next decision
+        self._is_preempted = False  # by the last decision
+        self._lost: DeviceError | None = None  # why no further step can be launched
 
     # ------------------------------------------------------------ requests
 
@@ -80,250 +95,377 @@ class Engine:
         priority: int = 0,
         deadline: float = math.inf,
         stream: bool = True,
+        owner: Hashable = None,
     ) -> None:
-        """Take a request.
+        """Take a request, or change nothing.
 
         Args:
-            request_id: unique among live requests.
+            request_id: unique among the owner's live requests.
             prompt: text, ``{"prompt": ...}``, ``{"prompt_token_ids": [...]}`` or token ids.
             params: how to sample; None: the defaults of the checkpoint.
             priority: lower is sooner, for schedulers that look at it.
             deadline: seconds on the monotonic clock, for schedulers that look at it.
-            stream: whether :meth:`step` reports the request at every token rather than only at its end.
+            stream: whether there is an output at every token rather than only at the end.
+            owner: who gets the outputs; None: whoever calls :meth:`step`.
         Raises:
             RequestError: the request can never be served as asked; nothing was taken.
+            DeviceError: the device is lost, and with it the engine.
         """
-        if request_id in self._requests:
-            raise RequestError(f"request {request_id!r} is already being served; give each request its own id")
-        request = self._admission.admit(request_id, prompt, params, priority=priority, deadline=deadline)
-        state = self._admission.begin(request, stream=stream)
-        self._requests[request_id] = state
-        most_tokens = self._admission.most_tokens(request)
-        prompt_ids = request.prompt_token_ids
-        for completion in state.completions:
-            row = self._table.add(
-                request_id, len(prompt_ids), most_tokens, prompt_ids[-1], is_held=completion.index > 0
-            )
-            self._table.priority[row] = priority
-            self._table.deadline[row] = deadline
-            completion.row = row
-            self._completions[row] = completion
-            stop_ids = list(completion.stop_ids)[:NUM_STOP_IDS]
-            self._table.stop_ids[row, : len(stop_ids)] = stop_ids
-            if not self._runner.can_run_ahead(completion.tokens.params, completion.tokens.rules):
-                self._kept_in_step.add(row)
-        if len(state.completions) > 1:
-            self._launcher.forking.add(request_id)
-        if request.params.prompt_logprobs is not None:
-            self._launcher.telling_prompts.add(state.completions[0].row)
-        self._counts.prompt_tokens += len(prompt_ids)
+        with self._lock:
+            self._mend()
+            if self._lost is not None:
+                raise self._lost
+            if self._requests.get(owner, request_id) is not None:
+                raise RequestError(f"request {request_id!r} is already being served; give each request its own id")
+            request = self._admission.admit(request_id, prompt, params, priority=priority, deadline=deadline)
+            state = self._admission.begin(request, stream=stream)
+            state.owner = owner
+            for completion in state.completions:
+                completion.runs_ahead = self._runner.can_run_ahead(completion.tokens.params, completion.tokens.rules)
+            self._at_work_on = state
+            try:
+                self._enter(state)
+            except BaseException as error:
+                self._recover(error)
+                self._requests.withdraw(state)
+                if is_fatal(error):
+                    raise
+                raise failure_of(error) from error
+            self._at_work_on = None
 
-    def abort_request(self, request_id: str) -> RequestOutput | None:
+    def abort_request(self, request_id: str, *, owner: Hashable = None) -> RequestOutput | None:
         """End a request now and free its blocks; what it has produced, or None if there is no such request."""
-        state = self._requests.get(request_id)
-        if state is None:
-            return None
-        self._settle()
-        for completion in state.completions:
-            if not completion.is_finished:
-                row = completion.row
-                completion.catch_up(int(self._table.num_tokens[row] - self._table.num_in_flight[row]))
-                completion.abort()
-                self._end(completion)
-        return state.output()
+        with self._lock:
+            self._mend()
+            state = self._requests.get(owner, request_id)
+            if state is None:
+                return None
+            self._at_work_on = state
+            try:
+                for completion in state.completions:
+                    if not completion.is_finished:
+                        row = completion.row
+                        completion.catch_up(int(self._table.num_tokens[row] - self._table.num_in_flight[row]))
+                        completion.abort()
+                        self._end(completion)
+                output = self._requests.withdraw(state)
+            except BaseException as error:
+                self._recover(error)
+                if is_fatal(error):
+                    raise
+                return self._requests.withdraw(state)
+            self._at_work_on = None
+            return output
 
-    def has_unfinished_requests(self) -> bool:
-        """Whether :meth:`step` has anything to do."""
-        return bool(self._requests or self._in_flight)
+    def has_unfinished_requests(self, owner: Hashable = None) -> bool:
+        """Whether :meth:`step` has anything to do, or to return, for the requests of an owner."""
+        with self._lock:
+            if self._requests.of(owner) or self._requests.has_outputs(owner):
+                return True
+            return len(self._requests) == 0 and len(self._in_flight) > 0
 
     # ------------------------------------------------------------ the loop
 
     def step(self) -> list[RequestOutput]:
-        """Launch one step and read back the oldest; news of requests that stream, and all that ended.
+        """Launch one step and read back the oldest one.
+
+        Returns:
+            outputs of requests without an owner: of those that stream and got tokens, and of all that ended.
+        Raises:
+            PluginError: a plugin raised, or broke a rule of its socket.
+            TinyvllmError: whatever else made the step fail. The requests that it concerned have ended; they, and
+                whatever else there is, come from the next call.
+        """
+        try:
+            with self._lock:
+                if not self._requests.has_outputs(None):  # otherwise some are left, of a call that raised
+                    self.advance()
+                return self._requests.take(None)
+        except BaseException:
+            self._requests.give_back(None)
+            raise
+
+    def advance(self) -> None:
+        """Launch one step and read back the oldest one; the outputs wait for :meth:`take`.
 
         Raises:
-            PluginError: the scheduler broke a rule, or decides nothing though requests wait.
+            TinyvllmError: as for :meth:`step`.
         """
-        counts = self._counts
-        began, outside_s = time.perf_counter(), counts.launch_s + counts.wait_s
-        told: dict[str, RequestState] = {}
-        lag = 0 if self._kept_in_step else self._lag
-        while len(self._in_flight) > lag:
-            self._read_back(self._in_flight.popleft(), told)
-        is_launched = self._launch()
-        if self._in_flight and (len(self._in_flight) > lag or not is_launched):
-            self._read_back(self._in_flight.popleft(), told)
-        outputs = [state.output() for state in told.values()]
-        counts.schedule_s += time.perf_counter() - began - (counts.launch_s + counts.wait_s - outside_s)
-        return outputs
+        with self._lock:
+            self._mend()
+            if self._lost is not None:
+                raise self._lost
+            counts = self._counts
+            began, outside_s = time.perf_counter(), counts.launch_s + counts.wait_s
+            try:
+                self._one_step()
+            except BaseException as error:
+                self._recover(error)
+                if is_fatal(error):
+                    raise
+                raise self._lost or failure_of(error) from error
+            counts.schedule_s += time.perf_counter() - began - (counts.launch_s + counts.wait_s - outside_s)
+
+    def take(self, owner: Hashable) -> list[RequestOutput]:
+        """The outputs of an owner's requests that have come since the last call."""
+        with self._lock:
+            return self._requests.take(owner)
 
     def stats(self) -> EngineStats:
         """Counts since the engine began, and what holds now."""
-        blocks, counts = self._table.blocks, self._counts
-        return EngineStats(
-            num_running=self._table.max_num_seqs - self._table.num_free_slots,
-            num_waiting=len(self._table.waiting),
-            num_blocks_used=blocks.num_blocks - blocks.num_free,
-            num_blocks=blocks.num_blocks,
-            peak_blocks_used=counts.peak_blocks,
-            num_prompt_tokens=counts.prompt_tokens,
-            num_generation_tokens=counts.generation_tokens,
-            num_steps=counts.steps,
-            num_preemptions=counts.preemptions,
-            launch_s=counts.launch_s,
-            wait_s=counts.wait_s,
-            schedule_s=counts.schedule_s,
-        )
+        with self._lock:
+            blocks, counts = self._table.blocks, self._counts
+            return EngineStats(
+                num_running=self._table.max_num_seqs - self._table.num_free_slots,
+                num_waiting=len(self._table.waiting),
+                num_blocks_used=blocks.num_blocks - blocks.num_free,
+                num_blocks=blocks.num_blocks,
+                peak_blocks_used=counts.peak_blocks,
+                num_prompt_tokens=counts.prompt_tokens,
+                num_generation_tokens=counts.generation_tokens,
+                num_steps=counts.steps,
+                num_preemptions=counts.preemptions,
+                launch_s=counts.launch_s,
+                wait_s=counts.wait_s,
+                schedule_s=counts.schedule_s,
+            )
 
     def check(self) -> None:
         """Return if no block, slot or row is leaked or owned twice.
 
         Raises:
-            AssertionError: what does not add up.
+            InvariantError: what does not add up.
         """
-        self._table.check()
-        if not self.has_unfinished_requests():
-            assert self._table.num_free_blocks == self._table.blocks.num_blocks, "blocks are held by nobody"
+        with self._lock:
+            self._mend()
+            self._table.check()
+            live = sorted(completion.row for completion in self._requests.completions())
+            require(live == np.flatnonzero(self._table.state).tolist(), "rows are not those of the live requests")
+            if not len(self._requests):
+                require(self._table.num_free_blocks == self._table.blocks.num_blocks, "blocks are held by nobody")
 
-    # ------------------------------------------------------------ launching and reading back
+    # ------------------------------------------------------------ one step
+
+    def _one_step(self) -> None:
+        lag = 0 if self._num_in_step or self._must_read_back else self._lag
+        while len(self._in_flight) > lag:
+            self._read_back(self._in_flight[0])
+        self._must_read_back = False
+        is_launched = self._launch()
+        if self._in_flight and (len(self._in_flight) > lag or not is_launched):
+            self._read_back(self._in_flight[0])
+        elif len(self._requests) and not is_launched and not self._in_flight and not self._is_preempted:
+            raise InvariantError(
+                f"{len(self._requests)} requests are left, and nothing of them waits, runs or is in flight"
+            )
 
     def _launch(self) -> bool:
         """Decide and carry out one step; whether there was one."""
-        table = self._table
-        if self._run is not None:
-            in_flight = self._launcher.launch_next(self._run)
-            if in_flight is not None:
-                self._in_flight.append(in_flight)
-                self._run = in_flight.run
-                return True
-            self._settle()
+        table, self._is_preempted = self._table, False
         if not (len(table.waiting) or len(table.running)):
             return False
-        schedule = validated(self._scheduler.schedule(self._window), table, self._scheduler_name)
-        for row in schedule.preempt.tolist():
-            self._counts.preemptions += int(table.num_computed[row] > 0)
-            self._completions[row].tokens.move_out()
-            table.preempt(row)
+        with self._schedule_call:
+            decision = self._scheduler.schedule(self._window)
+        schedule = validated(decision, table, self._scheduler_name)
+        if not len(schedule.rows) and not len(schedule.preempt):
+            if not self._in_flight:
+                raise PluginError(
+                    f"{self._scheduler_name} scheduled nothing though {len(table.waiting)} sequences wait and "
+                    f"{len(table.running)} run; a scheduler must make progress when nothing is in flight"
+                )
+            return False
+        self._at_work_on = schedule
+        self._launcher.preempt(schedule.preempt)
+        self._is_preempted = len(schedule.preempt) > 0
         if len(schedule.rows):
             self._in_flight.append(self._launcher.launch(schedule))
-            self._run = self._in_flight[-1].run
-            return True
-        if not (self._in_flight or len(schedule.preempt)):
-            raise PluginError(
-                f"scheduler {self._scheduler_name!r} scheduled nothing though {len(table.waiting)} sequences wait "
-                f"and {len(table.running)} run; a scheduler must make progress when nothing is in flight"
-            )
-        return False
+        self._at_work_on = None
+        return len(schedule.rows) > 0
 
-    def _settle(self) -> None:
-        """Let no decision stand: the columns are up to date afterwards."""
-        if self._run is not None:
-            self._run.settle()
-            self._run = None
-
-    def _read_back(self, step: InFlight, told: dict[str, RequestState]) -> None:
-        """Take a step's tokens; completions that end give up slot and blocks. News go into ``told``."""
+    def _read_back(self, step: InFlight) -> None:
+        """Take the tokens of the oldest step; completions that end give up slot and blocks."""
+        self._at_work_on = step
         began = time.perf_counter()
         result = step.pending.wait()
         self._counts.wait_s += time.perf_counter() - began
-        for state, columns in zip(step.wishes, result.prompt_logprobs, strict=True):
-            state.add_prompt_logprobs(columns)
-        sampled = result.sampled
-        if sampled is None:
-            return
-        num_dropped, now = 0, time.monotonic()
-        for i in self._taken(step, sampled):
+        for state, columns in zip(step.prompt_states, result.prompt_logprobs, strict=True):
+            if not state.is_finished:
+                state.add_prompt_logprobs(columns)
+        if result.sampled is not None:
+            self._take_tokens(step, result.sampled)
+        self._in_flight.popleft()
+        self._at_work_on = None
+
+    def _take_tokens(self, step: InFlight, sampled: Sampled) -> None:
+        is_alive, is_looked_at = self._store_tokens(step, sampled.token_ids)
+        if step.are_last is not None:
+            is_looked_at |= step.are_last
+        num_dropped, now = len(is_alive) - int(np.count_nonzero(is_alive)), time.monotonic()
+        if sampled.is_corrupt is not None:
+            is_looked_at |= sampled.is_corrupt
+        streaming: dict[RequestState, None] = {}
+        for i in np.flatnonzero(is_looked_at & is_alive).tolist():
             completion = step.completions[i]
-            if completion.finish_reason is not None:  # it ended while this step was in flight
-                self._table.release_row(completion.row)
-                num_dropped += 1
+            state = completion.request
+            if completion.is_finished:  # with a sibling that has just failed
                 continue
             if sampled.is_corrupt is not None and sampled.is_corrupt[i]:
                 completion.catch_up(int(step.known[i]) - 1)
                 completion.abort("the logits are not numbers, or the rules of the request forbid every token")
                 num_dropped += 1
             else:
-                completion.add_token(int(step.known[i]), now)
-                if sampled.logprobs is not None and completion.wants_logprobs:
-                    completion.add_logprobs(sampled.logprobs, i)
-            state = completion.request
-            if completion.finish_reason is not None:
+                try:
+                    completion.add_token(int(step.known[i]), now)
+                    if sampled.logprobs is not None and completion.wants_logprobs:
+                        completion.add_logprobs(sampled.logprobs, i)
+                except BaseException as error:
+                    if is_fatal(error):
+                        raise
+                    self._fail(state, request_failure_of(state.request_id, error))
+                    continue
+            if completion.is_finished:
                 self._end(completion)
-                if state.is_finished:
-                    told[state.request_id] = state
             else:
-                self._watch(completion)
-            if state.stream:
-                told[state.request_id] = state
+                has_many_stops = len(completion.stop_ids) > NUM_STOP_IDS
+                self._table.is_watched[completion.row] = completion.needs_each_token or has_many_stops
+            if state.stream and not state.is_finished:
+                streaming[state] = None
         self._counts.generation_tokens += len(step.completions) - num_dropped
+        for state in streaming:
+            if not state.is_finished:
+                self._requests.put(state)
 
-    def _taken(self, step: InFlight, sampled: Sampled) -> Sequence[int]:
-        """Writes a step's tokens to the store; which of them may end something or are news to somebody."""
-        looked_at: NDArray[np.bool_] | None
-        if step.run is not None and step.run is self._run and not self._run.has_ended:
-            looked_at = self._run.read(step.pending, sampled, step.known, is_stored=step.is_stored)
-            if looked_at is None and step.are_last is None and sampled.is_corrupt is None:
-                return ()
-            if looked_at is None:
-                looked_at = np.zeros(len(step.rows), bool)
-        else:
-            looked_at = self._taken_alone(step, sampled)
-        if step.are_last is not None:
-            looked_at |= step.are_last
-        if sampled.is_corrupt is not None:
-            looked_at |= sampled.is_corrupt.astype(bool)
-        indices: list[int] = np.flatnonzero(looked_at).tolist()
-        return indices
+    def _store_tokens(self, step: InFlight, token_ids: Int32) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Writes a step's tokens to the store.
 
-    def _taken_alone(self, step: InFlight, sampled: Sampled) -> NDArray[np.bool_]:
-        """The same for a step of no decision that still stands."""
-        table, rows, token_ids = self._table, step.rows, sampled.token_ids
-        table.num_in_flight[rows] -= 1
-        has_no_slot = table.slot.take(rows) < 0  # it ended, or was preempted, while this step was in flight
+        Returns:
+            ``[S]`` each: which sequences have not ended meanwhile, and which must be looked at.
+        """
+        table, rows = self._table, step.rows
+        is_alive: NDArray[np.bool_] = table.arrival.take(rows) == step.arrivals
+        table.num_in_flight[rows[is_alive]] -= 1
         if not step.is_stored:
-            if has_no_slot.any():
-                self._store_some(step, token_ids, has_no_slot)
-            else:
+            has_slot = table.slot.take(rows) >= 0
+            is_stored = has_slot & is_alive
+            if is_stored.all():
                 table.store(rows, token_ids, step.known)
-        looked_at = table.is_watched.take(rows)
-        looked_at |= has_no_slot
-        looked_at |= (table.stop_ids.take(rows, axis=0) == token_ids[:, None]).any(axis=1)
-        return looked_at
+            else:
+                table.store(rows[is_stored], token_ids[is_stored], step.known[is_stored])
+                for i in np.flatnonzero(is_alive & ~has_slot).tolist():  # preempted: its tokens are its own now
+                    step.completions[i].tokens.append(int(token_ids[i]))
+                    table.last_token[rows[i]] = token_ids[i]
+        is_looked_at: NDArray[np.bool_] = table.is_watched.take(rows)
+        is_looked_at |= (table.stop_ids.take(rows, axis=0) == token_ids[:, None]).any(axis=1)
+        return is_alive, is_looked_at
 
-    def _store_some(self, step: InFlight, token_ids: Int32, has_no_slot: NDArray[np.bool_]) -> None:
-        has_slot = ~has_no_slot
-        self._table.store(step.rows[has_slot], token_ids[has_slot], step.known[has_slot])
-        for i in np.flatnonzero(has_no_slot).tolist():
-            if not step.completions[i].is_finished:  # preempted: its tokens are its own now
-                step.completions[i].tokens.append(int(token_ids[i]))
-                self._table.last_token[step.rows[i]] = token_ids[i]
+    # ------------------------------------------------------------ requests come and go
 
-    def _watch(self, completion: Completion) -> None:
-        """Have each token of a completion looked at, or those alone that are its last or among its stop tokens."""
-        has_many_stops = len(completion.stop_ids) > NUM_STOP_IDS
-        self._table.watch(completion.row, completion.needs_each_token or has_many_stops)
+    def _enter(self, state: RequestState) -> None:
+        """Give each completion its row, and let the first one wait for its turn."""
+        request, table = state.request, self._table
+        prompt_ids = request.prompt_token_ids
+        for completion in state.completions:
+            max_tokens = self._admission.most_tokens(request)
+            row = table.add(request.request_id, len(prompt_ids), max_tokens, prompt_ids[-1])
+            table.priority[row], table.deadline[row] = request.priority, request.deadline
+            completion.row = row
+            stop_ids = list(completion.stop_ids)[:NUM_STOP_IDS]
+            table.stop_ids[row, : len(stop_ids)] = stop_ids
+        self._launcher.enter(state)
+        table.wait(state.completions[0].row)
+        self._num_in_step += sum(not completion.runs_ahead for completion in state.completions)
+        self._counts.prompt_tokens += len(prompt_ids)
+        self._requests.add(state)
 
     def _end(self, completion: Completion) -> None:
-        """Give up what an ended completion holds; the request too once it was the last."""
-        state, run = completion.request, self._run
-        if run is not None and run.holds(completion.row):
-            if run.is_all:
-                run.settle()
-                run.leave(completion.row)
-            else:
-                self._settle()
+        """Take from an ended completion what it holds; the request's outputs are complete with the last of them."""
         if self._table.slot[completion.row] >= 0:
             completion.tokens.move_out()
-        self._table.finish(completion.row)
-        del self._completions[completion.row]
-        self._kept_in_step.discard(completion.row)
-        self._launcher.telling_prompts.discard(completion.row)
-        if completion.index == 0 and state.request_id in self._launcher.forking:
-            # It ended before its siblings could begin from its prompt: they begin on their own.
-            self._launcher.forking.discard(state.request_id)
-            for sibling in state.completions[1:]:
-                if not sibling.is_finished:
-                    self._table.wait(sibling.row)
-        if state.is_finished:
-            state.finished()
-            del self._requests[state.request_id]
+        self._num_in_step -= not completion.runs_ahead
+        self._launcher.leave(completion)
+        self._table.free(completion.row)
+        if completion.request.is_finished:
+            self._requests.deliver(completion.request)
+
+    def _fail(self, state: RequestState, error: TinyvllmError) -> None:
+        """End a request whose completions' books are in order."""
+        state.error = error
+        for completion in state.completions:
+            if not completion.is_finished:
+                completion.fail(str(error))
+                self._end(completion)
+
+    # ------------------------------------------------------------ after an exception
+
+    def _mend(self) -> None:
+        """Recover from a change that was interrupted, if recovering was interrupted too."""
+        if self._at_work_on is not None:
+            self._recover(RequestError("interrupted"))
+
+    def _recover(self, error: BaseException) -> None:
+        """End the requests that a failure concerns, and derive all books anew from the others.
+
+        May be repeated: done again after an interruption, it goes on where it stopped.
+        """
+        work, failure = self._at_work_on, failure_of(error)
+        if work is None and is_fatal(error):
+            return  # nothing was under way
+        concerned = self._concerned()
+        if isinstance(work, InFlight):
+            self._in_flight = deque(step for step in self._in_flight if step is not work)
+        elif work is None:  # the scheduler: from here on something is under way
+            self._at_work_on = next(iter(concerned), None)
+        for state in concerned:
+            self._fail_torn(state, failure)
+        self._rebuild()
+        try:
+            self._runner.recover()
+        except TinyvllmError as lost:
+            self._lose(lost)
+        self._must_read_back = True
+        self._at_work_on = None
+
+    def _concerned(self) -> list[RequestState]:
+        """The requests that the change under way concerns; all that the scheduler was asked about if there is none."""
+        work, completions = self._at_work_on, list[Completion]()
+        if isinstance(work, RequestState):
+            return [work]
+        if isinstance(work, InFlight):
+            completions = [*work.computed]
+        elif isinstance(work, CheckedSchedule):
+            completions = self._launcher.completions_of(work)
+        else:
+            rows = {*self._table.running.tolist(), *self._table.waiting.tolist()}
+            live = [*self._requests.completions()]
+            completions = [completion for completion in live if completion.row in rows] or live
+        states = {id(completion.request): completion.request for completion in completions}
+        return list(states.values())
+
+    def _fail_torn(self, state: RequestState, error: TinyvllmError) -> None:
+        """Mark a request as failed, whatever its books look like; the books are rebuilt without it."""
+        if all(completion.is_finished for completion in state.completions):
+            return  # it had ended by itself
+        state.error = error
+        for completion in state.completions:
+            if not completion.is_finished:
+                completion.tokens.move_out()
+                completion.fail(str(error))
+
+    def _rebuild(self) -> None:
+        for state in self._requests:
+            if state.is_finished:
+                for completion in state.completions:
+                    completion.tokens.move_out()
+                self._requests.deliver(state)
+        live = [*self._requests.completions()]
+        self._num_in_step = sum(not completion.runs_ahead for completion in live)
+        self._table.rebuild(np.array([completion.row for completion in live], np.int32))
+        self._launcher.rebuild(self._requests)
+
+    def _lose(self, error: TinyvllmError) -> None:
+        """No further step can be launched: every request fails, now and later."""
+        self._lost = DeviceError(f"the engine has stopped, because its device is lost: {error}; make a new one")
+        self._in_flight.clear()
+        for state in self._requests:
+            self._fail_torn(state, self._lost)
+        self._rebuild()

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyvllm.batch import Batch, Float32, Int32, LayerCache, LogprobColumns, SampleCall, Sampled, SamplingRows
-from tinyvllm.interfaces import Sampler
+from tinyvllm.engine.checked_sampler import CheckedSampler
 from tinyvllm.models.decoder import Decoder
 from tinyvllm.reference.logprobs import logprob_columns
 from tinyvllm.request import SamplingParams, SamplingRules
@@ -23,7 +23,7 @@ _PROMPT_LOGITS_ROWS = 64
 
 @dataclass(frozen=True, slots=True)
 class PromptLogprobs:
-    """A wish for the log-probabilities of some prompt tokens.
+    """Which log-probabilities of prompt tokens a step must give.
 
     Attributes:
         first: index in the step's tokens of the position that predicts the first of ``targets``.
@@ -65,17 +65,16 @@ class Step:
     """Everything that one step needs.
 
     Attributes:
-        batch: the arrays. A token id of ``-1 - i`` is not known to the host yet: it is what the step before chose for
-            the ``i``-th of the sequences that it sampled.
+        batch: the arrays. A token id of ``-1 - slot`` is not known to the host yet: it is the newest token of the
+            sequence in that slot (:func:`~tinyvllm.engine.table.unseen_token`).
         sampled: ``[S]``, which of the ``B`` sequences get a new token.
         slots: ``[S]``, theirs.
         sampling: the parameters of those, or None if there is none.
         tokens: tokens of those.
-        started: sequences that were given a slot since the step before; None: none was.
-        table_updates: what is new in ``batch.block_tables`` since the step before, if the rest is the same.
-        prompt_logprobs: wishes.
-        is_next: whether it is the step before once more, each sequence one token further; ``table_updates`` is then all
-            that a runner that keeps the arrays of that step must be told.
+        started: sequences that were given a slot since the last step that was launched; None: none was.
+        table_updates: what is new in ``batch.block_tables`` since the last step that was launched, if both steps have
+            the same sequences in the same places; None: the tables may differ everywhere.
+        prompt_logprobs: which log-probabilities of prompt tokens are wanted.
     """
 
     batch: Batch
@@ -86,12 +85,11 @@ class Step:
     started: Started | None = None
     table_updates: TableUpdates | None = None
     prompt_logprobs: Sequence[PromptLogprobs] = ()
-    is_next: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a step gave: the sampler's answer and the wishes' columns, in order."""
+    """What a step gave: the sampler's answer, and the log-probabilities of prompts in the order they were asked for."""
 
     sampled: Sampled | None
     prompt_logprobs: Sequence[LogprobColumns]
@@ -121,6 +119,17 @@ class Runner(Protocol):
         """Begin a step; it may still be under way when this returns."""
         ...
 
+    def recover(self) -> None:
+        """Be ready for the next step after ``launch`` or ``wait`` has raised.
+
+        Every step that began is over when this returns. The next step names all its sequences as started, or its
+        sequences are none of those in the step that failed.
+
+        Raises:
+            DeviceError: the device is lost; no further step can be launched.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Done:
@@ -140,10 +149,10 @@ class ModelRunner:
     Args:
         decoder: the model.
         caches: the KV cache, one entry a layer.
-        sampler: chooses tokens.
+        sampler: chooses tokens; its answers are checked before they get here.
     """
 
-    def __init__(self, decoder: Decoder, caches: Sequence[LayerCache], sampler: Sampler) -> None:
+    def __init__(self, decoder: Decoder, caches: Sequence[LayerCache], sampler: CheckedSampler) -> None:
         self._decoder = decoder
         self._caches = caches
         self._sampler = sampler
@@ -151,6 +160,9 @@ class ModelRunner:
     def can_run_ahead(self, params: SamplingParams, rules: SamplingRules) -> bool:
         """Always: a step is over when it was launched."""
         return True
+
+    def recover(self) -> None:
+        """Nothing to do: a step leaves nothing behind but K and V, which the next one writes before it reads them."""
 
     def launch(self, step: Step) -> Pending:
         """Model, logits, sampler."""

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyvllm.batch import Int32
-from tinyvllm.engine.blocks import BlockManager
+from tinyvllm.engine.blocks import BlockManager, require
 
 _NO_SLOT = -1
+_NO_ARRIVAL = -1
 
 
 class State(IntEnum):
@@ -28,7 +29,6 @@ class State(IntEnum):
     HELD = 1  # waits for its sibling to compute the prompt they share
     WAITING = 2  # may be scheduled; holds no slot
     RUNNING = 3  # holds a slot
-    FINISHED = 4  # ended, but a step that computes it is still in flight
 
 
 # Columns, with dtype and the value of a fresh row.
@@ -39,13 +39,12 @@ _COLUMNS = {
     "num_in_flight": (np.int32, 0),
     "num_draft": (np.int32, 0),
     "num_blocks": (np.int32, 0),
-    "arrival": (np.int64, 0),
+    "arrival": (np.int64, _NO_ARRIVAL),  # tells one sequence of a row from the next
     "priority": (np.int32, 0),
     "deadline": (np.float64, np.inf),
     "slot": (np.int32, _NO_SLOT),
-    "most_tokens": (np.int32, 0),  # prompt and output may not be longer than this
-    # The newest token, the input of the next decode step; of one in flight, -1 - its place among the step's sampled.
-    "last_token": (np.int32, 0),
+    "max_tokens": (np.int32, 0),  # prompt and output may not be longer than this
+    "last_token": (np.int32, 0),  # the newest token, the input of the next decode step; see `unseen_token`
     "is_watched": (np.bool_, True),  # each of its tokens is looked at as it is read back, not only the last
 }
 NUM_STOP_IDS = 4
@@ -60,8 +59,8 @@ class SequenceTable:
         blocks: the free list.
         block_size: tokens in a block.
         max_num_seqs: slots: sequences that may run at once.
-        max_blocks: ``M``, most blocks of one sequence.
-        budget: most tokens of a step.
+        max_blocks: ``M``, the largest number of blocks of one sequence.
+        budget: the largest number of tokens of a step.
     """
 
     state: NDArray[np.int8]
@@ -74,9 +73,12 @@ class SequenceTable:
     priority: Int32
     deadline: NDArray[np.float64]
     slot: Int32
-    most_tokens: Int32
+    max_tokens: Int32
     last_token: Int32
     is_watched: NDArray[np.bool_]
+    stop_ids: Int32  # [rows, NUM_STOP_IDS]; _NO_TOKEN where there are fewer
+    read_only: dict[str, NDArray[Any]]  # the columns once more, for those who may not write
+    request_ids: list[str]
 
     def __init__(
         self, blocks: BlockManager, *, block_size: int, max_num_seqs: int, max_blocks: int, budget: int
@@ -86,16 +88,8 @@ class SequenceTable:
         self.max_num_seqs = max_num_seqs
         self.budget = budget
         self.tables = np.zeros((max_num_seqs, max_blocks), np.int32)  # by slot
-        self.token_store = np.empty((max_num_seqs, max_blocks * block_size), np.int32)  # by slot
+        self.token_store = np.zeros((max_num_seqs, max_blocks * block_size), np.int32)  # by slot
         self.num_stored = np.zeros(max_num_seqs, np.int32)  # by slot; tokens of the store
-        self.stop_ids = np.zeros((0, NUM_STOP_IDS), np.int32)  # by row; _NO_TOKEN where there are fewer
-        self.changes = 0
-        """Grows whenever rows begin, end, wait or reach their most tokens: what was decided before may not hold now."""
-        self.arrivals = 0
-        """Grows whenever a row begins to wait."""
-        self.watch_changes = 0
-        """Grows whenever ``is_watched`` changes."""
-        self.request_ids: list[str] = []
         self._held_blocks: dict[int, Int32] = {}  # shared blocks of rows that have no slot yet
         self._free_rows: list[int] = []
         self._free_slots = list(range(max_num_seqs))
@@ -103,10 +97,7 @@ class SequenceTable:
         self._head = self._tail = 0
         self._running: Int32 | None = np.zeros(0, np.int32)
         self._next_arrival = 0
-        self.read_only: dict[str, NDArray[Any]] = {}  # the columns once more, for those who may not write
-        for name, (dtype, _) in _COLUMNS.items():
-            setattr(self, name, np.zeros(0, dtype))
-        self._grow()
+        self._grow(0)
 
     # ------------------------------------------------------------ what schedulers see (interfaces.SchedulerView)
 
@@ -122,7 +113,7 @@ class SequenceTable:
             self._running = np.zeros(0, np.int32)
         if self._running is None:
             rows = np.flatnonzero(self.state == State.RUNNING).astype(np.int32)
-            rows = rows[self.num_tokens[rows] < self.most_tokens[rows]]  # the rest only wait to be read back
+            rows = rows[self.num_tokens[rows] < self.max_tokens[rows]]  # the rest only wait to be read back
             self._running = rows[np.argsort(self.arrival[rows])]
         return self._running
 
@@ -147,39 +138,33 @@ class SequenceTable:
 
     def blocks_freed_by(self, rows: Sequence[int] | Int32) -> int:
         """Blocks that would become free if just these rows were preempted."""
-        held = [self.block_table(int(row)) for row in rows]
+        held = [self.block_table(int(row)) for row in dict.fromkeys(rows)]
         return self.blocks.freed_by(np.concatenate(held)) if held else 0
 
     # ------------------------------------------------------------ the engine's side
 
-    def add(self, request_id: str, num_tokens: int, most_tokens: int, last_token: int, *, is_held: bool = False) -> int:
-        """A new row, last in order of arrival; its index."""
+    def add(self, request_id: str, num_tokens: int, max_tokens: int, last_token: int) -> int:
+        """A new row, last in order of arrival, and held: its index."""
         if not self._free_rows:
-            self._grow()
+            self._grow(len(self.state))
         row = self._free_rows.pop()
         for name, (_, fresh) in _COLUMNS.items():
             getattr(self, name)[row] = fresh
         self.state[row] = State.HELD
         self.num_tokens[row] = num_tokens
-        self.most_tokens[row] = most_tokens
+        self.max_tokens[row] = max_tokens
         self.last_token[row] = last_token
         self.arrival[row] = self._next_arrival
         self._next_arrival += 1
         self.request_ids[row] = request_id
         self.stop_ids[row] = _NO_TOKEN
-        if not is_held:
-            self.wait(row)
         return row
 
     def wait(self, row: int) -> None:
         """Let a row be scheduled; it stands where its arrival puts it."""
         self.state[row] = State.WAITING
-        self.changes += 1
-        self.arrivals += 1
         if self._tail == len(self._waiting):
-            queued = self.waiting
-            self._waiting = np.concatenate([queued, np.zeros(max(64, len(queued)), np.int32)])
-            self._head, self._tail = 0, len(queued)
+            self._queue(self.waiting)
         place = self._tail
         if place > self._head and self.arrival[self._waiting[place - 1]] > self.arrival[row]:  # it was here before
             place = self._head + int(np.searchsorted(self.arrival[self.waiting], self.arrival[row]))
@@ -200,11 +185,7 @@ class SequenceTable:
 
     def extend(self, rows: Int32, num_blocks: Int32) -> None:
         """Hand ``num_blocks[i] >= 1`` more blocks to running row ``rows[i]``; the caller saw to enough free ones."""
-        count = int(num_blocks.sum())
-        if count == len(rows):
-            self.extend_by_one(rows)
-            return
-        fresh, first = self.blocks.allocate(count), 0
+        fresh, first = self.blocks.allocate(int(num_blocks.sum())), 0
         for row, added in zip(rows.tolist(), num_blocks.tolist(), strict=True):
             held = int(self.num_blocks[row])
             self.tables[self.slot[row], held : held + added] = fresh[first : first + added]
@@ -235,40 +216,30 @@ class SequenceTable:
         if was_running:
             self.wait(row)
 
-    def finish(self, row: int) -> None:
-        """Take slot and blocks from a row that has ended; the row itself once nothing of it is in flight."""
+    def free(self, row: int) -> None:
+        """Take slot, blocks and the row itself from a sequence that has ended.
+
+        A step in flight may still compute the sequence: whoever reads that step back compares arrivals.
+        """
         if self.state[row] == State.WAITING:
             self._leave_queue(row)
         self._drop(row)
-        self.changes += 1
-        self.state[row] = State.FINISHED
-        self.release_row(row)
-
-    def release_row(self, row: int) -> None:
-        """Make a finished row free if no step that computes it is in flight."""
-        if self.num_in_flight[row] == 0:
-            self.state[row] = State.FREE
-            self._free_rows.append(row)
+        self.state[row] = State.FREE
+        self.arrival[row] = _NO_ARRIVAL
+        self._free_rows.append(row)
 
     def running_changed(self) -> None:
-        """Say that a row has come or gone, or may have reached its most tokens."""
+        """Say that a row has come or gone, or may have reached its last token."""
         self._running = None
-        self.changes += 1
-
-    def watch(self, row: int, is_watched: bool) -> None:
-        """Say whether each token of a row is to be looked at."""
-        if self.is_watched[row] != is_watched:
-            self.is_watched[row] = is_watched
-            self.watch_changes += 1
-
-    def write(self, slots: Int32, token_ids: Int32, known: Int32) -> None:
-        """Write one new token of the sequence in each of these slots, ``known[i]`` of them with it."""
-        self.token_store[slots, known - 1] = token_ids
-        self.num_stored[slots] = known
 
     def store(self, rows: Int32, token_ids: Int32, known: Int32) -> None:
-        """Write one new token of each of these running rows; the newest where no further one is in flight."""
-        self.write(self.slot.take(rows), token_ids, known)
+        """Write one new token of each of these running rows, ``known[i]`` of them with it.
+
+        It becomes the last token of the row where no further one is in flight.
+        """
+        slots = self.slot.take(rows)
+        self.token_store[slots, known - 1] = token_ids
+        self.num_stored[slots] = known
         is_newest = self.num_in_flight.take(rows) == 0
         if np.count_nonzero(is_newest):
             self.last_token[rows[is_newest]] = token_ids[is_newest]
@@ -281,20 +252,53 @@ class SequenceTable:
             return np.zeros(0, np.int32)
         return self.tables[self.slot[row], : self.num_blocks[row]]
 
+    def rebuild(self, live: Int32) -> None:
+        """Derive free rows, free slots, queue and blocks anew from the rows that are still somebody's.
+
+        What an interrupted change has left half done belongs to none of these rows, so nothing of it remains. May
+        be repeated: a rebuilding that was interrupted is simply done again.
+
+        Args:
+            live: rows of sequences that go on; every other row becomes free.
+        """
+        is_live = np.zeros(len(self.state), bool)
+        is_live[live] = True
+        dead = ~is_live
+        self.state[dead], self.arrival[dead] = State.FREE, _NO_ARRIVAL
+        self.slot[dead], self.num_blocks[dead], self.num_in_flight[dead] = _NO_SLOT, 0, 0
+        is_waiting = self.state != State.RUNNING
+        self._held_blocks = {row: held for row, held in self._held_blocks.items() if is_live[row] and is_waiting[row]}
+        self._free_rows = np.flatnonzero(dead)[::-1].tolist()
+        taken = set(self.slot[live].tolist())
+        self._free_slots = [slot for slot in range(self.max_num_seqs) if slot not in taken]
+        waiting = np.flatnonzero(self.state == State.WAITING).astype(np.int32)
+        self._queue(waiting[np.argsort(self.arrival[waiting])])
+        self._running = None
+        self.blocks.rebuild(self._all_held())
+
     def check(self) -> None:
         """Return if blocks, slots and queue agree with the columns.
 
         Raises:
-            AssertionError: what does not add up.
+            InvariantError: what does not add up.
         """
         live = np.flatnonzero(self.state != State.FREE)
-        held = [self.block_table(int(row)) for row in live]
-        assert all(len(h) == self.num_blocks[row] for h, row in zip(held, live, strict=True)), "a block count is off"
-        self.blocks.check(np.concatenate([np.zeros(0, np.int32), *held]))
+        for row in live.tolist():
+            require(len(self.block_table(row)) == self.num_blocks[row], f"the block count of row {row} is off")
+        self.blocks.check(self._all_held())
         slots = self.slot[self.state == State.RUNNING]
-        assert sorted([*slots.tolist(), *self._free_slots]) == list(range(self.max_num_seqs)), "slots leaked"
-        assert sorted(self.waiting.tolist()) == np.flatnonzero(self.state == State.WAITING).tolist(), "queue is off"
-        assert np.all(np.diff(self.arrival[self.waiting]) > 0), "the queue is not in order of arrival"
+        everything = list(range(self.max_num_seqs))
+        require(sorted([*slots.tolist(), *self._free_slots]) == everything, "slots leaked")
+        require(not (self.slot[self.state != State.RUNNING] != _NO_SLOT).any(), "a row that does not run has a slot")
+        free = np.flatnonzero(self.state == State.FREE).tolist()
+        require(sorted(self._free_rows) == free, "rows leaked")
+        waiting = np.flatnonzero(self.state == State.WAITING).tolist()
+        require(sorted(self.waiting.tolist()) == waiting, "the queue is off")
+        require(bool(np.all(np.diff(self.arrival[self.waiting]) > 0)), "the queue is not in order of arrival")
+
+    def _all_held(self) -> Int32:
+        live = np.flatnonzero(self.state != State.FREE).tolist()
+        return np.concatenate([np.zeros(0, np.int32), *(self.block_table(row) for row in live)])
 
     def _drop(self, row: int) -> None:
         self.blocks.release(self.block_table(row))
@@ -313,15 +317,33 @@ class SequenceTable:
         self._waiting[place : self._tail - 1] = self._waiting[place + 1 : self._tail].copy()
         self._tail -= 1
 
-    def _grow(self) -> None:
-        old = len(self.state)
+    def _queue(self, rows: Int32) -> None:
+        """Let these rows, in order of arrival, be all that wait; with room for more."""
+        self._waiting = np.concatenate([rows, np.zeros(max(64, len(rows)), np.int32)])
+        self._head, self._tail = 0, len(rows)
+
+    def _grow(self, old: int) -> None:
         new = max(64, 2 * old)
+        grown: dict[str, NDArray[Any]] = {}
         for name, (dtype, fresh) in _COLUMNS.items():
-            column: NDArray[Any] = np.full(new, fresh, dtype)
-            column[:old] = getattr(self, name)
-            setattr(self, name, column)
-            self.read_only[name] = column.view()
-            self.read_only[name].flags.writeable = False
-        self.stop_ids = np.concatenate([self.stop_ids, np.full((new - old, NUM_STOP_IDS), _NO_TOKEN, np.int32)])
-        self.request_ids += [""] * (new - old)
-        self._free_rows.extend(range(new - 1, old - 1, -1))
+            grown[name] = np.full(new, fresh, dtype)
+            if old:
+                grown[name][:old] = getattr(self, name)
+        stop_ids = np.full((new, NUM_STOP_IDS), _NO_TOKEN, np.int32)
+        request_ids = [""] * new
+        if old:
+            stop_ids[:old], request_ids[:old] = self.stop_ids, self.request_ids
+        read_only = {name: column.view() for name, column in grown.items()}
+        for column in read_only.values():
+            column.flags.writeable = False
+        free_rows = list(range(new - 1, old - 1, -1))
+        # All at once: an exception leaves either the old columns or the new ones.
+        vars(self).update(grown, stop_ids=stop_ids, request_ids=request_ids, read_only=read_only, _free_rows=free_rows)
+
+
+def unseen_token(slots: Int32) -> Int32:
+    """What stands in a step's inputs, and in ``last_token``, for a token that the host has not read back yet.
+
+    ``-1 - slot``: the runner puts the newest token of that slot in its place.
+    """
+    return -1 - slots

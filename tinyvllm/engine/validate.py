@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +12,12 @@ from tinyvllm.batch import Int32
 from tinyvllm.engine.table import SequenceTable, State
 from tinyvllm.errors import PluginError
 from tinyvllm.interfaces import Schedule
+from tinyvllm.plugin_call import PluginName
 
 _NONE = np.zeros(0, np.int32)
 _LIVE = (State.WAITING, State.RUNNING)
+_MAX_INT32 = np.iinfo(np.int32).max
+_MAX_SHOWN = 200  # characters of a value in a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,6 @@ class CheckedSchedule:
         known: ``[B]``, tokens known, those in flight included.
         needed: ``[B]``, blocks that each row lacks.
         are_running: whether every row holds a slot already, and then they are in order of slots.
-        stands: whether the same may be done in the next step; see :class:`~tinyvllm.interfaces.Schedule`.
     """
 
     rows: Int32
@@ -39,48 +41,44 @@ class CheckedSchedule:
     known: Int32
     needed: Int32
     are_running: bool
-    stands: bool = False
 
     def in_order(self, order: NDArray[np.intp]) -> CheckedSchedule:
-        """The same with the rows in another order."""
+        """The same decision with the rows in another order."""
         columns = (self.rows, self.num_tokens, self.starts, self.known, self.needed)
         rows, num_tokens, starts, known, needed = (column.take(order) for column in columns)
-        return CheckedSchedule(rows, num_tokens, self.preempt, starts, known, needed, True, self.stands)
+        return CheckedSchedule(rows, num_tokens, self.preempt, starts, known, needed, True)
 
 
-def validated(decision: Schedule | Mapping[str, int], table: SequenceTable, scheduler: str) -> CheckedSchedule:
+def validated(decision: object, table: SequenceTable, scheduler: PluginName) -> CheckedSchedule:
     """The decision, if every rule holds.
 
     Args:
-        decision: what the plugin returned.
+        decision: what the plugin returned: a :class:`~tinyvllm.interfaces.Schedule`, or a mapping of request ids to
+            numbers of tokens.
         table: as the plugin saw it.
-        scheduler: its name, for messages.
+        scheduler: the plugin, for messages.
     Raises:
         PluginError: naming the scheduler, the rule it broke and the numbers. Nothing has changed.
     """
     if not isinstance(decision, Schedule) and isinstance(decision, Mapping):
         decision = _from_mapping(decision, table, scheduler)
     if not isinstance(decision, Schedule):
-        raise _broken(scheduler, f"returned {type(decision).__name__}, expected a Schedule or a mapping")
+        raise _broken(scheduler, f"returned {_shown(decision)}, expected a Schedule or a mapping of request ids")
     rows = _integers(decision.rows, scheduler, "rows")
     num_tokens = _integers(decision.num_tokens, scheduler, "num_tokens")
     if len(num_tokens) != len(rows):
         raise _broken(scheduler, f"names {len(rows)} rows but {len(num_tokens)} num_tokens")
-    preempt = _NONE
-    if len(decision.preempt):
-        preempt = _integers(decision.preempt, scheduler, "preempt")
+    preempt = _integers(decision.preempt, scheduler, "preempt")
+    if len(preempt):
         _check_preempted(rows, preempt, table, scheduler)
     if len(rows) == 0:
         return CheckedSchedule(rows, num_tokens, preempt, _NONE, _NONE, _NONE, True)
-    checked = _checked(rows, num_tokens, preempt, table, scheduler)
-    if not decision.stands:
-        return checked
-    if len(preempt) or not checked.are_running or (checked.starts + 1 < checked.known).any():
-        raise _broken(scheduler, "says that a decision stands in which not every row runs and has one token left")
-    return replace(checked, stands=True)
+    return _checked(rows, num_tokens, preempt, table, scheduler)
 
 
-def _checked(rows: Int32, num_tokens: Int32, preempt: Int32, table: SequenceTable, scheduler: str) -> CheckedSchedule:
+def _checked(
+    rows: Int32, num_tokens: Int32, preempt: Int32, table: SequenceTable, scheduler: PluginName
+) -> CheckedSchedule:
     _check_range(rows, table, scheduler, "rows")
     slots = table.slot.take(rows)
     are_running = int(np.minimum.reduce(slots)) >= 0  # only running rows hold a slot, and no two the same
@@ -92,7 +90,7 @@ def _checked(rows: Int32, num_tokens: Int32, preempt: Int32, table: SequenceTabl
     else:
         _check_starts(rows, preempt, table, scheduler)
     starts, known = table.num_computed.take(rows), table.num_tokens.take(rows)
-    _check_tokens(rows, num_tokens, known - starts, known < table.most_tokens.take(rows), table, scheduler)
+    _check_tokens(rows, num_tokens, known - starts, known < table.max_tokens.take(rows), table, scheduler)
     needed = starts + num_tokens
     needed += table.block_size - 1
     needed //= table.block_size
@@ -106,33 +104,49 @@ def _checked(rows: Int32, num_tokens: Int32, preempt: Int32, table: SequenceTabl
     return CheckedSchedule(rows, num_tokens, preempt, starts, known, needed, are_running)
 
 
-def _from_mapping(decision: Mapping[str, int], table: SequenceTable, scheduler: str) -> Schedule:
+def _from_mapping(decision: Mapping[object, object], table: SequenceTable, scheduler: PluginName) -> Schedule:
     """Every schedulable row of a named request gets the tokens named, or what it has left if that is less."""
-    by_request: dict[str, list[int]] = {}
+    by_request: dict[object, list[int]] = {}
     for row in np.concatenate([table.running, table.waiting]).tolist():
         by_request.setdefault(table.request_ids[row], []).append(row)
-    unknown = [request_id for request_id in decision if request_id not in by_request]
-    if unknown:
-        raise _broken(scheduler, f"scheduled request {unknown[0]!r}, which is neither waiting nor running")
-    rows = [row for request_id in decision for row in by_request[request_id]]
-    wanted = np.array([decision[table.request_ids[row]] for row in rows], np.int32)
+    rows: list[int] = []
+    wanted: list[int] = []
+    for request_id, count in decision.items():
+        if request_id not in by_request:
+            raise _broken(scheduler, f"scheduled request {_shown(request_id)}, which is neither waiting nor running")
+        if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or not 1 <= count <= _MAX_INT32:
+            expected = f"a whole number of 1 to {_MAX_INT32}"
+            raise _broken(scheduler, f"gives request {_shown(request_id)} {_shown(count)} tokens, expected {expected}")
+        rows += by_request[request_id]
+        wanted += [int(count)] * len(by_request[request_id])
     index = np.array(rows, np.int32)
-    return Schedule(index, np.minimum(wanted, table.num_tokens[index] - table.num_computed[index]))
+    left = table.num_tokens[index] - table.num_computed[index]
+    return Schedule(index, np.minimum(np.array(wanted, np.int32), left))
 
 
-def _integers(value: object, scheduler: str, field: str) -> Int32:
-    array = np.asarray(value)
+def _integers(value: object, scheduler: PluginName, field: str) -> Int32:
+    """``[n]`` int32; no number wraps around and none is rounded."""
+    try:
+        array = np.asarray(value)
+    except ValueError:  # lists of unequal lengths
+        raise _broken(scheduler, f"{field} is {_shown(value)}, expected int32 of shape (n,)") from None
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-        raise _broken(scheduler, f"{field} is {array.dtype} {list(array.shape)}, expected int [n]")
+        got = f"{array.dtype} of shape {array.shape}" if array.ndim else _shown(value)
+        raise _broken(scheduler, f"{field} is {got}, expected int32 of shape (n,)")
+    if array.dtype != np.int32 and array.size and (array.min() < 0 or array.max() > _MAX_INT32):
+        outside = next(each for each in array.tolist() if not 0 <= each <= _MAX_INT32)
+        raise _broken(scheduler, f"{field} holds {outside}, expected 0 to {_MAX_INT32}")
     return array.astype(np.int32, copy=False)
 
 
-def _check_range(rows: Int32, table: SequenceTable, scheduler: str, field: str) -> None:
-    if int(np.minimum.reduce(rows)) < 0 or int(np.maximum.reduce(rows)) >= len(table.state):
-        raise _broken(scheduler, f"{field} names a row that does not exist, of {int(rows.min())} to {int(rows.max())}")
+def _check_range(rows: Int32, table: SequenceTable, scheduler: PluginName, field: str) -> None:
+    lowest, highest = int(np.minimum.reduce(rows)), int(np.maximum.reduce(rows))
+    if lowest < 0 or highest >= len(table.state):
+        got = lowest if lowest < 0 else highest
+        raise _broken(scheduler, f"{field} names row {got}, which does not exist; see view.running and view.waiting")
 
 
-def _check_preempted(rows: Int32, preempt: Int32, table: SequenceTable, scheduler: str) -> None:
+def _check_preempted(rows: Int32, preempt: Int32, table: SequenceTable, scheduler: PluginName) -> None:
     _check_range(preempt, table, scheduler, "preempt")
     if len(np.unique(preempt)) != len(preempt):
         raise _broken(scheduler, "preempt names a row twice")
@@ -144,7 +158,7 @@ def _check_preempted(rows: Int32, preempt: Int32, table: SequenceTable, schedule
         raise _broken(scheduler, f"both schedules and preempts row {int(both[0])}")
 
 
-def _check_starts(rows: Int32, preempt: Int32, table: SequenceTable, scheduler: str) -> None:
+def _check_starts(rows: Int32, preempt: Int32, table: SequenceTable, scheduler: PluginName) -> None:
     """What must hold if some of the rows have no slot. Few rows start at once: lists are faster than arrays."""
     listed, states = rows.tolist(), table.state.take(rows).tolist()
     if len(set(listed)) != len(listed):
@@ -161,7 +175,7 @@ def _check_starts(rows: Int32, preempt: Int32, table: SequenceTable, scheduler: 
 
 
 def _check_tokens(
-    rows: Int32, num_tokens: Int32, left: Int32, is_open: NDArray[np.bool_], table: SequenceTable, scheduler: str
+    rows: Int32, num_tokens: Int32, left: Int32, is_open: NDArray[np.bool_], table: SequenceTable, scheduler: PluginName
 ) -> None:
     if not is_open.all():
         row = int(rows[np.argmin(is_open)])
@@ -169,10 +183,15 @@ def _check_tokens(
     if int(np.minimum.reduce(num_tokens)) < 1 or (num_tokens > left).any():
         i = int(np.argmax((num_tokens < 1) | (num_tokens > left)))
         raise _broken(scheduler, f"gives row {int(rows[i])} {int(num_tokens[i])} tokens, expected 1 to {int(left[i])}")
-    total = int(num_tokens.sum())
+    total = int(num_tokens.sum(dtype=np.int64))
     if total > table.budget:
         raise _broken(scheduler, f"schedules {total} tokens, the budget is {table.budget}")
 
 
-def _broken(scheduler: str, what: str) -> PluginError:
-    return PluginError(f"scheduler {scheduler!r} {what}; the step was not carried out")
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+
+
+def _broken(scheduler: PluginName, what: str) -> PluginError:
+    return PluginError(f"{scheduler}: schedule {what}; the step was not carried out")

@@ -1,7 +1,7 @@
 // The most likely token of each row: greedy sampling.
 //   Formula    token[b] = the lowest v of those with logits[b][v] = max over v of logits[b][v]
 //   Reference  numpy.argmax; a row is corrupt, and its token 0, where the maximum is NaN or infinite
-//   Shapes     token_ids, slots [B] int32, is_corrupt [B] uint8, slot_tokens [S] int32, logits [B, V] float32;
+//   Shapes     token_ids, slots [B] int32, is_corrupt [B] uint8, logits [B, V] float32;
 //              workspace partial [B, ceil(V / tile_size)] uint64, counters [B] uint32, zero
 //   Mapping    a block owns a tile of a row and walks over it, a thread groups of four tokens; the last block of a row
 //              to finish reduces the row's tiles
@@ -12,8 +12,8 @@
 #include "sample_tile.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    argmax_rows(int* token_ids, uint8_t* is_corrupt, int* slot_tokens, uint64_t* partial, uint32_t* counters,
-                const float* logits, const int* slots, int vocab_size, int tile_size) {
+    argmax_rows(int* token_ids, uint8_t* is_corrupt, uint64_t* partial, uint32_t* counters, const float* logits,
+                const int* slots, int vocab_size, int tile_size) {
     __shared__ uint64_t scratch[32];
     __shared__ bool is_last;
     pdl_launch_dependents();
@@ -35,9 +35,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     best = block_best(best, scratch);
     if (threadIdx.x == 0) {
         const bool sound = is_sound(score_of(best));
-        const int token = sound ? int(token_of(best)) : 0;
-        token_ids[row] = token;
+        token_ids[row] = sound ? int(token_of(best)) : 0;
         is_corrupt[row] = !sound;
-        slot_tokens[slot] = token;
     }
 }

@@ -61,7 +61,7 @@ class Argmax:
         check_buffer("argmax slots", slots, (num_rows,), INT32)
         num_tiles, tile_size = self._tiles.cut(num_rows)
         arguments = (
-            out.token_ids, out.is_corrupt, out.slot_tokens, self._partial, self._counters, logits, slots,
+            out.token_ids, out.is_corrupt, self._partial, self._counters, logits, slots,
             np.int32(self._vocab_size), np.int32(tile_size),
         )  # fmt: skip
         grid = (num_tiles, num_rows, 1)

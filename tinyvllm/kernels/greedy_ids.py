@@ -26,7 +26,7 @@ class GreedyIds:
         self._device, self._pdl = device, pdl
         self._argmax = Argmax(device, vocab_size=vocab_size, max_rows=max_rows, pdl=pdl)
         self._mark = device.compile(source("mark_corrupt.cu"), {"THREADS": _THREADS}).function("mark_corrupt")
-        self._sampled = SampledBuffers.allocate(device, max_rows, max_rows)
+        self._sampled = SampledBuffers.allocate(device, max_rows)
         self._slots = device.memory.alloc((max_rows,), INT32)
         device.memory.upload(self._slots, np.arange(max_rows, dtype=np.int32))
 
@@ -42,7 +42,7 @@ class GreedyIds:
         num_rows = logits.shape[0]
         check_buffer("argmax token_ids", token_ids, (num_rows,), INT32)
         is_corrupt = self._sampled.is_corrupt.view((num_rows,))
-        out = SampledBuffers(token_ids, is_corrupt, self._sampled.slot_tokens)
+        out = SampledBuffers(token_ids, is_corrupt)
         self._argmax(out, logits, self._slots.view((num_rows,)))
         grid = (ceil_div(num_rows, _THREADS), 1, 1)
         arguments = (token_ids, is_corrupt, np.int32(num_rows))

@@ -1,4 +1,4 @@
-"""Launches ``host_ring.cu``: results of step after step in memory of the host, copied there as part of the step."""
+"""Launches ``host_ring.cu``: a step ends with its results in memory of the host and its tokens in their slots."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 
 from tinyvllm.devices.interface import Array, Buffer, Device, Mark
 from tinyvllm.errors import KernelError, ShapeError
+from tinyvllm.kernels.launch import INT32, check_buffer
 from tinyvllm.kernels.launch import source as source_path
 
 _THREADS = 256
@@ -19,16 +20,18 @@ class HostRing:
 
     Args:
         device: where the buffer is.
-        source: of a multiple of 4 bytes.
+        source: of a multiple of 4 bytes; it begins with the tokens of the step's rows, int32.
+        newest: ``[S]``, int32: the newest token of each slot; written by nobody else.
 
     Raises:
         ShapeError: of another size.
     """
 
-    def __init__(self, device: Device, source: Buffer) -> None:
+    def __init__(self, device: Device, source: Buffer, newest: Buffer) -> None:
         if source.nbytes % _WORD_BYTES:
             raise ShapeError(f"host_ring copies words of {_WORD_BYTES} bytes, the buffer has {source.nbytes} bytes")
-        self._device, self._source = device, source
+        check_buffer("host_ring newest", newest, (None,), INT32)
+        self._device, self._source, self._newest = device, source, newest
         defines = {"THREADS": _THREADS, "NUM_PLACES": _NUM_PLACES}
         self._function = device.compile(source_path("host_ring.cu"), defines).function("host_ring")
         self._num_words = source.nbytes // _WORD_BYTES
@@ -38,15 +41,27 @@ class HostRing:
         device.memory.fill(self._device_count, 0)
         self._count = 0
 
-    def queue(self) -> None:
-        """Queue a copy. Recorded in a graph, each replay makes one. Whoever queues or replays calls ``last`` then."""
-        self._device.launch(
-            self._function,
-            (1, 1, 1),
-            (_THREADS, 1, 1),
-            (self._ring.buffer, self._device_count, self._source, np.int32(self._num_words)),
-            pdl=True,
-        )
+    def queue(self, slots: Buffer) -> None:
+        """Queue a copy. Recorded in a graph, each replay makes one. Whoever queues or replays calls ``last`` then.
+
+        Args:
+            slots: ``[B]``, int32: where the tokens of the first ``B`` rows go; below zero: nowhere.
+        Raises:
+            ShapeError: of another shape or dtype, or of more rows than the source has words.
+        """
+        check_buffer("host_ring slots", slots, (None,), INT32)
+        num_rows = slots.shape[0]
+        if num_rows > self._num_words:
+            raise ShapeError(f"host_ring has {num_rows} slots, the buffer {self._num_words} words")
+        arguments = (
+            self._ring.buffer, self._device_count, self._newest, self._source, slots, np.int32(self._num_words),
+            np.int32(num_rows),
+        )  # fmt: skip
+        self._device.launch(self._function, (1, 1, 1), (_THREADS, 1, 1), arguments, pdl=True)
+
+    def recover(self) -> None:
+        """Count as the device does, after a step that was perhaps queued and was never asked for. Waits."""
+        self._count = int(self._device.memory.download(self._device_count)[0])
 
     def last(self) -> HostCopy:
         """The copy that was queued just now. It is overwritten by the fourth after it."""

@@ -3,9 +3,8 @@
 //   Formula    token[b] = argmax over v of z + g, lowest v of equals; z = (x - max x) / temperature, x the row's logits
 //              after its rules, g Gumbel noise of (seed, completion, position, v); argmax of x at temperature 0
 //   Reference  tinyvllm/reference/sampling.py, philox.py; plugins/tinyvllm_samplers/default.py for corrupt rows
-//   Shapes     token_ids, slots, positions [B] int32, is_corrupt [B] uint8, slot_tokens [S] int32, row_max [B],
-//              logits [B, V], adjusted [R, V] float32, columns [S]; workspace records [B, ceil(V / tile_size)],
-//              counters [B] uint32, zero
+//   Shapes     token_ids, slots, positions [B] int32, is_corrupt [B] uint8, row_max [B], logits [B, V],
+//              adjusted [R, V] float32, columns [S]; workspace records [B, ceil(V / tile_size)], counters [B] uint32, zero
 //   Mapping    a block owns a tile of a row and walks over it, a thread groups of four tokens, which share one Philox
 //              block; the last block of a row to finish runs the race among what the tiles' blocks have left
 //   Numerics   float32; no order can matter (sample_race.cuh)
@@ -20,9 +19,9 @@
 #include "sample_race.cuh"  // the last: it uses most of them
 
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
-    sample_rows(int* token_ids, uint8_t* is_corrupt, int* slot_tokens, float* row_max, Record* records,
-                uint32_t* counters, const float* logits, const float* adjusted, const int* slots,
-                const int* positions, const float* temperature, const float* top_p, const float* min_p,
+    sample_rows(int* token_ids, uint8_t* is_corrupt, float* row_max, Record* records, uint32_t* counters,
+                const float* logits, const float* adjusted, const int* slots, const int* positions,
+                const float* temperature, const float* top_p, const float* min_p,
                 const int* top_k, const uint64_t* seed, const int* completion_index, const int* rule_row,
                 int vocab_size, int tile_size) {
     __shared__ Shortlist list;
@@ -71,6 +70,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     if (threadIdx.x == 0) {
         is_corrupt[b] = !sound;
         row_max[b] = largest;
-        token_ids[b] = slot_tokens[slot] = sound ? int(token_of(best)) : 0;
+        token_ids[b] = sound ? int(token_of(best)) : 0;
     }
 }

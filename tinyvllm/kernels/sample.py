@@ -107,13 +107,13 @@ class Sample:
             self._device.launch(function, grid, (self._threads, 1, 1), arguments, pdl=self._pdl)
 
         tiles = (num_tiles, num_rows, 1)
-        token_ids, slot_tokens = out.token_ids, out.slot_tokens
-        launch(self._sample, tiles, (token_ids, out.is_corrupt, slot_tokens, row_max, records, counters), tile_size)
+        token_ids = out.token_ids
+        launch(self._sample, tiles, (token_ids, out.is_corrupt, row_max, records, counters), tile_size)
         if may_cut:
             plans, places = self._plans, self._places
             launch(self._weigh, tiles, (plans, self._sums, counters, token_ids, row_max), tile_size)
             launch(self._race, tiles, (plans, places, records, row_max), tile_size)
-            launch(self._draw, (num_rows, 1, 1), (token_ids, slot_tokens, plans, places, records, row_max), num_tiles)
+            launch(self._draw, (num_rows, 1, 1), (token_ids, plans, places, records, row_max), num_tiles)
 
 
 def check_vocab_size(op: str, vocab_size: int) -> None:

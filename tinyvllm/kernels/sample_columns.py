@@ -82,21 +82,18 @@ class SampledBuffers:
     Attributes:
         token_ids: ``[B]``, int32, by row of the step.
         is_corrupt: ``[B]``, uint8; 1 where the logits leave nothing to choose. The token is then 0.
-        slot_tokens: ``[S]``, int32, by slot: what the next step takes as its input.
     """
 
     token_ids: Buffer
     is_corrupt: Buffer
-    slot_tokens: Buffer
 
     @classmethod
-    def allocate(cls, device: Device, num_rows: int, num_slots: int) -> SampledBuffers:
+    def allocate(cls, device: Device, num_rows: int) -> SampledBuffers:
         """Buffers for steps of ``num_rows``."""
         alloc = device.memory.alloc
-        return cls(alloc((num_rows,), np.int32), alloc((num_rows,), np.uint8), alloc((num_slots,), np.int32))
+        return cls(alloc((num_rows,), np.int32), alloc((num_rows,), np.uint8))
 
     def check(self, op: str, num_rows: int) -> None:
         """Return if the shapes fit a step of ``num_rows``; raises ShapeError."""
         check_buffer(f"{op} token_ids", self.token_ids, (num_rows,), INT32)
         check_buffer(f"{op} is_corrupt", self.is_corrupt, (num_rows,), np.dtype(np.uint8))
-        check_buffer(f"{op} slot_tokens", self.slot_tokens, (None,), INT32)

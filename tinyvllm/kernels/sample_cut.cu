@@ -2,9 +2,8 @@
 //   Formula    w = exp(z); min_p keeps w >= min_p, top_k the first k in order, top_p those before which the mass is
 //              below top_p of what is left; token[b] = argmax over the kept v of z + g, as in sample.cu
 //   Reference  tinyvllm/reference/sampling.py
-//   Shapes     token_ids, slots, positions [B] int32, slot_tokens [S] int32, row_max [B], logits [B, V],
-//              adjusted [R, V] float32, columns [S]; workspace plans [B], sums [B, 2, num_bins] uint64, zero, places
-//              [B, LIST_SIZE] uint64, records and counters as in sample.cu; V <= 2^20
+//   Shapes     token_ids, slots, positions [B] int32, row_max [B], logits [B, V], adjusted [R, V] float32, columns [S];
+//              workspace plans [B], sums [B, 2, num_bins] uint64, zero, places [B, LIST_SIZE] uint64, records and counters as in sample.cu; V <= 2^20
 //   Mapping    weigh_rows and race_kept: a block owns a tile of a row and walks over it; the last block of a row to weigh
 //              plans its cuts. draw_kept: a block owns a row
 //   Numerics   z float32 with the reference's bits, w float32; masses add up as integers in units of 2^-44, exact up
@@ -255,8 +254,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 
 /// Cuts what is listed, and runs the last race.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    draw_kept(int* token_ids, int* slot_tokens, const CutPlan* plans, uint64_t* places, const Record* records,
-              const float* row_max, const float* logits, const float* adjusted, const int* slots, const int* positions,
+    draw_kept(int* token_ids, const CutPlan* plans, uint64_t* places, const Record* records, const float* row_max,
+              const float* logits, const float* adjusted, const int* slots, const int* positions,
               const float* temperature, const float* top_p, const float* min_p, const int* top_k, const uint64_t* seed,
               const int* completion_index, const int* rule_row, int vocab_size, int num_tiles) {
     __shared__ Selection selection;
@@ -302,5 +301,5 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         best_listed = block_best(best_listed, selection.warp_sums);
         if (best_listed < best) break;  // it does not matter which of them the other cuts leave
     }
-    if (threadIdx.x == 0) token_ids[b] = slot_tokens[slot] = int(token_of(max(best, best_listed)));
+    if (threadIdx.x == 0) token_ids[b] = int(token_of(max(best, best_listed)));
 }
