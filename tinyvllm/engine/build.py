@@ -238,6 +238,7 @@ class _Builder:
             sampler=config.sampler.name,
             enforce_eager=config.enforce_eager,
             autotune=config.autotune,
+            is_card=self._device == "cuda",
         )
         device = self._opened = open_device(self._device, batch_invariant=config.batch_invariant)
 

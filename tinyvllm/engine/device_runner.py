@@ -110,7 +110,12 @@ class DeviceRunner:
         if (size, mode) not in self._graphs:
             self._graphs[size, mode] = self._record(size, mode)
 
-    def rehearse(self, size: StepSize, mode: SamplingMode) -> None:
+    def rehearse_decode(self, size: int, mode: SamplingMode) -> None:
+        """Run a decode step of so many rows of padding: launchers are made and memory is allocated."""
+        self._queue_decode(self._inputs.upload_padding(size), mode)
+        self._device.synchronize()
+
+    def rehearse_prompts(self, size: StepSize, mode: SamplingMode) -> None:
         """Run a step of that size, which computes prompts, on padding: launchers are made and memory is allocated."""
         num_sampled = min(size.num_sequences, self._limits.max_seqs)
         buffers = self._inputs.upload_prompt_padding(size, num_sampled)
@@ -169,9 +174,8 @@ class DeviceRunner:
 
     def _record(self, size: int, mode: SamplingMode) -> Graph:
         """The graph of a decode step. Launchers are made, and memory is allocated, in a run of it on padding."""
+        self.rehearse_decode(size, mode)
         buffers = self._inputs.upload_padding(size)
-        self._queue_decode(buffers, mode)
-        self._device.synchronize()
         with self._device.capture() as graph:
             self._queue_decode(buffers, mode)
             self._sampling.queue_end(buffers.sampled.slots)

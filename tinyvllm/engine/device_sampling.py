@@ -233,8 +233,13 @@ class _Rules:
         )
         self.penalties = Penalties(device, self._state)
         self._tokens = device.memory.alloc((max_context_len,), INT32)
+        self._in_use: set[int] = set()  # slots whose rule row holds rules
 
     def start(self, slots: Int32, tokens: Sequence[SequenceTokens], has_rules: Sequence[bool]) -> None:
+        if not any(has_rules) and self._in_use.isdisjoint(slots.tolist()):
+            return  # as nearly always: nothing to send
+        self._in_use -= set(slots.tolist())
+        self._in_use |= {slot for slot, has in zip(slots.tolist(), has_rules, strict=True) if has}
         for slot, each, has in zip(slots.tolist(), tokens, has_rules, strict=True):
             if has:
                 self._state.set(slot, each.params, each.rules)

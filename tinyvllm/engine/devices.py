@@ -13,6 +13,7 @@ from tinyvllm.engine.device_sampling import DEVICE_SAMPLER, DeviceSampling
 from tinyvllm.engine.memory import block_bytes
 from tinyvllm.engine.op_spec import op_spec
 from tinyvllm.engine.tune import tune_products
+from tinyvllm.engine.warm_up import record_common, rehearse
 from tinyvllm.errors import CapacityError, ConfigError, DeviceError, PluginError
 from tinyvllm.interfaces import Checkpoint, OpSpec, PluginContext
 from tinyvllm.kernels.device_values import DeviceLimits, Workspace
@@ -79,6 +80,7 @@ class DeviceSettings:
         attention, sampler: names of the plugins chosen.
         enforce_eager: no graphs.
         autotune: time the library's matrix products at the first start on a card.
+        is_card: whether it is a card, where kernels are prepared and graphs recorded before the first request.
     """
 
     num_blocks_override: int | None
@@ -88,6 +90,7 @@ class DeviceSettings:
     sampler: str
     enforce_eager: bool
     autotune: bool
+    is_card: bool
 
 
 def build_device_runner(
@@ -136,11 +139,18 @@ def build_device_runner(
         max_context_len=limits.max_context_len,
         is_chosen=settings.sampler == DEVICE_SAMPLER,
     )
+    sampler = make_sampler(context)
+
+    def make_runner(num_blocks: int) -> DeviceRunner:
+        caches = allocate_device_caches(device, config.shape, num_blocks, context.block_size)
+        return DeviceRunner(device, decoder, caches, limits, sampling, sampler, enforce_eager=settings.enforce_eager)
+
+    if settings.is_card:
+        tell(rehearse(make_runner(1), limits))
     num_blocks = settings.num_blocks_override or _num_blocks(device, config, context, settings.utilization)
-    caches = allocate_device_caches(device, config.shape, num_blocks, context.block_size)
-    runner = DeviceRunner(
-        device, decoder, caches, limits, sampling, make_sampler(context), enforce_eager=settings.enforce_eager
-    )
+    runner = make_runner(num_blocks)
+    if settings.is_card and not settings.enforce_eager:
+        tell(record_common(runner, limits))
     return runner, num_blocks
 
 
