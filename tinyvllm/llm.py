@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +16,10 @@ from tinyvllm.config.resolve import Resolved, config_from_mapping, load_config
 from tinyvllm.devices.interface import Device
 from tinyvllm.engine.build import Built, build_engine
 from tinyvllm.engine.engine import Engine
+from tinyvllm.engine.engine_thread import EngineThread, NewRequest
 from tinyvllm.engine.stats import EngineStats
 from tinyvllm.errors import RequestError
-from tinyvllm.outputs import RequestOutput
+from tinyvllm.outputs import Deltas, OutputDelta, RequestOutput
 from tinyvllm.progress import Progress
 from tinyvllm.request import SamplingParams
 from tinyvllm.shapes import ModelShape
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 Prompt = str | Mapping[str, Any]
 Messages = Sequence[Mapping[str, Any]]
+_PROGRESS_INTERVAL_S = 0.1
 
 
 class LLM:
@@ -83,7 +85,7 @@ class LLM:
     def _start(self, resolved: Resolved) -> None:
         self.config = resolved.config
         self._built: Built = build_engine(resolved.config, resolved.registry, resolved.plugin_options, resolved.base)
-        self._num_requests = 0
+        self._thread = EngineThread(self._built.engine)
 
     @property
     def engine(self) -> Engine:
@@ -138,17 +140,21 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: bool = True,
+        *,
+        priority: int | Sequence[int] | None = None,
     ) -> list[RequestOutput]:
-        """Complete every prompt.
+        """Complete every prompt. Several threads may call it: they share the batch, and each gets its own outputs.
 
         Args:
             prompts: one or a list of: text, ``{"prompt": ...}``, ``{"prompt_token_ids": [...]}``.
             sampling_params: for all, or one a prompt; None: the checkpoint's defaults.
             use_tqdm: show progress if there is a terminal.
+            priority: for all, or one a prompt; lower is sooner, for schedulers that look at it.
         Returns:
             one output a prompt, in the order of ``prompts``.
         Raises:
             RequestError: a prompt or its parameters cannot be served; none of the prompts is left behind.
+            TinyvllmError: a plugin or the device has failed while one of the prompts was computed.
         """
         if isinstance(prompts, (str, Mapping)):
             prompts = [prompts]
@@ -158,7 +164,10 @@ class LLM:
             params = sampling_params
         if len(params) != len(prompts):
             raise RequestError(f"{len(prompts)} prompts but {len(params)} sampling_params; give one for each, or one")
-        return self._run(prompts, params, use_tqdm)
+        priorities = [priority or 0] * len(prompts) if priority is None or isinstance(priority, int) else priority
+        if len(priorities) != len(prompts):
+            raise RequestError(f"{len(prompts)} prompts but {len(priorities)} priorities; give one for each, or one")
+        return self._run([NewRequest(*each) for each in zip(prompts, params, priorities, strict=True)], use_tqdm)
 
     def chat(
         self,
@@ -184,24 +193,31 @@ class LLM:
         # The template writes the special tokens itself; the tokenizer must not add them again.
         return {"prompt": text, "prompt_token_ids": tokenizer.encode(text, add_special_tokens=False)}
 
-    def _run(
-        self, prompts: Sequence[Prompt], params: Sequence[SamplingParams | None], use_tqdm: bool
-    ) -> list[RequestOutput]:
-        order: list[str] = []
-        finished: dict[str, RequestOutput] = {}
-        try:
-            for prompt, each in zip(prompts, params, strict=True):
-                request_id = f"llm-{self._num_requests}"
-                self._num_requests += 1
-                self.engine.add_request(request_id, prompt, each, stream=False)
-                order.append(request_id)
-            with Progress(self.engine, total=len(order), is_shown=use_tqdm) as progress:
-                while self.engine.has_unfinished_requests():
-                    for output in self.engine.step():
-                        finished[output.request_id] = output
-                    progress.update(len(finished))
-        except BaseException:
-            for request_id in order:
-                self.engine.abort_request(request_id)
-            raise
-        return [finished[request_id] for request_id in order]
+    def stream(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, priority: int = 0
+    ) -> Iterator[OutputDelta]:
+        """Complete one prompt, and give what is new as it comes.
+
+        Closing the iterator ends the request.
+
+        Args:
+            prompt: text, ``{"prompt": ...}`` or ``{"prompt_token_ids": [...]}``; :meth:`chat_prompt` makes one.
+            sampling_params: None: the checkpoint's defaults.
+            priority: lower is sooner, for schedulers that look at it.
+        Returns:
+            deltas, each of one completion: new tokens, new text, and at the end why it ended.
+        Raises:
+            RequestError: the prompt or its parameters cannot be served.
+        """
+        call, deltas = self._thread.submit([NewRequest(prompt, sampling_params, priority)], stream=True), Deltas()
+        for outputs in call.each_output():
+            for output in outputs:
+                yield from deltas.of(output)
+
+    def _run(self, requests: Sequence[NewRequest], use_tqdm: bool) -> list[RequestOutput]:
+        call, finished = self._thread.submit(requests), dict[str, RequestOutput]()
+        with Progress(self.engine, total=len(requests), is_shown=use_tqdm) as progress:
+            for outputs in call.each_output(_PROGRESS_INTERVAL_S):
+                finished.update({output.request_id: output for output in outputs})
+                progress.update(len(finished))
+        return [finished[request_id] for request_id in call.request_ids]

@@ -93,6 +93,28 @@ class CompletionOutput:
 
 
 @dataclass(frozen=True, slots=True)
+class OutputDelta:
+    """What is new of one completion since the delta before.
+
+    Attributes:
+        request_id: as given, or made up by the engine.
+        index: of the completion, 0 to ``n - 1``.
+        text: new text; empty while a character or a stop string is incomplete.
+        token_ids: new tokens.
+        logprobs: one mapping per new token; None if not asked for.
+        finish_reason, stop_reason: as in :class:`CompletionOutput`; None while the completion goes on.
+    """
+
+    request_id: str
+    index: int
+    text: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class RequestOutput:
     """What a request has produced so far.
 
@@ -117,3 +139,27 @@ class RequestOutput:
     metrics: RequestMetrics | None = None
     num_cached_tokens: int = 0
     error: TinyvllmError | None = None
+
+
+class Deltas:
+    """Cuts the outputs of one request, which hold all that there is so far, into what is new in each."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, tuple[int, int, bool]] = {}  # by index: characters, tokens, whether it had ended
+
+    def of(self, output: RequestOutput) -> list[OutputDelta]:
+        """A delta for each completion that has grown or ended since the last call."""
+        deltas = []
+        for completion in output.outputs:
+            num_characters, num_tokens, had_ended = self._seen.get(completion.index, (0, 0, False))
+            if had_ended or (len(completion.token_ids) == num_tokens and not completion.finished):
+                continue
+            logprobs = None if completion.logprobs is None else completion.logprobs[num_tokens:]
+            deltas.append(
+                OutputDelta(
+                    output.request_id, completion.index, completion.text[num_characters:],
+                    completion.token_ids[num_tokens:], logprobs, completion.finish_reason, completion.stop_reason,
+                )
+            )  # fmt: skip
+            self._seen[completion.index] = len(completion.text), len(completion.token_ids), completion.finished
+        return deltas

@@ -212,23 +212,22 @@ class Engine:
             return self._requests.take(owner)
 
     def stats(self) -> EngineStats:
-        """Counts since the engine began, and what holds now."""
-        with self._lock:
-            blocks, counts = self._table.blocks, self._counts
-            return EngineStats(
-                num_running=self._table.max_num_seqs - self._table.num_free_slots,
-                num_waiting=len(self._table.waiting),
-                num_blocks_used=blocks.num_blocks - blocks.num_free,
-                num_blocks=blocks.num_blocks,
-                peak_blocks_used=counts.peak_blocks,
-                num_prompt_tokens=counts.prompt_tokens,
-                num_generation_tokens=counts.generation_tokens,
-                num_steps=counts.steps,
-                num_preemptions=counts.preemptions,
-                launch_s=counts.launch_s,
-                wait_s=counts.wait_s,
-                schedule_s=counts.schedule_s,
-            )
+        """Counts since the engine began, and what holds now; while a step is under way some may be of before it."""
+        blocks, counts = self._table.blocks, self._counts
+        return EngineStats(
+            num_running=self._table.max_num_seqs - self._table.num_free_slots,
+            num_waiting=len(self._table.waiting),
+            num_blocks_used=blocks.num_blocks - blocks.num_free,
+            num_blocks=blocks.num_blocks,
+            peak_blocks_used=counts.peak_blocks,
+            num_prompt_tokens=counts.prompt_tokens,
+            num_generation_tokens=counts.generation_tokens,
+            num_steps=counts.steps,
+            num_preemptions=counts.preemptions,
+            launch_s=counts.launch_s,
+            wait_s=counts.wait_s,
+            schedule_s=counts.schedule_s,
+        )
 
     def check(self) -> None:
         """Return if no block, slot or row is leaked or owned twice.

@@ -1,0 +1,199 @@
+"""One thread that steps an engine for any number of callers. Knows the engine; nothing of prompts or text.
+
+Callers hand their requests over and wait, so that a signal reaches a caller and never the engine's bookkeeping. Their
+requests share the batch; each caller gets its own outputs. The thread lives while somebody waits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tinyvllm.engine.engine import Engine
+from tinyvllm.engine.failures import failure_of
+from tinyvllm.errors import TinyvllmError
+from tinyvllm.outputs import RequestOutput
+from tinyvllm.request import SamplingParams
+
+_YIELD_EVERY_S = 0.05
+_YIELD_S = 1e-4  # the engine's lock is not fair: whoever else waits for it gets it while the thread sleeps
+
+
+@dataclass(frozen=True, slots=True)
+class NewRequest:
+    """What a caller wants to be served; see :meth:`Engine.add_request`."""
+
+    prompt: str | Mapping[str, Any] | Sequence[int]
+    params: SamplingParams | None = None
+    priority: int = 0
+
+
+class Call:
+    """Requests of one caller, and the outputs that have come of them.
+
+    Args:
+        thread: whoever serves it.
+        requests: all of them are taken, or none.
+        stream: whether outputs come at every token.
+
+    Attributes:
+        request_ids: of the requests, in their order.
+    """
+
+    def __init__(self, thread: EngineThread, requests: Sequence[NewRequest], *, stream: bool) -> None:
+        self.requests, self.stream = requests, stream
+        self.request_ids = [f"llm-{next(thread.ids)}" for _ in requests]
+        self._thread = thread
+        # Guarded by the thread's condition:
+        self.outputs: dict[str, RequestOutput] = {}  # the newest of each request that the caller has not seen
+        self.num_left = len(requests)
+        self.is_wanted = True  # False: the caller has given up
+        self.is_over = False
+        self.error: TinyvllmError | None = None
+
+    def each_output(self, timeout_s: float | None = None) -> Iterator[Sequence[RequestOutput]]:
+        """Outputs as they come, until all requests have ended.
+
+        Args:
+            timeout_s: after so long without an output there comes an empty sequence.
+        Raises:
+            TinyvllmError: a request was refused, or has failed; the others of the call are ended.
+        """
+        try:
+            while True:
+                outputs, is_over = self._thread.wait(self, timeout_s)
+                for output in outputs:
+                    if output.error is not None:
+                        raise output.error
+                yield outputs
+                if is_over:
+                    return
+        finally:
+            self._thread.give_up(self)
+
+
+class EngineThread:
+    """Steps an engine for callers.
+
+    Args:
+        engine: may have requests of others, too; they advance with it.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.ids = itertools.count()
+        self._engine = engine
+        self._condition = threading.Condition()
+        self._arriving: list[Call] = []
+        self._calls: list[Call] = []
+        self._thread: threading.Thread | None = None
+
+    def submit(self, requests: Sequence[NewRequest], *, stream: bool = False) -> Call:
+        """Hand requests over; iterate over :meth:`Call.each_output` for what becomes of them."""
+        call = Call(self, requests, stream=stream)
+        with self._condition:
+            self._arriving.append(call)
+            if self._thread is None or not self._thread.is_alive():  # a fork leaves its threads behind
+                self._thread = threading.Thread(target=self._serve, name="tinyvllm engine", daemon=True)
+                self._thread.start()
+        return call
+
+    def wait(self, call: Call, timeout_s: float | None) -> tuple[Sequence[RequestOutput], bool]:
+        """The outputs of a call that its caller has not seen, as soon as there are some, and whether it is over.
+
+        Raises:
+            TinyvllmError: one of its requests was refused, or the engine has failed.
+        """
+        with self._condition:
+            self._condition.wait_for(lambda: call.outputs or call.is_over, timeout_s)
+            if call.error is not None:
+                raise call.error
+            outputs, call.outputs = list(call.outputs.values()), {}
+            return outputs, call.is_over
+
+    def give_up(self, call: Call) -> None:
+        """End what is left of a call, and wait until it has ended; nothing if it is over."""
+        with self._condition:
+            call.is_wanted = False
+            self._condition.wait_for(lambda: call.is_over)
+
+    def _serve(self) -> None:
+        """The thread."""
+        try:
+            yielded_at = time.monotonic()
+            while self._take_calls():
+                self._advance()
+                if time.monotonic() - yielded_at > _YIELD_EVERY_S:
+                    time.sleep(_YIELD_S)
+                    yielded_at = time.monotonic()
+        except BaseException as error:
+            self._end_all(failure_of(error))  # nobody may wait for a thread that has ended
+
+    def _take_calls(self) -> bool:
+        """Begin the calls that have arrived, and end those that were given up; whether any are left."""
+        with self._condition:
+            arriving = self._arriving
+            self._calls, self._arriving = [*self._calls, *arriving], []
+            given_up = [call for call in self._calls if not call.is_wanted and not call.is_over]
+        for call in arriving:
+            if call.is_wanted:
+                self._begin(call)
+        for call in given_up:
+            self._end(call)
+        with self._condition:
+            self._calls = [call for call in self._calls if not call.is_over]
+            if not self._calls and not self._arriving:
+                self._thread = None
+                return False
+        return True
+
+    def _begin(self, call: Call) -> None:
+        try:
+            for request_id, request in zip(call.request_ids, call.requests, strict=True):
+                self._engine.add_request(
+                    request_id,
+                    request.prompt,
+                    request.params,
+                    priority=request.priority,
+                    stream=call.stream,
+                    owner=call,
+                )
+        except Exception as error:
+            self._end(call, failure_of(error))
+        else:
+            if not call.requests:
+                self._end(call)
+
+    def _end(self, call: Call, error: TinyvllmError | None = None) -> None:
+        """Abort whatever is left of a call."""
+        for request_id in call.request_ids:
+            self._engine.abort_request(request_id, owner=call)
+        with self._condition:
+            call.is_over, call.error = True, error
+            self._condition.notify_all()
+
+    def _advance(self) -> None:
+        """One step, and the outputs that it gave."""
+        with contextlib.suppress(BaseException):  # the requests that an exception concerns have ended with it
+            self._engine.advance()
+        with self._condition:
+            for call in self._calls:
+                outputs = self._engine.take(call)
+                call.outputs.update({output.request_id: output for output in outputs})
+                call.num_left -= sum(output.finished for output in outputs)
+                call.is_over = call.is_over or call.num_left == 0
+                if outputs:
+                    self._condition.notify_all()
+
+    def _end_all(self, error: TinyvllmError) -> None:
+        """End every call."""
+        with self._condition:
+            calls = [*self._calls, *self._arriving]
+            self._calls, self._arriving, self._thread = [], [], None
+        for call in calls:
+            if not call.is_over:
+                self._end(call, error)
