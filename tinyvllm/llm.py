@@ -209,15 +209,15 @@ class LLM:
         Raises:
             RequestError: the prompt or its parameters cannot be served.
         """
-        call, deltas = self._thread.submit([NewRequest(prompt, sampling_params, priority)], stream=True), Deltas()
-        for outputs in call.each_output():
+        call, deltas = self._thread.new_call([NewRequest(prompt, sampling_params, priority)], stream=True), Deltas()
+        for outputs in self._thread.outputs_of(call):
             for output in outputs:
                 yield from deltas.of(output)
 
     def _run(self, requests: Sequence[NewRequest], use_tqdm: bool) -> list[RequestOutput]:
-        call, finished = self._thread.submit(requests), dict[str, RequestOutput]()
+        call, finished = self._thread.new_call(requests), dict[str, RequestOutput]()
         with Progress(self.engine, total=len(requests), is_shown=use_tqdm) as progress:
-            for outputs in call.each_output(_PROGRESS_INTERVAL_S):
+            for outputs in self._thread.outputs_of(call, _PROGRESS_INTERVAL_S):
                 finished.update({output.request_id: output for output in outputs})
                 progress.update(len(finished))
         return [finished[request_id] for request_id in call.request_ids]

@@ -37,44 +37,19 @@ class Call:
     """Requests of one caller, and the outputs that have come of them.
 
     Args:
-        thread: whoever serves it.
         requests: all of them are taken, or none.
-        stream: whether outputs come at every token.
-
-    Attributes:
         request_ids: of the requests, in their order.
+        stream: whether outputs come at every token.
     """
 
-    def __init__(self, thread: EngineThread, requests: Sequence[NewRequest], *, stream: bool) -> None:
-        self.requests, self.stream = requests, stream
-        self.request_ids = [f"llm-{next(thread.ids)}" for _ in requests]
-        self._thread = thread
+    def __init__(self, requests: Sequence[NewRequest], request_ids: Sequence[str], *, stream: bool) -> None:
+        self.requests, self.request_ids, self.stream = requests, request_ids, stream
         # Guarded by the thread's condition:
         self.outputs: dict[str, RequestOutput] = {}  # the newest of each request that the caller has not seen
         self.num_left = len(requests)
         self.is_wanted = True  # False: the caller has given up
         self.is_over = False
         self.error: TinyvllmError | None = None
-
-    def each_output(self, timeout_s: float | None = None) -> Iterator[Sequence[RequestOutput]]:
-        """Outputs as they come, until all requests have ended.
-
-        Args:
-            timeout_s: after so long without an output there comes an empty sequence.
-        Raises:
-            TinyvllmError: a request was refused, or has failed; the others of the call are ended.
-        """
-        try:
-            while True:
-                outputs, is_over = self._thread.wait(self, timeout_s)
-                for output in outputs:
-                    if output.error is not None:
-                        raise output.error
-                yield outputs
-                if is_over:
-                    return
-        finally:
-            self._thread.give_up(self)
 
 
 class EngineThread:
@@ -85,29 +60,52 @@ class EngineThread:
     """
 
     def __init__(self, engine: Engine) -> None:
-        self.ids = itertools.count()
+        self._ids = itertools.count()
         self._engine = engine
         self._condition = threading.Condition()
         self._arriving: list[Call] = []
         self._calls: list[Call] = []
         self._thread: threading.Thread | None = None
 
-    def submit(self, requests: Sequence[NewRequest], *, stream: bool = False) -> Call:
-        """Hand requests over; iterate over :meth:`Call.each_output` for what becomes of them."""
-        call = Call(self, requests, stream=stream)
+    def new_call(self, requests: Sequence[NewRequest], *, stream: bool = False) -> Call:
+        """Requests that :meth:`outputs_of` will hand over."""
+        return Call(requests, [f"llm-{next(self._ids)}" for _ in requests], stream=stream)
+
+    def outputs_of(self, call: Call, timeout_s: float | None = None) -> Iterator[Sequence[RequestOutput]]:
+        """Hand a call over; its outputs as they come, until all of its requests have ended.
+
+        Leaving the iteration, by an exception or by closing it, ends the requests.
+
+        Args:
+            call: of :meth:`new_call`, not handed over before.
+            timeout_s: after so long without an output there comes an empty sequence.
+        Raises:
+            TinyvllmError: a request was refused, or has failed; the others of the call are ended.
+        """
+        try:
+            self._submit(call)
+            is_over = False
+            while not is_over:
+                outputs, is_over = self._wait(call, timeout_s)
+                for output in outputs:
+                    if output.error is not None:
+                        raise output.error
+                yield outputs
+        finally:
+            self._give_up(call)
+
+    def _submit(self, call: Call) -> None:
         with self._condition:
             self._arriving.append(call)
-            if self._thread is None or not self._thread.is_alive():  # a fork leaves its threads behind
+            if not self._is_alive():
                 self._thread = threading.Thread(target=self._serve, name="tinyvllm engine", daemon=True)
                 self._thread.start()
-        return call
 
-    def wait(self, call: Call, timeout_s: float | None) -> tuple[Sequence[RequestOutput], bool]:
-        """The outputs of a call that its caller has not seen, as soon as there are some, and whether it is over.
+    def _is_alive(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()  # a fork leaves its threads behind
 
-        Raises:
-            TinyvllmError: one of its requests was refused, or the engine has failed.
-        """
+    def _wait(self, call: Call, timeout_s: float | None) -> tuple[Sequence[RequestOutput], bool]:
+        """The outputs of a call that its caller has not seen, as soon as there are some, and whether it is over."""
         with self._condition:
             self._condition.wait_for(lambda: call.outputs or call.is_over, timeout_s)
             if call.error is not None:
@@ -115,11 +113,13 @@ class EngineThread:
             outputs, call.outputs = list(call.outputs.values()), {}
             return outputs, call.is_over
 
-    def give_up(self, call: Call) -> None:
-        """End what is left of a call, and wait until it has ended; nothing if it is over."""
+    def _give_up(self, call: Call) -> None:
+        """End what is left of a call, and wait until it has ended; nothing if it is over or was never handed over."""
         with self._condition:
             call.is_wanted = False
-            self._condition.wait_for(lambda: call.is_over)
+            self._condition.wait_for(
+                lambda: call.is_over or not self._is_alive() or call not in (*self._arriving, *self._calls)
+            )
 
     def _serve(self) -> None:
         """The thread."""
