@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,14 +20,12 @@ from tinyvllm.engine.stats import EngineStats
 from tinyvllm.errors import RequestError
 from tinyvllm.outputs import RequestOutput
 from tinyvllm.progress import Progress
+from tinyvllm.prompts import Messages, Prompt, list_of_conversations, list_of_params, list_of_prompts
 from tinyvllm.request import SamplingParams
 from tinyvllm.shapes import ModelShape
 
 if TYPE_CHECKING:
     from tinyvllm.text.tokenizer import Tokenizer
-
-Prompt = str | Mapping[str, Any]
-Messages = Sequence[Mapping[str, Any]]
 
 
 class LLM:
@@ -85,6 +83,11 @@ class LLM:
         self._built: Built = build_engine(resolved.config, resolved.registry, resolved.plugin_options, resolved.base)
         self._num_requests = 0
 
+    def __repr__(self) -> str:
+        shape, device = self.shape, "cpu" if self.device is None else self.device.properties.name
+        size = f"{shape.num_layers} layers, vocab_size={shape.vocab_size}"
+        return f"LLM({self.config.model!r}, device={device!r}, max_model_len={self._built.max_model_len}, {size})"
+
     @property
     def engine(self) -> Engine:
         """The engine behind: for callers that drive the loop themselves."""
@@ -135,14 +138,15 @@ class LLM:
 
     def generate(
         self,
-        prompts: Prompt | Sequence[Prompt],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        prompts: Prompt | Iterable[Any],
+        sampling_params: SamplingParams | Iterable[SamplingParams | None] | None = None,
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
         """Complete every prompt.
 
         Args:
-            prompts: one or a list of: text, ``{"prompt": ...}``, ``{"prompt_token_ids": [...]}``.
+            prompts: one or a list (a tuple, a generator) of: text, ``{"prompt": ...}``, a list of token ids,
+                ``{"prompt_token_ids": [...]}``.
             sampling_params: for all, or one a prompt; None: the checkpoint's defaults.
             use_tqdm: show progress if there is a terminal.
         Returns:
@@ -150,20 +154,13 @@ class LLM:
         Raises:
             RequestError: a prompt or its parameters cannot be served; none of the prompts is left behind.
         """
-        if isinstance(prompts, (str, Mapping)):
-            prompts = [prompts]
-        if sampling_params is None or isinstance(sampling_params, SamplingParams):
-            params: Sequence[SamplingParams | None] = [sampling_params] * len(prompts)
-        else:
-            params = sampling_params
-        if len(params) != len(prompts):
-            raise RequestError(f"{len(prompts)} prompts but {len(params)} sampling_params; give one for each, or one")
-        return self._run(prompts, params, use_tqdm)
+        prompts = list_of_prompts(prompts)
+        return self._run(prompts, list_of_params(sampling_params, len(prompts)), use_tqdm)
 
     def chat(
         self,
-        messages: Messages | Sequence[Messages],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        messages: Messages | Iterable[Messages],
+        sampling_params: SamplingParams | Iterable[SamplingParams | None] | None = None,
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
         """Answer a conversation, or each of several, through the checkpoint's chat template.
@@ -174,10 +171,10 @@ class LLM:
         Raises:
             RequestError: as in :meth:`generate`; or the template refuses the messages.
         """
-        conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
-        return self.generate([self.chat_prompt(each) for each in conversations], sampling_params, use_tqdm)  # type: ignore[arg-type]
+        prompts = [self.chat_prompt(each) for each in list_of_conversations(messages)]
+        return self.generate(prompts, sampling_params, use_tqdm)
 
-    def chat_prompt(self, messages: Messages) -> dict[str, Any]:
+    def chat_prompt(self, messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The prompt that :meth:`generate` takes for a conversation."""
         tokenizer = self.get_tokenizer()
         text = tokenizer.apply_chat_template(messages)
