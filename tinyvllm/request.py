@@ -203,10 +203,9 @@ def _known(given: Mapping[Any, Any]) -> dict[str, Any]:
         if name in _DEFAULTS:
             known[name] = value
         elif isinstance(name, str) and name in ASKS_NOTHING:
-            if not any(type(value) is type(nothing) and value == nothing for nothing in ASKS_NOTHING[name]):
-                raise RequestError(
-                    f"sampling.{name} is not available in this version, got {shown(value)}; leave it out"
-                )
+            if not asks_nothing(name, value):
+                got = f"got {shown(value)}; leave it out"
+                raise RequestError(f"sampling.{name} is not available in this version, {got}")
         else:
             near = nearest(name, _DEFAULTS)
             hint = f"did you mean {near}? " if near else ""
@@ -215,6 +214,12 @@ def _known(given: Mapping[Any, Any]) -> dict[str, Any]:
                 f"sampling: {shown(name)} is not a field of SamplingParams; {hint}the fields are {names}"
             )
     return known
+
+
+def asks_nothing(name: Any, value: Any) -> bool:
+    """Whether ``name`` is a field of vLLM's that is not served, and ``value`` asks for nothing."""
+    accepted = ASKS_NOTHING.get(name, ()) if isinstance(name, str) else ()
+    return any(type(value) is type(nothing) and value == nothing for nothing in accepted)
 
 
 @dataclass(frozen=True, slots=True)

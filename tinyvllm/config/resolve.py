@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
+from tinyvllm.checks import escaped
+from tinyvllm.config.accept_words import drop_words, move_words
 from tinyvllm.config.check_core import check_core
 from tinyvllm.config.check_plugins import check_plugins
 from tinyvllm.config.overrides import Setting, apply_overrides
@@ -20,9 +23,10 @@ from tinyvllm.config.yaml_source import MAX_BYTES, parse_yaml
 from tinyvllm.errors import ConfigError, RequestError
 from tinyvllm.nearest import did_you_mean
 from tinyvllm.registry import Registry
-from tinyvllm.request import SamplingParams
+from tinyvllm.request import SamplingParams, asks_nothing
 
 DEFAULT = "default"
+_SAMPLING_FIELDS = frozenset(field.name for field in fields(SamplingParams))
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +102,9 @@ def config_from_mapping(
 
 
 def _resolve(tree: Tree, base: Path, overrides: Sequence[str | Setting], plugins: Sequence[str]) -> Resolved:
+    move_words(tree)
     apply_overrides(tree, overrides)
+    drop_words(tree)
     _add_plugins(tree, plugins)
     _apply_load_format(tree)
     config = check_core(tree)
@@ -117,9 +123,9 @@ def _read(path: Path, source: str) -> bytes:
             return file.read(MAX_BYTES + 1)
     except FileNotFoundError as error:
         siblings = [str(each) for each in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-        raise ConfigError(f"{source}: there is no such file{did_you_mean(str(path), siblings)}") from error
+        raise ConfigError(f"{escaped(source)}: there is no such file{did_you_mean(str(path), siblings)}") from error
     except OSError as error:
-        raise ConfigError(f"{source}: cannot be read: {os.strerror(error.errno or 0)}") from error
+        raise ConfigError(f"{escaped(source)}: cannot be read: {os.strerror(error.errno or 0)}") from error
 
 
 def _add_plugins(tree: Tree, plugins: Sequence[str]) -> None:
@@ -157,17 +163,28 @@ def _check_run(tree: Tree) -> None:
         return
     before = len(tree.problems)
     for field, value in sampling.items():
-        _try_sampling(tree, ("run", "sampling", field), {field: value})
+        path = ("run", "sampling", field)
+        if field in _SAMPLING_FIELDS:
+            _try_sampling(tree, path, {field: value})
+        elif not asks_nothing(field, value):
+            tree.problems.append(Problem(tree.place(path), partial(_wrong_with_sampling, {field: value})))
     if len(tree.problems) == before:
         _try_sampling(tree, ("run", "sampling"), sampling)
 
 
 def _try_sampling(tree: Tree, path: KeyPath, mapping: dict[Any, Any]) -> None:
+    message = _wrong_with_sampling(mapping)
+    if message:
+        tree.problems.append(Problem(tree.place(path), message))
+
+
+def _wrong_with_sampling(mapping: dict[Any, Any]) -> str:
     try:
         SamplingParams.from_mapping(mapping)
     except RequestError as error:
         message = str(error)
-        tree.problems.append(Problem(tree.place(path), f"run.{message}" if message.startswith("sampling") else message))
+        return f"run.{message}" if message.startswith("sampling") else message
+    return ""
 
 
 def _values(config: Config, plugin_options: Mapping[str, BaseModel]) -> Iterator[tuple[KeyPath, Any]]:
