@@ -18,6 +18,7 @@ FLAT: dict[str, Any] = {
     "max_num_seqs": 4,
     "max_num_batched_tokens": 128,
     "block_size": 8,
+    "kv_cache_memory_bytes": 2**30,
     "num_gpu_blocks_override": 100,
     "async_scheduling": False,
 }
@@ -85,10 +86,11 @@ def test_code_of_a_checkpoint_is_never_run_but_not_running_it_may_be_said() -> N
 
 def test_flat_words_find_their_section(tmp_path: Path) -> None:
     assert FLAT.keys() == MOVED.keys()
-    resolved = config_from_mapping({"model": "demo", "scheduler": {"name": "static"}, **FLAT})
-    sections = resolved.config.model_dump()
-    assert {word: sections[section][key] for word, (section, key) in MOVED.items()} == FLAT
-    assert resolved.config.scheduler.name == "static"
+    for word, (section, key) in MOVED.items():
+        mapping = {"model": "demo", "scheduler": {"name": "static"}, word: FLAT[word]}
+        resolved = config_from_mapping(mapping)
+        assert resolved.config.model_dump()[section][key] == FLAT[word]
+        assert resolved.config.scheduler.name == "static"
     file = tmp_path / "a.yaml"
     file.write_text("model: demo\nmax_num_seqs: 4\nblock_size: 8\n")
     resolved = load_config(file, ["block_size=32"])

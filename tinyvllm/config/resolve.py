@@ -109,7 +109,7 @@ def _resolve(tree: Tree, base: Path, overrides: Sequence[str | Setting], plugins
     _apply_load_format(tree)
     config = check_core(tree)
     plugin_options = check_plugins(tree, Registry(base=base))
-    _check_run(tree)
+    _check_combinations(tree)
     raise_problems(tree.problems)
     assert config is not None
     leaves = dict(_values(config, plugin_options))
@@ -153,11 +153,14 @@ def _apply_load_format(tree: Tree) -> None:
         tree.put(("loader", "name"), format_, tree.place(("load_format",)))
 
 
-def _check_run(tree: Tree) -> None:
-    """What the schema cannot say of ``run``. Sampling field by field first, so that each mistake has its line."""
+def _check_combinations(tree: Tree) -> None:
+    """What the schema cannot say. Sampling field by field first, so that each mistake has its line."""
     if tree.get(("run", "prompts")) is not None and tree.get(("run", "prompts_file")) is not None:
         message = "run.prompts and run.prompts_file are both given; keep one"
         tree.problems.append(Problem(tree.place(("run", "prompts_file")), message))
+    if tree.get(("cache", "kv_bytes")) is not None and tree.get(("cache", "num_blocks_override")) is not None:
+        message = "cache.kv_bytes and cache.num_blocks_override are both given; keep one"
+        tree.problems.append(Problem(tree.place(("cache", "kv_bytes")), message))
     sampling = tree.get(("run", "sampling"))
     if not isinstance(sampling, dict):
         return

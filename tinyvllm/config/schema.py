@@ -9,7 +9,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    WithJsonSchema,
+    field_validator,
+)
 
 from tinyvllm.checks import shown
 from tinyvllm.config.path_text import wrong_with_path
@@ -24,6 +34,25 @@ def _check_path(value: Path | str) -> Path | str:
 
 # Text in a file, a path here. Relative to the file that it is written in: see ``Resolved.path``.
 FilePath = Annotated[Path, Field(strict=False), AfterValidator(_check_path)]
+
+
+def _read_bytes(value: Any) -> Any:
+    """A number of bytes, from text with a unit too."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(value))
+    except (ValueError, OverflowError):  # pydantic's ValidationError is a ValueError
+        message = f"must be a number of bytes, or one with a unit as in 2GiB or 500MB, got {shown(value[:100])}"
+        raise ValueError(message) from None
+
+
+# A number of bytes; as text with a unit: 2GiB is 2**31, 2GB is 2,000,000,000.
+Bytes = Annotated[
+    int,
+    BeforeValidator(_read_bytes),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string"}]}),
+]
 # Text that may be a path.
 PathText = Annotated[str, AfterValidator(_check_path)]
 _INT32_MAX = 2**31 - 1
@@ -90,6 +119,10 @@ class CacheConfig(_Strict):
     )
     num_blocks_override: int | None = Field(
         None, ge=1, le=_INT32_MAX, description="Number of blocks; null sizes the cache by memory."
+    )
+
+    kv_bytes: Annotated[Bytes, Field(ge=1, le=2**63 - 1)] | None = Field(
+        None, description="Memory of the KV cache, as in 2GiB, instead of a share; null: gpu_memory_utilization says."
     )
 
     @field_validator("block_size")

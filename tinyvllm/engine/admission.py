@@ -158,8 +158,8 @@ class Admission:
             raise RequestError(
                 f"request {shown(request.request_id)} can never fit: {num_prompt} prompt tokens and up to "
                 f"{self.most_tokens(request) - num_prompt} more need {needed} KV blocks of {self._block_size}, and the "
-                f"cache has {self._num_blocks}; lower max_tokens or max_model_len, or raise cache.num_blocks_override "
-                "or cache.gpu_memory_utilization"
+                f"cache has {self._num_blocks}; lower max_tokens or max_model_len, or raise cache.num_blocks_override, "
+                "cache.kv_bytes or cache.gpu_memory_utilization"
             )
 
     def _check_logprobs(self, request: Request) -> None:
