@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +21,14 @@ from tinyvllm.engine.stats import EngineStats
 from tinyvllm.errors import RequestError
 from tinyvllm.outputs import Deltas, OutputDelta, RequestOutput
 from tinyvllm.progress import Progress
+from tinyvllm.prompts import Messages, Prompt, list_of_conversations, list_of_params, list_of_priorities, list_of_prompts
 from tinyvllm.request import SamplingParams
 from tinyvllm.shapes import ModelShape
 
 if TYPE_CHECKING:
     from tinyvllm.text.tokenizer import Tokenizer
 
-Prompt = str | Mapping[str, Any]
-Messages = Sequence[Mapping[str, Any]]
+
 _PROGRESS_INTERVAL_S = 0.1
 
 
@@ -87,6 +87,11 @@ class LLM:
         self._built: Built = build_engine(resolved.config, resolved.registry, resolved.plugin_options, resolved.base)
         self._thread = EngineThread(self._built.engine)
 
+    def __repr__(self) -> str:
+        shape, device = self.shape, "cpu" if self.device is None else self.device.properties.name
+        size = f"{shape.num_layers} layers, vocab_size={shape.vocab_size}"
+        return f"LLM({self.config.model!r}, device={device!r}, max_model_len={self._built.max_model_len}, {size})"
+
     @property
     def engine(self) -> Engine:
         """The engine behind: for callers that drive the loop themselves."""
@@ -137,16 +142,17 @@ class LLM:
 
     def generate(
         self,
-        prompts: Prompt | Sequence[Prompt],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        prompts: Prompt | Iterable[Any],
+        sampling_params: SamplingParams | Iterable[SamplingParams | None] | None = None,
         use_tqdm: bool = True,
         *,
-        priority: int | Sequence[int] | None = None,
+        priority: int | Iterable[int] = 0,
     ) -> list[RequestOutput]:
         """Complete every prompt. Several threads may call it: they share the batch, and each gets its own outputs.
 
         Args:
-            prompts: one or a list of: text, ``{"prompt": ...}``, ``{"prompt_token_ids": [...]}``.
+            prompts: one or a list (a tuple, a generator) of: text, ``{"prompt": ...}``, a list of token ids,
+                ``{"prompt_token_ids": [...]}``.
             sampling_params: for all, or one a prompt; None: the checkpoint's defaults.
             use_tqdm: show progress if there is a terminal.
             priority: for all, or one a prompt; lower is sooner, for schedulers that look at it.
@@ -156,23 +162,15 @@ class LLM:
             RequestError: a prompt or its parameters cannot be served; none of the prompts is left behind.
             TinyvllmError: a plugin or the device has failed while one of the prompts was computed.
         """
-        if isinstance(prompts, (str, Mapping)):
-            prompts = [prompts]
-        if sampling_params is None or isinstance(sampling_params, SamplingParams):
-            params: Sequence[SamplingParams | None] = [sampling_params] * len(prompts)
-        else:
-            params = sampling_params
-        if len(params) != len(prompts):
-            raise RequestError(f"{len(prompts)} prompts but {len(params)} sampling_params; give one for each, or one")
-        priorities = [priority or 0] * len(prompts) if priority is None or isinstance(priority, int) else priority
-        if len(priorities) != len(prompts):
-            raise RequestError(f"{len(prompts)} prompts but {len(priorities)} priorities; give one for each, or one")
+        prompts = list_of_prompts(prompts)
+        params = list_of_params(sampling_params, len(prompts))
+        priorities = list_of_priorities(priority, len(prompts))
         return self._run([NewRequest(*each) for each in zip(prompts, params, priorities, strict=True)], use_tqdm)
 
     def chat(
         self,
-        messages: Messages | Sequence[Messages],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        messages: Messages | Iterable[Messages],
+        sampling_params: SamplingParams | Iterable[SamplingParams | None] | None = None,
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
         """Answer a conversation, or each of several, through the checkpoint's chat template.
@@ -183,10 +181,10 @@ class LLM:
         Raises:
             RequestError: as in :meth:`generate`; or the template refuses the messages.
         """
-        conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
-        return self.generate([self.chat_prompt(each) for each in conversations], sampling_params, use_tqdm)  # type: ignore[arg-type]
+        prompts = [self.chat_prompt(each) for each in list_of_conversations(messages)]
+        return self.generate(prompts, sampling_params, use_tqdm)
 
-    def chat_prompt(self, messages: Messages) -> dict[str, Any]:
+    def chat_prompt(self, messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The prompt that :meth:`generate` takes for a conversation."""
         tokenizer = self.get_tokenizer()
         text = tokenizer.apply_chat_template(messages)

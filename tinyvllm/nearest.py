@@ -16,14 +16,22 @@ SYNONYMS = {
     "float": "float32",
     "max_batch_size": "max_num_seqs",
     "max_new_tokens": "max_tokens",
+    "max_completion_tokens": "max_tokens",
+    "max_output_tokens": "max_tokens",
+    "num_return_sequences": "n",
+    "stop_sequences": "stop",
+    "stop_strings": "stop",
+    "top_logprobs": "logprobs",
     "max_length": "max_model_len",
     "model_path": "model",
 }
 
+_MAX_WORD_CHARACTERS = 100  # comparing takes time, and no word of ours is as long
+
 
 def nearest(word: object, choices: Iterable[str]) -> str | None:
     """The one of ``choices`` that ``word`` was most likely meant to be; None if none is like it."""
-    if not isinstance(word, str):
+    if not isinstance(word, str) or len(word) > _MAX_WORD_CHARACTERS:
         return None
     by_folded = {_folded(choice): choice for choice in choices}
     folded = _folded(word)

@@ -17,7 +17,8 @@ class Logprob:
 
     Attributes:
         logprob: natural logarithm.
-        rank: 1 for the most likely token; tokens with equal logits share a rank.
+        rank: 1 plus the number of tokens that are more likely; equally likely tokens share a rank. (vLLM gives the
+            chosen token the last rank among its equals, and the others their place in the list.)
         decoded_token: its text; None without a tokenizer.
     """
 

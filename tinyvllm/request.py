@@ -7,40 +7,48 @@ depends on the model is :meth:`SamplingParams.check_vocabulary`.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, fields
-from functools import partial
-from typing import Any, NoReturn
+from functools import wraps
+from typing import Any, NoReturn, TypeVar
 
-from tinyvllm.checks import (
-    check_flag,
-    check_integer,
-    check_number,
-    check_strings,
-    check_token_ids,
-    check_token_numbers,
-    refuse,
-    shown,
-)
+from tinyvllm.checks import INT32_MAX, check_integer, check_seconds, check_token_ids, refuse, shown
 from tinyvllm.errors import RequestError
+from tinyvllm.nearest import nearest
+from tinyvllm.sampling_checks import ASKS_NOTHING, CHECKS
 
-# Caps on what one request may cost, so that a single line of JSON cannot occupy the engine.
-MAX_N = 64
-MAX_STOP_STRINGS = 16
-MAX_STRING_CHARACTERS = 1024
-MAX_STOP_TOKEN_IDS = 1024
-MAX_LOGIT_BIAS = 1024
-MAX_BAD_WORDS = 1024
-MAX_ALLOWED_TOKEN_IDS = 2**20
-MAX_TEMPERATURE = 100.0
-# Forces or forbids any token, and leaves room for the penalties below the largest float32.
-MAX_LOGIT_BIAS_VALUE = 1e6
-
+_MAX_REQUEST_ID_CHARACTERS = 1024
 _MAX_PROMPT_TOKENS = 2**24  # far above any model; the engine checks against max_model_len
 
+_T = TypeVar("_T")
 
+
+def _explains_misuse(cls: type[_T]) -> type[_T]:
+    """``cls``, a frozen dataclass, with a RequestError for an unknown argument and for an assignment to a field."""
+    generated: Callable[..., None] = cls.__init__
+
+    @wraps(generated)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            generated(self, *args, **kwargs)
+        except TypeError:
+            known = _known(kwargs)
+            if len(known) == len(kwargs):
+                raise
+            generated(self, *args, **known)
+
+    def refuse_assignment(self: Any, name: str, value: Any) -> NoReturn:
+        remedy = f"params.clone({name}={shown(value)}) is a changed copy"
+        raise RequestError(f"SamplingParams cannot be changed; {remedy}")
+
+    cls.__init__ = init  # type: ignore[method-assign]
+    cls.__setattr__ = refuse_assignment  # type: ignore[method-assign]
+    return cls
+
+
+@_explains_misuse
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How the tokens of one request are chosen, and when it stops. Names and defaults are vLLM's.
@@ -53,7 +61,7 @@ class SamplingParams:
         n: completions of the one prompt, 1 to 64.
         presence_penalty: subtracted from logits of tokens already generated; -2 to 2.
         frequency_penalty: subtracted once for each time a token was generated; -2 to 2.
-        repetition_penalty: divides positive and multiplies negative logits of tokens in prompt or output; above 0.
+        repetition_penalty: divides positive and multiplies negative logits of tokens in prompt or output; 1e-4 to 1e4.
         temperature: divides the logits; 0 is greedy.
         top_p: keep the smallest set of most likely tokens whose mass reaches this, the crossing token included.
         top_k: keep this many most likely tokens; 0 (or -1) keeps all.
@@ -64,8 +72,9 @@ class SamplingParams:
         ignore_eos: go on after an end-of-sequence token.
         max_tokens: most tokens of a completion; None: as many as the model's length allows.
         min_tokens: tokens before which neither end-of-sequence nor ``stop_token_ids`` may be chosen.
-        logprobs: how many most likely tokens to report beside the chosen one; -1: the whole vocabulary.
-        prompt_logprobs: the same for each prompt token.
+        logprobs: how many most likely tokens to report beside the chosen one, at most as many as the vocabulary has;
+            -1: all of them.
+        prompt_logprobs: how many most likely tokens to report beside each prompt token; as ``logprobs``.
         detokenize: make text of the tokens.
         skip_special_tokens: leave special tokens out of the text.
         spaces_between_special_tokens: put a space between special tokens in the text.
@@ -110,7 +119,7 @@ class SamplingParams:
         for name, default in _DEFAULTS.items():
             value = getattr(self, name)
             if value is not default:  # most are their default, and a request's way to its first token begins here
-                object.__setattr__(self, name, _CHECKS[name](f"sampling.{name}", value))  # frozen from here on
+                object.__setattr__(self, name, CHECKS[name](f"sampling.{name}", value))  # frozen from here on
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             refuse("sampling.min_tokens", self.min_tokens, f"at most max_tokens, which is {self.max_tokens}")
         if self.stop and not self.detokenize:
@@ -125,15 +134,15 @@ class SamplingParams:
         """
         if not isinstance(mapping, Mapping):
             raise RequestError(f"sampling must be a mapping of field to value, got {shown(mapping)}")
-        names = [f.name for f in fields(cls)]
-        for name in mapping:
-            if name not in names:
-                near = difflib.get_close_matches(str(name), names, n=1)
-                hint = f"did you mean {near[0]}? " if near else ""
-                raise RequestError(
-                    f"sampling: {shown(name)} is not a field of SamplingParams; {hint}the fields are {', '.join(names)}"
-                )
-        return cls(**mapping)
+        return cls(**_known(mapping))
+
+    def clone(self, **changes: Any) -> SamplingParams:
+        """A copy with some fields changed: ``params.clone(max_tokens=64)``. It shares no list or mapping.
+
+        Raises:
+            RequestError: as from the constructor.
+        """
+        return SamplingParams(**{**{name: deepcopy(getattr(self, name)) for name in _DEFAULTS}, **changes})
 
     @property
     def is_greedy(self) -> bool:
@@ -157,11 +166,16 @@ class SamplingParams:
         )
 
     def check_vocabulary(self, vocab_size: int) -> None:
-        """Return if every token id named here exists in a vocabulary of ``vocab_size``.
+        """Return if a vocabulary of ``vocab_size`` has every token id and as many log-probabilities as named here.
 
         Raises:
-            RequestError: naming the field and the first id that does not.
+            RequestError: naming the field, and the first id that does not exist.
         """
+        for name in ("logprobs", "prompt_logprobs"):
+            width = getattr(self, name)
+            if width is not None and width > vocab_size:
+                remedy = "-1 gives all of them"
+                refuse(f"sampling.{name}", width, f"at most {vocab_size}, the size of the vocabulary", remedy)
         named: tuple[tuple[str, Iterable[int] | None], ...] = (
             ("stop_token_ids", self.stop_token_ids),
             ("logit_bias", self.logit_bias),
@@ -173,6 +187,39 @@ class SamplingParams:
                     raise RequestError(
                         f"sampling.{name} names token {token_id}, but the last one is {vocab_size - 1}; remove it"
                     )
+
+
+_DEFAULTS = {f.name: f.default for f in fields(SamplingParams)}
+
+
+def _known(given: Mapping[Any, Any]) -> dict[str, Any]:
+    """The fields among ``given``, without vLLM's further ones where their values ask for nothing.
+
+    Raises:
+        RequestError: a name that is no field, with the nearest one and the list.
+    """
+    known = {}
+    for name, value in given.items():
+        if name in _DEFAULTS:
+            known[name] = value
+        elif isinstance(name, str) and name in ASKS_NOTHING:
+            if not asks_nothing(name, value):
+                got = f"got {shown(value)}; leave it out"
+                raise RequestError(f"sampling.{name} is not available in this version, {got}")
+        else:
+            near = nearest(name, _DEFAULTS)
+            hint = f"did you mean {near}? " if near else ""
+            names = ", ".join(_DEFAULTS)
+            raise RequestError(
+                f"sampling: {shown(name)} is not a field of SamplingParams; {hint}the fields are {names}"
+            )
+    return known
+
+
+def asks_nothing(name: Any, value: Any) -> bool:
+    """Whether ``name`` is a field of vLLM's that is not served, and ``value`` asks for nothing."""
+    accepted = ASKS_NOTHING.get(name, ()) if isinstance(name, str) else ()
+    return any(type(value) is type(nothing) and value == nothing for nothing in accepted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,12 +244,12 @@ class Request:
         prompt: the text, or None if only tokens were given.
         prompt_token_ids: at least one; a list or array is kept as a tuple.
         params: how to sample.
-        priority: lower is sooner.
+        priority: lower is sooner; an integer that int32 can hold.
         deadline: seconds on the engine's clock; infinity if there is none.
         arrival_time: seconds on the engine's clock.
 
     Raises:
-        RequestError: no prompt tokens, or one that is not a token id.
+        RequestError: a field of the wrong type or outside its range; no prompt tokens, or one that is not a token id.
     """
 
     request_id: str
@@ -214,75 +261,33 @@ class Request:
     arrival_time: float = 0.0
 
     def __post_init__(self) -> None:
-        token_ids = check_token_ids("prompt_token_ids", self.prompt_token_ids, most=_MAX_PROMPT_TOKENS)
+        if not isinstance(self.request_id, str) or not 0 < len(self.request_id) <= _MAX_REQUEST_ID_CHARACTERS:
+            refuse("request_id", self.request_id, f"a string of 1 to {_MAX_REQUEST_ID_CHARACTERS} characters")
+        if self.prompt is not None and not isinstance(self.prompt, str):
+            refuse("prompt", self.prompt, "a string, or None if only tokens are given")
+        check_params("params", self.params)
+        priority = check_integer("priority", self.priority, -INT32_MAX - 1, remedy="lower is sooner")
+        deadline = check_seconds("deadline", self.deadline, "infinity is none")
+        arrival_time = check_seconds("arrival_time", self.arrival_time)
+        token_ids = check_token_ids("prompt_token_ids", self.prompt_token_ids, max_items=_MAX_PROMPT_TOKENS)
         if not token_ids:
             raise RequestError(
                 f"request {shown(self.request_id)} has an empty prompt, expected at least one token; "
                 "start it with the tokenizer's beginning-of-sequence token"
             )
+        for name, value in (("priority", priority), ("deadline", deadline), ("arrival_time", arrival_time)):
+            object.__setattr__(self, name, value)
         object.__setattr__(self, "prompt_token_ids", token_ids)
 
 
-def _check_seed(where: str, value: Any) -> int | None:
-    seed = check_integer(where, value, -1, 2**64 - 1, remedy="leave it out for one given by the engine")
-    return None if seed == -1 else seed
+def check_params(where: str, value: Any) -> SamplingParams:
+    """``value`` itself, which must be a SamplingParams.
 
-
-def _check_max_tokens(where: str, value: Any) -> int | None:
-    return None if value is None else check_integer(where, value, 1)
-
-
-def _check_num_logprobs(where: str, value: Any) -> int:
-    return check_integer(where, value, -1, remedy="-1 gives the whole vocabulary")
-
-
-def _check_stop_token_ids(where: str, value: Any) -> tuple[int, ...]:
-    return tuple(dict.fromkeys(check_token_ids(where, value, most=MAX_STOP_TOKEN_IDS)))
-
-
-def _check_allowed_token_ids(where: str, value: Any) -> tuple[int, ...]:
-    token_ids = tuple(dict.fromkeys(check_token_ids(where, value, most=MAX_ALLOWED_TOKEN_IDS)))
-    if not token_ids:
-        refuse(where, [], "a list of at least one token id", "leave it out to allow all")
-    return token_ids
-
-
-def _check_extra_args(where: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        refuse(where, value, "a mapping with strings as keys")
-    return dict(value)
-
-
-def _refuse_structured_outputs(where: str, value: Any) -> NoReturn:
-    raise RequestError(f"{where} is not available in this version, got {shown(value)}; leave it out")
-
-
-_DEFAULTS = {f.name: f.default for f in fields(SamplingParams)}
-_CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
-    "n": partial(check_integer, low=1, high=MAX_N, remedy="send several requests for more"),
-    "presence_penalty": partial(check_number, low=-2, high=2),
-    "frequency_penalty": partial(check_number, low=-2, high=2),
-    "repetition_penalty": partial(check_number, low=0, high=1e4, open_low=True, remedy="1 changes nothing"),
-    "temperature": partial(check_number, low=0, high=MAX_TEMPERATURE, remedy="0 is greedy"),
-    "top_p": partial(check_number, low=0, high=1, open_low=True, remedy="1 keeps all tokens"),
-    "top_k": lambda where, value: max(check_integer(where, value, -1, remedy="0 or -1 keeps all tokens"), 0),
-    "min_p": partial(check_number, low=0, high=1, remedy="0 keeps all tokens"),
-    "seed": _check_seed,
-    "stop": partial(check_strings, most=MAX_STOP_STRINGS, most_characters=MAX_STRING_CHARACTERS),
-    "stop_token_ids": _check_stop_token_ids,
-    "ignore_eos": check_flag,
-    "max_tokens": _check_max_tokens,
-    "min_tokens": partial(check_integer, low=0),
-    "logprobs": _check_num_logprobs,
-    "prompt_logprobs": _check_num_logprobs,
-    "detokenize": check_flag,
-    "skip_special_tokens": check_flag,
-    "spaces_between_special_tokens": check_flag,
-    "include_stop_str_in_output": check_flag,
-    "logit_bias": partial(check_token_numbers, most=MAX_LOGIT_BIAS, largest=MAX_LOGIT_BIAS_VALUE),
-    "allowed_token_ids": _check_allowed_token_ids,
-    "bad_words": partial(check_strings, most=MAX_BAD_WORDS, most_characters=MAX_STRING_CHARACTERS),
-    "structured_outputs": _refuse_structured_outputs,
-    "extra_args": _check_extra_args,
-}
-"""What each field of ``SamplingParams`` must be: a value, with the name that the user wrote, in a plain type."""
+    Raises:
+        RequestError: it is something else; naming ``where``, and how a mapping becomes one.
+    """
+    if not isinstance(value, SamplingParams):
+        is_mapping = isinstance(value, Mapping)
+        remedy = "give SamplingParams.from_mapping(...) of it" if is_mapping else "as in SamplingParams(max_tokens=16)"
+        refuse(where, value, "a SamplingParams", remedy)
+    return value

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tinyvllm.config import config_from_mapping
 from tinyvllm.config.check_core import walk
 from tinyvllm.config.other_words import LATER, NEVER, RENAMED
+from tinyvllm.config.path_text import wrong_with_path
 from tinyvllm.config.schema import Config
 from tinyvllm.config.show import show
 from tinyvllm.config.yaml_source import parse_yaml
@@ -36,8 +37,8 @@ RIGHT = st.fixed_dictionaries(
     {},
     optional={
         "seed": st.integers(0, 2**63 - 1),
-        "tokenizer": st.none() | st.text(),
-        "chat_template": st.none() | st.text(min_size=1).filter(lambda text: "\0" not in text),
+        "tokenizer": st.none() | st.text().filter(lambda text: not wrong_with_path(text)),
+        "chat_template": st.none() | st.text(min_size=1).filter(lambda text: not wrong_with_path(text)),
         "device": st.sampled_from(["auto", "cpu", "cuda", "emulator"]),
         "scheduler": st.fixed_dictionaries({"name": st.sampled_from(["static", "continuous"])}),
         "cache": st.fixed_dictionaries({"gpu_memory_utilization": st.floats(0, 1, exclude_min=True)}),

@@ -100,6 +100,16 @@ def test_files_of_a_configuration_are_relative_to_it_and_those_of_the_command_li
     assert resolved.config.model == str(elsewhere / "model")
 
 
+@pytest.mark.parametrize(
+    ("written", "num_bytes"),
+    [(1000, 1000), ("1000", 1000), ("2GiB", 2**31), ("2 GiB", 2**31), ("0.5gib", 2**29), ("500MB", 500_000_000)],
+)
+def test_bytes_are_a_number_or_have_a_unit(written: object, num_bytes: int) -> None:
+    resolved = config_from_mapping({"model": "demo", "cache": {"kv_bytes": written}})
+    assert resolved.config.cache.kv_bytes == num_bytes
+    assert f"kv_bytes: {num_bytes}" in show(resolved)
+
+
 def test_a_name_of_a_hub_is_not_taken_for_a_folder() -> None:
     assert config_from_mapping({"model": "x"}, overrides=["model=org/name"]).config.model == "org/name"
 

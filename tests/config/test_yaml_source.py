@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import time
 
 import pytest
 from hypothesis import given
@@ -107,7 +108,7 @@ def test_what_is_no_configuration_is_refused_with_its_line(content: bytes, expec
 def test_aliases_that_explode_are_refused() -> None:
     lines = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
-    with pytest.raises(ConfigError, match="more than 100,000 values, aliases expanded"):
+    with pytest.raises(ConfigError, match="more than 20,000 keys and values, aliases expanded"):
         parse_yaml("\n".join(lines).encode(), "x.yaml")
 
 
@@ -118,6 +119,35 @@ def test_an_alias_stands_for_its_value() -> None:
 
 def test_a_byte_order_mark_is_no_part_of_the_first_key() -> None:
     assert parse_yaml(b"\xef\xbb\xbfmodel: demo\n", "x.yaml").data == {"model": "demo"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0x" + "f" * 100_000,
+        "9" * 400,
+        "-" + "9" * 400,
+        "9" * 500_000,
+        "0o" + "7" * 1000,
+        "1e" + "9" * 1000,
+        "." + "1" * 500_000,
+    ],
+    ids=lambda text: f"{text[:4]} of {len(text)}",
+)
+def test_a_number_of_any_length_is_a_problem_and_takes_no_time(text: str) -> None:
+    begin = time.process_time()
+    tree = parse_yaml(f"a: 1\nseed: {text}\n".encode(), "x.yaml")
+    assert time.process_time() - begin < 2
+    message = f"seed: '{text[:40]}' and {len(text) - 40:,} characters more cannot be read as"
+    assert [str(problem.place) for problem in tree.problems] == ["x.yaml:2"]
+    assert str(tree.problems[0].message).startswith(message)
+
+
+@pytest.mark.parametrize("text", ['"\\ud800"', '{"\\udfff": 1}', '["a\\ud800b"]'])
+def test_half_of_a_surrogate_pair_is_a_problem(text: str) -> None:
+    tree = parse_yaml(f"a: {text}\n".encode(), "x.yaml")
+    assert "must be text that UTF-8 can hold" in str(tree.problems[0].message)
+    repr(tree.data).encode()
 
 
 @given(st.binary(max_size=200) | st.text(alphabet="ab:-[]{}&*!|>'\"#%@`,? \n\t0.", max_size=60).map(str.encode))

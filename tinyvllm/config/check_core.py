@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
-from tinyvllm.config.other_words import LATER, LATER_VALUES, NEVER, RENAMED
+from tinyvllm.config.other_words import INSTEAD, LATER, LATER_VALUES, NEVER, RENAMED
 from tinyvllm.config.problems import Problem, shown_value
 from tinyvllm.config.schema import Config
-from tinyvllm.config.tree import KeyPath, Tree, dotted
+from tinyvllm.config.tree import KeyPath, Tree, dotted, shown_key
 from tinyvllm.nearest import did_you_mean, nearest
 from tinyvllm.request import SamplingParams
 
@@ -53,11 +55,7 @@ def problems_of(error: ValidationError, tree: Tree, base: KeyPath, model: type[B
     found = []
     for detail in error.errors(include_url=False):
         path: KeyPath = (*base, *detail["loc"])
-        if detail["type"] == "extra_forbidden":
-            message = unknown_key(path, fields_at(model, detail["loc"][:-1]))
-        else:
-            message = _message(path, dict(detail))
-        found.append(Problem(tree.place(path), message))
+        found.append(Problem(tree.place(path), partial(_message, path, model, detail)))
     return found
 
 
@@ -69,11 +67,12 @@ def unknown_key(path: KeyPath, known: Mapping[str, Any], elsewhere: Mapping[str,
         known: the keys that its section has.
         elsewhere: further keys of other sections, by their last word; the core's are always looked at.
     """
-    key, word = dotted(path), str(path[-1]).lower().replace("-", "_")
+    key, word = dotted(path), shown_key(path[-1]).lower().replace("-", "_")
     if word in NEVER:
         return f"{key}: {NEVER[word]}"
     if word in LATER:
-        return f"{key} is not available in this version of tinyvllm; remove it"
+        instead = f"; {INSTEAD[word]}" if word in INSTEAD else ""
+        return f"{key} is not available in this version of tinyvllm; remove it{instead}"
     places = {**core_keys(), **(elsewhere or {})}
     written = places.get(word) or RENAMED.get(word)
     if word not in known and written:
@@ -125,8 +124,10 @@ def fields_at(model: type[BaseModel], path: KeyPath) -> Mapping[str, Any]:
     return here.model_fields if here else {}
 
 
-def _message(path: KeyPath, detail: dict[str, Any]) -> str:
+def _message(path: KeyPath, model: type[BaseModel], detail: ErrorDetails) -> str:
     key, got, kind = dotted(path), detail["input"], detail["type"]
+    if kind == "extra_forbidden":
+        return unknown_key(path, fields_at(model, detail["loc"][:-1]))
     context = detail.get("ctx", {})
     if kind == "missing":
         hint = "; add 'model: demo', or a folder in Hugging Face layout" if key == "model" else ""
@@ -136,7 +137,7 @@ def _message(path: KeyPath, detail: dict[str, Any]) -> str:
     if kind in ("literal_error", "enum"):
         return _choice(key, got, context)
     if kind == "invalid_key":
-        return f"the key {shown_value(path[-1])} must be text"
+        return f"the key {shown_value(got)} must be text"
     expected = _EXPECTED.get(kind)
     if expected is None:
         return f"{key}: {detail['msg'][:1].lower()}{detail['msg'][1:]}, got {shown_value(got)}"

@@ -5,20 +5,27 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from tinyvllm.checks import shown
 from tinyvllm.config.check_core import core_keys, problems_of, section_model, unknown_key
 from tinyvllm.config.other_words import LATER, NEVER
-from tinyvllm.config.problems import Problem
-from tinyvllm.config.schema import Config, Section
+from tinyvllm.config.path_text import wrong_with_path
+from tinyvllm.config.problems import Problem, shown_value
+from tinyvllm.config.schema import MAX_PLUGINS, Config, Section
 from tinyvllm.config.tree import KeyPath, Tree, dotted
 from tinyvllm.errors import PluginError
 from tinyvllm.interfaces import Kind, Plugin
 from tinyvllm.kernels.ops import OPS
 from tinyvllm.nearest import did_you_mean, nearest
 from tinyvllm.registry import Registry
+
+_MAX_SUSPICIOUS_KEYS = 100  # looking for the nearest word takes time
+_MAX_NAME_CHARACTERS = 200  # so that messages stay short
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +53,9 @@ def check_plugins(tree: Tree, registry: Registry) -> dict[str, BaseModel]:
     chosen: list[tuple[_Choice, Plugin[Any]]] = []
     for choice in _choices(tree):
         try:
+            if len(choice.name) > _MAX_NAME_CHARACTERS:
+                got = f"a name of {len(choice.name):,} characters, {shown_value(choice.name)}"
+                raise PluginError(f"there is no {choice.kind.value} plugin with {got}; list them with: plugins list")
             chosen.append((choice, registry.get(choice.kind, choice.name)))
         except PluginError as error:
             place = tree.place((*choice.path, "name"))
@@ -63,8 +73,8 @@ def check_plugins(tree: Tree, registry: Registry) -> dict[str, BaseModel]:
 
 def _load_local(tree: Tree, registry: Registry) -> None:
     references = tree.get(("plugins",))
-    for index, reference in enumerate(references if isinstance(references, list) else []):
-        if not isinstance(reference, str):
+    for index, reference in enumerate(references[:MAX_PLUGINS] if isinstance(references, list) else []):
+        if not isinstance(reference, str) or wrong_with_path(reference):
             continue  # the schema says so
         try:
             registry.load_local(reference)
@@ -77,8 +87,11 @@ def _check_op_names(tree: Tree) -> None:
     kernels = tree.data.get("kernels")
     for op in kernels if isinstance(kernels, dict) else ():
         if op not in OPS:
-            message = f"kernels: there is no op {op!r}{did_you_mean(op, OPS) or ';'} the ops are {', '.join(OPS)}"
-            tree.problems.append(Problem(tree.place(("kernels", op)), message))
+            tree.problems.append(Problem(tree.place(("kernels", op)), partial(_unknown_op, op)))
+
+
+def _unknown_op(op: Any) -> str:
+    return f"kernels: there is no op {shown(op)}{did_you_mean(op, OPS) or ';'} the ops are {', '.join(OPS)}"
 
 
 def _choices(tree: Tree) -> Iterator[_Choice]:
@@ -95,7 +108,7 @@ def _choices(tree: Tree) -> Iterator[_Choice]:
     kernels = tree.data.get("kernels")
     for op, given in kernels.items() if isinstance(kernels, dict) else ():
         section = {"name": given} if isinstance(given, str) else given
-        if isinstance(section, dict) and isinstance(section.get("name"), str):
+        if op in OPS and isinstance(section, dict) and isinstance(section.get("name"), str):
             yield _Choice(Kind.KERNEL, ("kernels", op), section["name"], Section, section)
 
 
@@ -106,10 +119,10 @@ def _check_options(tree: Tree, choice: _Choice, plugin: Plugin[Any], elsewhere: 
         tree.problems.append(Problem(tree.place(choice.path), f"{message}; its author must rename it", is_plugin=True))
         return None
     known = {**choice.core.model_fields, **plugin.options.model_fields}
-    unknown = [key for key in choice.options if key not in plugin.options.model_fields]
+    unknown = {key: None for key in choice.options if key not in plugin.options.model_fields}
     for key in unknown:
         path = (*choice.path, key)
-        tree.problems.append(Problem(tree.place(path), unknown_key(path, known, elsewhere)))
+        tree.problems.append(Problem(tree.place(path), partial(unknown_key, path, known, elsewhere)))
     given = {key: value for key, value in choice.options.items() if key not in unknown}
     try:
         # As JSON, because strictness then means what a reader of YAML expects: "4" is no number and true is not 1,
@@ -124,8 +137,8 @@ def _suspicious_keys(tree: Tree, choice: _Choice) -> list[Problem]:
     """Of an unknown plugin no option can be checked; but a misspelt key of the core's, or a later version's, shows."""
     core = [key for key in choice.core.model_fields if key != "name"]
     found = []
-    for key in choice.options:
+    for key in islice(choice.options, _MAX_SUSPICIOUS_KEYS):
         if key in LATER or key in NEVER or key in core_keys() or nearest(key, core):
             path = (*choice.path, key)
-            found.append(Problem(tree.place(path), unknown_key(path, choice.core.model_fields)))
+            found.append(Problem(tree.place(path), partial(unknown_key, path, choice.core.model_fields)))
     return found

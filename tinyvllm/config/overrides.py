@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tinyvllm.checks import escaped, shown
+from tinyvllm.config.accept_words import home_of
+from tinyvllm.config.path_text import wrong_with_path
 from tinyvllm.config.problems import Place, Problem
 from tinyvllm.config.tree import KeyPath, Tree
 from tinyvllm.config.yaml_source import parse_value
@@ -15,6 +18,7 @@ from tinyvllm.errors import ConfigError
 # Files: on the command line they are relative to the current folder, not to the configuration file.
 _FILE_KEYS = frozenset({("run", "prompts_file"), ("run", "output"), ("chat_template",)})
 _FOLDER_KEYS = frozenset({("model",), ("tokenizer",)})
+_MAX_SHOWN_CHARACTERS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +36,10 @@ def apply_overrides(tree: Tree, overrides: Sequence[str | Setting]) -> None:
         try:
             setting = override if isinstance(override, Setting) else parse_setting(override)
         except ConfigError as error:
-            source, _, message = str(error).partition(": ")
-            tree.problems.append(Problem(Place(source), message))
+            source = _source(override) if isinstance(override, str) else override.source
+            tree.problems.append(Problem(Place(source), str(error).removeprefix(f"{escaped(source)}: ")))
             continue
-        tree.put(setting.path, _from_here(setting), Place(setting.source))
+        tree.put(home_of(setting.path), _from_here(setting), Place(setting.source))
 
 
 def parse_setting(text: str) -> Setting:
@@ -45,18 +49,25 @@ def parse_setting(text: str) -> Setting:
         ConfigError: there is no ``=``, a part of the key is empty, or the value is not YAML.
     """
     key, equals, value = text.partition("=")
-    source = f"--set {text}"
+    source = _source(text)
     if not equals:
-        raise ConfigError(f"{source}: must be key=value, as in --set scheduler.max_num_seqs=4")
+        raise ConfigError(f"{escaped(source)}: must be key=value, as in --set scheduler.max_num_seqs=4")
     parts = tuple(part.strip() for part in key.split("."))
     if not all(parts):
-        raise ConfigError(f"{source}: the key {key!r} has an empty part; write section.key=value")
+        raise ConfigError(f"{escaped(source)}: the key {shown(key)} has an empty part; write section.key=value")
     return Setting(parts, parse_value(value, source), source)
+
+
+def _source(text: str) -> str:
+    is_long = len(text) > _MAX_SHOWN_CHARACTERS
+    return f"--set {text[:_MAX_SHOWN_CHARACTERS]}{'...' if is_long else ''}"
 
 
 def _from_here(setting: Setting) -> Any:
     value = setting.value
     if not isinstance(value, str) or not value:
         return value
+    if setting.path not in _FILE_KEYS | _FOLDER_KEYS or wrong_with_path(value):
+        return value  # what is wrong with a path, the schema says
     is_folder = setting.path in _FOLDER_KEYS and (value[0] in "./~" or Path(value).is_dir()) and value != "demo"
     return str(Path(value).expanduser().absolute()) if is_folder or setting.path in _FILE_KEYS else value

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
+from tinyvllm.checks import escaped
+from tinyvllm.config.accept_words import drop_words, move_words
 from tinyvllm.config.check_core import check_core
 from tinyvllm.config.check_plugins import check_plugins
 from tinyvllm.config.overrides import Setting, apply_overrides
@@ -20,9 +23,10 @@ from tinyvllm.config.yaml_source import MAX_BYTES, parse_yaml
 from tinyvllm.errors import ConfigError, RequestError
 from tinyvllm.nearest import did_you_mean
 from tinyvllm.registry import Registry
-from tinyvllm.request import SamplingParams
+from tinyvllm.request import SamplingParams, asks_nothing
 
 DEFAULT = "default"
+_SAMPLING_FIELDS = frozenset(field.name for field in fields(SamplingParams))
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +102,14 @@ def config_from_mapping(
 
 
 def _resolve(tree: Tree, base: Path, overrides: Sequence[str | Setting], plugins: Sequence[str]) -> Resolved:
+    move_words(tree)
     apply_overrides(tree, overrides)
+    drop_words(tree)
     _add_plugins(tree, plugins)
     _apply_load_format(tree)
     config = check_core(tree)
     plugin_options = check_plugins(tree, Registry(base=base))
-    _check_run(tree)
+    _check_combinations(tree)
     raise_problems(tree.problems)
     assert config is not None
     leaves = dict(_values(config, plugin_options))
@@ -117,9 +123,9 @@ def _read(path: Path, source: str) -> bytes:
             return file.read(MAX_BYTES + 1)
     except FileNotFoundError as error:
         siblings = [str(each) for each in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-        raise ConfigError(f"{source}: there is no such file{did_you_mean(str(path), siblings)}") from error
+        raise ConfigError(f"{escaped(source)}: there is no such file{did_you_mean(str(path), siblings)}") from error
     except OSError as error:
-        raise ConfigError(f"{source}: cannot be read: {os.strerror(error.errno or 0)}") from error
+        raise ConfigError(f"{escaped(source)}: cannot be read: {os.strerror(error.errno or 0)}") from error
 
 
 def _add_plugins(tree: Tree, plugins: Sequence[str]) -> None:
@@ -147,27 +153,41 @@ def _apply_load_format(tree: Tree) -> None:
         tree.put(("loader", "name"), format_, tree.place(("load_format",)))
 
 
-def _check_run(tree: Tree) -> None:
-    """What the schema cannot say of ``run``. Sampling field by field first, so that each mistake has its line."""
+def _check_combinations(tree: Tree) -> None:
+    """What the schema cannot say. Sampling field by field first, so that each mistake has its line."""
     if tree.get(("run", "prompts")) is not None and tree.get(("run", "prompts_file")) is not None:
         message = "run.prompts and run.prompts_file are both given; keep one"
         tree.problems.append(Problem(tree.place(("run", "prompts_file")), message))
+    if tree.get(("cache", "kv_bytes")) is not None and tree.get(("cache", "num_blocks_override")) is not None:
+        message = "cache.kv_bytes and cache.num_blocks_override are both given; keep one"
+        tree.problems.append(Problem(tree.place(("cache", "kv_bytes")), message))
     sampling = tree.get(("run", "sampling"))
     if not isinstance(sampling, dict):
         return
     before = len(tree.problems)
     for field, value in sampling.items():
-        _try_sampling(tree, ("run", "sampling", field), {field: value})
+        path = ("run", "sampling", field)
+        if field in _SAMPLING_FIELDS:
+            _try_sampling(tree, path, {field: value})
+        elif not asks_nothing(field, value):
+            tree.problems.append(Problem(tree.place(path), partial(_wrong_with_sampling, {field: value})))
     if len(tree.problems) == before:
         _try_sampling(tree, ("run", "sampling"), sampling)
 
 
 def _try_sampling(tree: Tree, path: KeyPath, mapping: dict[Any, Any]) -> None:
+    message = _wrong_with_sampling(mapping)
+    if message:
+        tree.problems.append(Problem(tree.place(path), message))
+
+
+def _wrong_with_sampling(mapping: dict[Any, Any]) -> str:
     try:
         SamplingParams.from_mapping(mapping)
     except RequestError as error:
         message = str(error)
-        tree.problems.append(Problem(tree.place(path), f"run.{message}" if message.startswith("sampling") else message))
+        return f"run.{message}" if message.startswith("sampling") else message
+    return ""
 
 
 def _values(config: Config, plugin_options: Mapping[str, BaseModel]) -> Iterator[tuple[KeyPath, Any]]:

@@ -9,10 +9,54 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    WithJsonSchema,
+    field_validator,
+)
+
+from tinyvllm.checks import shown
+from tinyvllm.config.path_text import wrong_with_path
+
+
+def _check_path(value: Path | str) -> Path | str:
+    reason = wrong_with_path(str(value))
+    if reason:
+        raise ValueError(f"{reason}, got {shown(str(value)[:100])}")
+    return value
+
 
 # Text in a file, a path here. Relative to the file that it is written in: see ``Resolved.path``.
-FilePath = Annotated[Path, Field(strict=False)]
+FilePath = Annotated[Path, Field(strict=False), AfterValidator(_check_path)]
+
+
+def _read_bytes(value: Any) -> Any:
+    """A number of bytes, from text with a unit too."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(value))
+    except (ValueError, OverflowError):  # pydantic's ValidationError is a ValueError
+        message = f"must be a number of bytes, or one with a unit as in 2GiB or 500MB, got {shown(value[:100])}"
+        raise ValueError(message) from None
+
+
+# A number of bytes; as text with a unit: 2GiB is 2**31, 2GB is 2,000,000,000.
+Bytes = Annotated[
+    int,
+    BeforeValidator(_read_bytes),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string"}]}),
+]
+# Text that may be a path.
+PathText = Annotated[str, AfterValidator(_check_path)]
+_INT32_MAX = 2**31 - 1
+MAX_PLUGINS = 100
 
 
 class _Strict(BaseModel):
@@ -48,8 +92,8 @@ class SchedulerSection(Section):
     """Who decides what each step computes, and the limits of a step."""
 
     name: str = Field("continuous", description="Which plugin fills the socket.")
-    max_num_seqs: int = Field(64, ge=1, description="Most sequences that run at once.")
-    max_num_batched_tokens: int = Field(2048, ge=1, description="Most tokens that one step computes.")
+    max_num_seqs: int = Field(64, ge=1, le=2**16, description="Most sequences that run at once.")
+    max_num_batched_tokens: int = Field(2048, ge=1, le=2**24, description="Most tokens that one step computes.")
     async_scheduling: bool | None = Field(
         None,
         description="Launch step n+1 before the tokens of step n are read back; stops lag by one step. "
@@ -73,13 +117,19 @@ class CacheConfig(_Strict):
     gpu_memory_utilization: float = Field(
         0.9, gt=0, le=1, description="Share of the device's memory for weights and cache together (the CPU: of free)."
     )
-    num_blocks_override: int | None = Field(None, ge=1, description="Number of blocks; null sizes the cache by memory.")
+    num_blocks_override: int | None = Field(
+        None, ge=1, le=_INT32_MAX, description="Number of blocks; null sizes the cache by memory."
+    )
+
+    kv_bytes: Annotated[Bytes, Field(ge=1, le=2**63 - 1)] | None = Field(
+        None, description="Memory of the KV cache, as in 2GiB, instead of a share; null: gpu_memory_utilization says."
+    )
 
     @field_validator("block_size")
     @classmethod
     def _power_of_two(cls, value: int) -> int:
         if value not in (1, 2, 4, 8, 16, 32, 64):
-            raise ValueError(f"must be a power of two from 1 to 64, got {value}; try 16 or 32")
+            raise ValueError(f"must be a power of two from 1 to 64, got {shown(value)}; try 16 or 32")
         return value
 
 
@@ -98,8 +148,8 @@ class RunConfig(_Strict):
 class Config(_Strict):
     """A whole configuration. Every key but ``model`` has a default."""
 
-    model: str = Field(description="'demo', a folder in Hugging Face layout, or org/name from the local cache.")
-    tokenizer: str | None = Field(None, description="Folder or file of the tokenizer; null: the model's own.")
+    model: PathText = Field(description="'demo', a folder in Hugging Face layout, or org/name from the local cache.")
+    tokenizer: PathText | None = Field(None, description="Folder or file of the tokenizer; null: the model's own.")
     skip_tokenizer_init: bool = Field(False, description="Load no tokenizer; prompts are token ids.")
     device: Literal["auto", "cpu", "cuda", "emulator"] = Field("auto", description="Where the model runs.")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
@@ -108,7 +158,9 @@ class Config(_Strict):
     load_format: Literal["auto", "safetensors", "dummy"] = Field(
         "auto", description="vLLM's word for loader.name; auto: as loader.name says."
     )
-    max_model_len: int | None = Field(None, ge=1, description="Longest sequence; null: the checkpoint's own limit.")
+    max_model_len: int | None = Field(
+        None, ge=1, le=_INT32_MAX, description="Longest sequence; null: the checkpoint's own limit."
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="Of dummy weights and of requests without a seed.")
     batch_invariant: bool = Field(False, description="Bit-equal logits in any company, at a price.")
     enforce_eager: bool = Field(False, description="On a device: launch kernels one by one, record no graphs.")
@@ -116,7 +168,9 @@ class Config(_Strict):
         True, description="On cuda: time matrix products at the first start with a model, and remember the fastest."
     )
     chat_template: FilePath | None = Field(None, description="A Jinja file instead of the checkpoint's chat template.")
-    plugins: list[str] = Field(default_factory=list, description="Local plugins: ./file.py or package.module.")
+    plugins: list[PathText] = Field(
+        default_factory=list, max_length=MAX_PLUGINS, description="Local plugins: ./file.py or package.module."
+    )
     loader: LoaderSection = Field(default_factory=lambda: LoaderSection())  # type: ignore[call-arg]
     attention: AttentionSection = Field(default_factory=lambda: AttentionSection())  # type: ignore[call-arg]
     scheduler: SchedulerSection = Field(default_factory=lambda: SchedulerSection())  # type: ignore[call-arg]

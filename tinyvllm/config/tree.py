@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from tinyvllm.checks import escaped, has_lone_surrogate, shown
 from tinyvllm.config.problems import Place, Problem, shown_value
 from tinyvllm.errors import ConfigError
 
 KeyPath = tuple[Any, ...]
 
 _MAX_DEPTH = 32
+_MAX_KEY_CHARACTERS = 60
+LONE_SURROGATE = "must be text that UTF-8 can hold, without half of a surrogate pair"
 
 
 @dataclass(slots=True)
@@ -89,18 +92,27 @@ def tree_from_mapping(mapping: Mapping[str, Any], source: str) -> Tree:
 
 
 def dotted(path: KeyPath) -> str:
-    """``scheduler.max_num_seqs``, ``run.prompts[2]``."""
-    text = ""
-    for key in path:
-        text += f"[{key}]" if isinstance(key, int) else f".{key}"
+    """``scheduler.max_num_seqs``, ``run.prompts[2]``; each key printable and cut short."""
+    text = "".join(f"[{shown(key)}]" if isinstance(key, int) else f".{shown_key(key)}" for key in path)
     return text.removeprefix(".")
+
+
+def shown_key(key: Any) -> str:
+    """A key as it was written, printable and cut short."""
+    text = key if isinstance(key, str) else shown(key)
+    return escaped(text[:_MAX_KEY_CHARACTERS]) + ("..." if len(text) > _MAX_KEY_CHARACTERS else "")
 
 
 def _plain(value: Any, path: KeyPath, source: str) -> Any:
     """``value`` as YAML would give it: dict, list, str, int, float, bool, None."""
     if len(path) > _MAX_DEPTH:
         raise ConfigError(f"{source}: {dotted(path[:3])}... is nested deeper than {_MAX_DEPTH}; does it hold itself?")
+    if isinstance(value, str) and has_lone_surrogate(value):
+        raise ConfigError(f"{source}: {dotted(path)} {LONE_SURROGATE}, got {shown(value)}")
     if isinstance(value, Mapping):
+        for key in value:
+            if isinstance(key, str) and has_lone_surrogate(key):
+                raise ConfigError(f"{source}: the key {dotted((*path, key))} {LONE_SURROGATE}")
         return {key: _plain(inner, (*path, key), source) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(inner, (*path, index), source) for index, inner in enumerate(value)]

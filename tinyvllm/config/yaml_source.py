@@ -14,14 +14,20 @@ from typing import Any
 
 import yaml
 
+from tinyvllm.checks import escaped, has_lone_surrogate, shown
 from tinyvllm.config.problems import Place, Problem
-from tinyvllm.config.tree import KeyPath, Tree, dotted
+from tinyvllm.config.tree import LONE_SURROGATE, KeyPath, Tree, dotted, shown_key
 from tinyvllm.errors import ConfigError
 
 MAX_BYTES = 2**20
 _MAX_DEPTH = 32
-_MAX_VALUES = 100_000
+# PyYAML reads about 40,000 values a second, and nobody should wait for more than one to hear of a mistake.
+_MAX_VALUES = 20_000
+# Longer than any number of a configuration; Python takes seconds for a million digits.
+_MAX_NUMBER_CHARACTERS = 100
 
+_MAX_SYNTAX_CHARACTERS = 200  # of what PyYAML says, which repeats names at any length
+_TOO_MANY = f"more than {_MAX_VALUES:,} keys and values, aliases expanded; put long lists of prompts in a prompts_file"
 _TAG = "tag:yaml.org,2002:"
 _SCALARS = (
     ("null", re.compile(r"(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]),
@@ -48,7 +54,7 @@ def parse_yaml(content: bytes, source: str) -> Tree:
     tree = Tree(Place(source))
     node = _compose(text, source)
     if node is None:
-        raise ConfigError(f"{source}: the file is empty; the least that it can say is 'model: demo'")
+        raise ConfigError(f"{escaped(source)}: the file is empty; the least that it can say is 'model: demo'")
     builder = _Builder(tree, text.splitlines())
     data = builder.build(node, ())
     if not isinstance(data, dict):
@@ -71,22 +77,25 @@ def parse_value(text: str, source: str) -> Any:
     tree = Tree(Place(source))
     value = _Builder(tree, []).build(node, ())
     if tree.problems:
-        raise ConfigError(f"{source}: {tree.problems[0].message}")
+        raise ConfigError(f"{escaped(source)}: {tree.problems[0].text}")
     return value
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with the core schema's scalars and a bound on depth."""
+    """SafeLoader with the core schema's scalars and bounds on depth and number."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's name for it
 
     depth = 0
+    num_values = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         self.depth += 1
-        if self.depth > _MAX_DEPTH:
+        self.num_values += 1
+        if self.depth > _MAX_DEPTH or self.num_values > _MAX_VALUES:
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.MarkedYAMLError(problem=f"nested deeper than {_MAX_DEPTH}", problem_mark=mark)
+            problem = f"nested deeper than {_MAX_DEPTH}" if self.depth > _MAX_DEPTH else _TOO_MANY
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
@@ -113,9 +122,7 @@ class _Builder:
     def build(self, node: yaml.Node, path: KeyPath) -> Any:
         self.num_values += 1
         if self.num_values > _MAX_VALUES:
-            where = self.place_of(node)
-            remedy = "put long lists of prompts in a prompts_file"
-            raise ConfigError(f"{where}: more than {_MAX_VALUES:,} values, aliases expanded; {remedy}")
+            raise ConfigError(f"{self.place_of(node)}: {_TOO_MANY}")
         if id(node) in self.open_nodes:
             raise ConfigError(f"{self.place_of(node)}: the alias at {dotted(path)} holds itself")
         self.open_nodes.append(id(node))
@@ -154,20 +161,27 @@ class _Builder:
         return built
 
     def _scalar(self, node: yaml.ScalarNode, path: KeyPath) -> Any:
-        kind = node.tag.removeprefix(_TAG)
+        kind, text = node.tag.removeprefix(_TAG), node.value
         if kind not in _READERS:
             self._check_tag(node, path, "str")
-            return node.value
+            if has_lone_surrogate(text):
+                self._problem(self.place_of(node), f"{dotted(path)} {LONE_SURROGATE}, got {shown(text)}")
+                return text.encode("utf-8", "replace").decode()
+            return text
         try:
-            return _READERS[kind](node.value)
+            if kind in ("int", "float") and len(text) > _MAX_NUMBER_CHARACTERS:
+                raise ValueError
+            return _READERS[kind](text)
         except (ValueError, KeyError):
-            self._problem(self.place_of(node), f"{dotted(path)}: {node.value[:40]!r} cannot be read as {kind}")
-            return node.value
+            got = f"{shown(text[:40])}{f' and {len(text) - 40:,} characters more' if len(text) > 40 else ''}"
+            self._problem(self.place_of(node), f"{dotted(path)}: {got} cannot be read as {kind}")
+            return text
 
     def _check_tag(self, node: yaml.Node, path: KeyPath, expected: str) -> None:
         if node.tag != _TAG + expected:
             self._problem(
-                self.place_of(node), f"{dotted(path)}: the tag {node.tag} is not allowed; write the plain value"
+                self.place_of(node),
+                f"{dotted(path)}: the tag {shown_key(node.tag)} is not allowed; write the plain value",
             )
 
     def _problem(self, place: Place, message: str) -> None:
@@ -176,13 +190,13 @@ class _Builder:
 
 def _decode(content: bytes, source: str) -> str:
     if len(content) > MAX_BYTES:
-        raise ConfigError(f"{source}: {len(content):,} bytes; a configuration has at most {MAX_BYTES:,}")
+        raise ConfigError(f"{escaped(source)}: {len(content):,} bytes; a configuration has at most {MAX_BYTES:,}")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         got = f"byte 0x{content[error.start]:02x}"
-        raise ConfigError(f"{source}:{line}: the file is not UTF-8 ({got}); save it as UTF-8") from error
+        raise ConfigError(f"{escaped(source)}:{line}: the file is not UTF-8 ({got}); save it as UTF-8") from error
 
 
 def _compose(text: str, source: str) -> yaml.Node | None:
@@ -193,9 +207,13 @@ def _compose(text: str, source: str) -> yaml.Node | None:
         return node
     except yaml.MarkedYAMLError as error:
         raise ConfigError(_syntax_error(error, text, source)) from error
+    except (ValueError, OverflowError) as error:  # PyYAML converts what follows a backslash or %YAML without looking
+        raise ConfigError(
+            f"{escaped(source)}: a character or version number that YAML does not have: {error}"
+        ) from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        where = f"{source}:{line}" if "\n" in text else source
+        where = f"{escaped(source)}:{line}" if "\n" in text else escaped(source)
         raise ConfigError(f"{where}: the character U+{ord(text[error.position]):04X} is not allowed in YAML") from error
     finally:
         if loader is not None:
@@ -206,7 +224,7 @@ def _syntax_error(error: yaml.MarkedYAMLError, text: str, source: str) -> str:
     mark = error.problem_mark or error.context_mark
     problem = error.problem or error.context or "not YAML"
     if mark is None:
-        return f"{source}: {problem}"
+        return f"{escaped(source)}: {_short(problem)}"
     lines = text.splitlines()
     line = lines[mark.line] if mark.line < len(lines) else ""
     if "'\\t'" in problem or "\t" in line[: mark.column + 1]:
@@ -216,6 +234,10 @@ def _syntax_error(error: yaml.MarkedYAMLError, text: str, source: str) -> str:
     elif problem == "mapping values are not allowed here":
         problem += "; is the line above indented as meant, and is text with ': ' in it quoted?"
     context = f" ({error.context})" if error.context and "single document" not in error.context else ""
-    where = f"{source}:{mark.line + 1}"
-    quoted = f"\n  {mark.line + 1:>4} | {line[:100]}" if line.strip() else ""
-    return f"{where}: {problem}{context}{quoted}"
+    where = f"{escaped(source)}:{mark.line + 1}"
+    quoted = f"\n  {mark.line + 1:>4} | {escaped(line[:100])}" if line.strip() else ""
+    return f"{where}: {_short(problem)}{_short(context)}{quoted}"
+
+
+def _short(text: str) -> str:
+    return escaped(text if len(text) <= _MAX_SYNTAX_CHARACTERS else f"{text[:_MAX_SYNTAX_CHARACTERS]}...")

@@ -15,7 +15,7 @@ from tinyvllm.engine.checked_sampler import CheckedSampler
 from tinyvllm.engine.devices import choose_device
 from tinyvllm.engine.engine import Engine
 from tinyvllm.engine.generation_config import GenerationDefaults, generation_defaults
-from tinyvllm.engine.memory import block_bytes, num_cpu_blocks
+from tinyvllm.engine.memory import block_bytes, free_memory_bytes, num_kv_blocks
 from tinyvllm.engine.model_files import ModelFiles, resolve_model
 from tinyvllm.engine.op_spec import op_spec
 from tinyvllm.engine.runner import ModelRunner, Runner, allocate_caches
@@ -204,13 +204,9 @@ class _Builder:
         """The NumPy runner and the number of KV blocks."""
         cache, shape = self._config.cache, decoder_config.shape
         weights = load_weights(decoder_config, checkpoint, dtype, context.max_model_len)
-        num_blocks = cache.num_blocks_override or num_cpu_blocks(
-            shape,
-            block_size=cache.block_size,
-            max_model_len=context.max_model_len,
-            max_num_seqs=context.max_num_seqs,
-            utilization=cache.gpu_memory_utilization,
-        )
+        free = free_memory_bytes()
+        share = int(free * cache.gpu_memory_utilization)
+        num_blocks = num_kv_blocks(cache, context, 4, free_bytes=free, share_bytes=share)
         self._report_cache(decoder_config, num_blocks, 4)
         context = replace(context, num_blocks=num_blocks)
         attention = self._attention(decoder_config, context)
@@ -231,8 +227,7 @@ class _Builder:
 
         config = self._config
         settings = DeviceSettings(
-            num_blocks_override=config.cache.num_blocks_override,
-            utilization=config.cache.gpu_memory_utilization,
+            cache=config.cache,
             dtype=dtype,
             attention=config.attention.name,
             sampler=config.sampler.name,

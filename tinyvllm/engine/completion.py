@@ -275,10 +275,21 @@ def token_logprobs(columns: LogprobColumns, i: int, wanted: int, tokenizer: Toke
     width = columns.token_ids.shape[1] if wanted == ALL_LOGPROBS else 1 + wanted
     token_ids = columns.token_ids[i, :width].tolist()
     logprobs = columns.logprobs[i, :width].tolist()
-    ranks = [int(columns.rank[i]), *range(1, width)]
+    ranks = [int(columns.rank[i]), *_shared_ranks(logprobs[1:])]
+    if logprobs[0] in logprobs[1:]:
+        ranks[0] = ranks[logprobs.index(logprobs[0], 1)]
     told: dict[int, Logprob] = {}
     for token_id, logprob, rank in zip(token_ids, logprobs, ranks, strict=True):
         if token_id not in told:  # the chosen token keeps its own rank
             text = None if tokenizer is None else tokenizer.decode_single(token_id)
             told[token_id] = Logprob(logprob, rank, text)
     return told
+
+
+def _shared_ranks(logprobs: list[float]) -> list[int]:
+    """Ranks of the most likely tokens, given in order: equal ones share the rank of the first of them."""
+    ranks: list[int] = []
+    for place, logprob in enumerate(logprobs):
+        is_equal = place > 0 and logprob == logprobs[place - 1]
+        ranks.append(ranks[-1] if is_equal else place + 1)
+    return ranks

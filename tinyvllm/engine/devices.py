@@ -6,15 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from tinyvllm.config.schema import CacheConfig
 from tinyvllm.devices.interface import Device
 from tinyvllm.engine.checked_sampler import CheckedSampler
 from tinyvllm.engine.device_runner import DeviceRunner, allocate_device_caches
 from tinyvllm.engine.device_sampling import DEVICE_SAMPLER, DeviceSampling
-from tinyvllm.engine.memory import block_bytes
+from tinyvllm.engine.memory import num_kv_blocks
 from tinyvllm.engine.op_spec import op_spec
 from tinyvllm.engine.tune import tune_products
 from tinyvllm.engine.warm_up import record_common, rehearse
-from tinyvllm.errors import CapacityError, ConfigError, DeviceError, PluginError
+from tinyvllm.errors import ConfigError, DeviceError, PluginError
 from tinyvllm.interfaces import Checkpoint, OpSpec, PluginContext
 from tinyvllm.kernels.device_values import DeviceLimits, Workspace
 from tinyvllm.kernels.table import OpTable
@@ -74,8 +75,7 @@ class DeviceSettings:
     """What the configuration says that matters to a device.
 
     Attributes:
-        num_blocks_override: None: as many blocks as fit.
-        utilization: share of the device's memory for weights, buffers and cache together.
+        cache: how large the KV cache may be.
         dtype: of weights and cache; bfloat16 only.
         attention, sampler: names of the plugins chosen.
         enforce_eager: no graphs.
@@ -83,8 +83,7 @@ class DeviceSettings:
         is_card: whether it is a card, where kernels are prepared and graphs recorded before the first request.
     """
 
-    num_blocks_override: int | None
-    utilization: float
+    cache: CacheConfig
     dtype: str
     attention: str
     sampler: str
@@ -147,7 +146,7 @@ def build_device_runner(
 
     if settings.is_card:
         tell(rehearse(make_runner(1), limits))
-    num_blocks = settings.num_blocks_override or _num_blocks(device, config, context, settings.utilization)
+    num_blocks = _num_blocks(device, context, settings.cache)
     runner = make_runner(num_blocks)
     if settings.is_card and not settings.enforce_eager:
         tell(record_common(runner, limits))
@@ -173,17 +172,10 @@ def _check(config: DecoderConfig, context: PluginContext, settings: DeviceSettin
         raise DeviceError(f"device {name} cannot run this model: {'; '.join(reasons)}")
 
 
-def _num_blocks(device: Device, config: DecoderConfig, context: PluginContext, utilization: float) -> int:
-    """Blocks for every running sequence at full length, or as many as the memory holds."""
-    useful = context.max_num_seqs * -(-context.max_model_len // context.block_size)
-    size = block_bytes(config.shape, context.block_size, _BFLOAT16_BYTES)
+def _num_blocks(device: Device, context: PluginContext, cache: CacheConfig) -> int:
+    """KV blocks beside the weights and buffers that are on the device."""
     total = device.properties.memory_bytes
     memory: Any = device.memory
     free = int(memory.free_bytes()) if hasattr(memory, "free_bytes") else total
-    affordable = int(total * utilization - (total - free)) // size
-    if affordable < 1:
-        raise CapacityError(
-            f"no room for the KV cache: {total / 2**30:.1f} GiB in all, {free / 2**30:.1f} GiB free after the weights, "
-            f"cache.gpu_memory_utilization is {utilization}; raise it, or lower max_num_batched_tokens"
-        )
-    return min(useful, affordable)
+    share = int(total * cache.gpu_memory_utilization) - (total - free)
+    return num_kv_blocks(cache, context, _BFLOAT16_BYTES, free_bytes=free, share_bytes=share)

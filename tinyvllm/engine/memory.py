@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from tinyvllm.config.schema import CacheConfig
 from tinyvllm.errors import CapacityError
+from tinyvllm.interfaces import PluginContext
 from tinyvllm.shapes import ModelShape
 
 _FLOAT32_BYTES = 4
@@ -27,21 +29,38 @@ def block_bytes(shape: ModelShape, block_size: int, element_bytes: int = _FLOAT3
     return 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * block_size * element_bytes
 
 
-def num_cpu_blocks(
-    shape: ModelShape, *, block_size: int, max_model_len: int, max_num_seqs: int, utilization: float
+def num_kv_blocks(
+    cache: CacheConfig, context: PluginContext, element_bytes: int, *, free_bytes: int, share_bytes: int
 ) -> int:
-    """Blocks for every running sequence at full length, or as many as ``utilization`` of the free memory holds.
+    """Number of KV blocks: as many as every running sequence at full length needs, within what memory allows.
 
+    Args:
+        cache: ``num_blocks_override`` is that number; otherwise ``kv_bytes``, or ``share_bytes``, is the limit.
+        context: for the sizes of the model and of the engine.
+        element_bytes: of a number in the cache.
+        free_bytes: memory that is there.
+        share_bytes: what ``gpu_memory_utilization`` leaves of it for the cache.
     Raises:
-        CapacityError: not even one sequence of one block fits.
+        CapacityError: not one block fits, or not as many as were asked for.
     """
-    useful = max_num_seqs * -(-max_model_len // block_size)
-    free = free_memory_bytes()
-    affordable = int(free * utilization) // block_bytes(shape, block_size)
-    if affordable < 1:
+    size = block_bytes(context.model, cache.block_size, element_bytes)
+    useful = context.max_num_seqs * -(-context.max_model_len // cache.block_size)
+    if cache.num_blocks_override is not None:
+        asked, num_blocks = f"cache.num_blocks_override is {cache.num_blocks_override}", cache.num_blocks_override
+    elif cache.kv_bytes is not None:
+        asked, num_blocks = f"cache.kv_bytes is {cache.kv_bytes}", min(useful, cache.kv_bytes // size)
+    else:
+        asked = f"cache.gpu_memory_utilization is {cache.gpu_memory_utilization}"
+        num_blocks = min(useful, share_bytes // size)
+    a_block = f"a block of {cache.block_size} tokens takes {size} bytes"
+    if num_blocks < 1:
         raise CapacityError(
-            f"no room for the KV cache: a block of {block_size} tokens takes {block_bytes(shape, block_size)} bytes, "
-            f"{free} bytes are free and cache.gpu_memory_utilization is {utilization}; free some memory or lower "
-            "cache.block_size"
+            f"no room for the KV cache: {a_block}, {free_bytes} bytes are free and {asked}; raise it, free some memory "
+            "or lower cache.block_size or scheduler.max_num_batched_tokens"
         )
-    return min(useful, affordable)
+    if num_blocks * size > free_bytes:
+        raise CapacityError(
+            f"no room for the KV cache: {asked}, {a_block}, {num_blocks} take {num_blocks * size / 2**30:.1f} GiB, and "
+            f"{free_bytes / 2**30:.1f} GiB are free; lower it"
+        )
+    return num_blocks
