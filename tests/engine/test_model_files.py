@@ -96,7 +96,7 @@ def test_json_files_are_read_or_absent(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (b'{\n  "a": 1,\n  oops\n}', r"config\.json:3: is not valid JSON"),
-        (b"", r"config\.json:1: is not valid JSON"),
+        (b"", r"config\.json: is empty"),
         (b"[1]", "must hold a mapping, got list"),
         (b'{"a": 1, "a": 2}', "'a' is there twice"),
         (b'{"a": "\xff"}', "is not valid JSON"),

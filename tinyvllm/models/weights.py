@@ -135,7 +135,7 @@ class _Reader:
         # float32 holds bfloat16 and float16 exactly; only a narrower target rounds.
         if stored.dtype == self._dtype or self._dtype == np.float32:
             return stored
-        return stored.astype(self._dtype)
+        return _cast(stored, self._dtype)
 
 
 def _copy_transposed(source: NDArray[Any], target: Float32) -> None:
@@ -147,4 +147,9 @@ def _to_float32(array: NDArray[Any]) -> Float32:
     if array.dtype == ml_dtypes.bfloat16:
         # bfloat16 is the upper half of float32.
         return np.left_shift(array.view(np.uint16), 16, dtype=np.uint32).view(np.float32)
-    return np.ascontiguousarray(array, np.float32)
+    return np.ascontiguousarray(_cast(array, np.dtype(np.float32)))
+
+
+def _cast(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    with np.errstate(over="ignore"):  # a value beyond the range is infinite, as in every framework
+        return array.astype(dtype, copy=False)
