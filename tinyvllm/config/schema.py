@@ -108,6 +108,10 @@ class Config(_Strict):
     load_format: Literal["auto", "safetensors", "dummy"] = Field(
         "auto", description="vLLM's word for loader.name; auto: as loader.name says."
     )
+    generation_config: Literal["auto", "vllm"] = Field(
+        "auto",
+        description="auto: requests are sampled as the checkpoint's generation_config.json says; vllm: they are not.",
+    )
     max_model_len: int | None = Field(None, ge=1, description="Longest sequence; null: the checkpoint's own limit.")
     seed: int = Field(0, ge=0, lt=2**63, description="Of dummy weights and of requests without a seed.")
     batch_invariant: bool = Field(False, description="Bit-equal logits in any company, at a price.")

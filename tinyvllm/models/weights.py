@@ -63,7 +63,9 @@ def _layer_tensors(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     return tensors
 
 
-def load_weights(config: DecoderConfig, checkpoint: Checkpoint, dtype: str, max_model_len: int) -> DecoderWeights:
+def load_weights(
+    config: DecoderConfig, checkpoint: Checkpoint, dtype: str, max_model_len: int, num_positions: int | None = None
+) -> DecoderWeights:
     """The decoder's weights for the CPU: float32 holding values rounded to ``dtype``.
 
     Tensors are read one at a time, so the peak is the weights plus the largest tensor.
@@ -72,11 +74,12 @@ def load_weights(config: DecoderConfig, checkpoint: Checkpoint, dtype: str, max_
         config: of the decoder.
         checkpoint: opened; holds every expected tensor.
         dtype: ``bfloat16``, ``float16`` or ``float32``.
-        max_model_len: positions that the rotary table must cover.
+        max_model_len: longest sequence of the engine.
+        num_positions: how many positions the rotary table must cover; None: ``max_model_len``.
     """
     s = config.shape
     reader = _Reader(checkpoint, dtype)
-    rotary = RotaryTable(*rotary_table(config.rotary, s.head_dim, max_model_len))
+    rotary = RotaryTable(*rotary_table(config.rotary, s.head_dim, max_model_len, num_positions))
     embedding = reader.array("model.embed_tokens.weight")
     layers = tuple(_load_layer(config, reader, rotary, i) for i in range(s.num_layers))
     # A tied head is the table seen the other way round: no second copy of the largest matrix.
