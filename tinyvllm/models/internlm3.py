@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tinyvllm.errors import LoadError
-from tinyvllm.models.config_reader import ConfigReader
+from tinyvllm.models.config_reader import ConfigReader, as_json
 from tinyvllm.models.decoder import DecoderConfig
 from tinyvllm.models.hf_config import FULL, Defaults, decoder_config, layer_types
 
@@ -22,12 +22,11 @@ def read_config(raw: Mapping[str, Any], where: str) -> DecoderConfig:
     reader = ConfigReader(raw, where)
     reader.must_be_off("attention_out_bias")
     layer_types(reader, (FULL,))
-    has_bias, has_mlp_bias = (
-        reader.flag(own if own in raw else llamas, False)
-        for own, llamas in (("qkv_bias", "attention_bias"), ("bias", "mlp_bias"))
-    )
+    qkv, mlp = (own if own in raw else llamas for own, llamas in (("qkv_bias", "attention_bias"), ("bias", "mlp_bias")))
+    has_bias, has_mlp_bias = reader.flag(qkv, False), reader.flag(mlp, False)
     if has_bias != has_mlp_bias:
         raise LoadError(
-            f"{where}: qkv_bias and bias differ; only models in which all layers have biases or none has are served"
+            f"{where}: {qkv} = {as_json(has_bias)} and {mlp} = {as_json(has_mlp_bias)} differ; "
+            "only models in which all layers have biases or none has are served"
         )
     return decoder_config(reader, _DEFAULTS, has_qkv_bias=has_bias, has_output_bias=has_bias, has_mlp_bias=has_mlp_bias)

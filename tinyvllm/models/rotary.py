@@ -12,11 +12,23 @@ from tinyvllm.batch import Float32
 from tinyvllm.errors import LoadError
 from tinyvllm.models.config_reader import MAX_NUMBER, MAX_POSITIONS, ConfigReader
 from tinyvllm.models.rope_types import ROPE_TYPES, RotaryConfig, inverse_frequencies, mscale_factor
+from tinyvllm.shown import shown
 
 __all__ = ["ROPE_TYPES", "RotaryConfig", "inverse_frequencies", "longest_context", "read_rotary", "rotary_table"]
 
 _DEFAULT_THETA = 10000.0
-_MAX_FACTOR = 1e6
+_MIN_FACTOR, _MAX_FACTOR = 1e-6, 1e6
+# What may stand in the mapping: keys of any type, of which a type that has no use for them takes no notice, as in
+# transformers; and keys of other engines with the values that change nothing.
+_KEYS = frozenset(
+    {
+        "type", "rope_type", "rope_theta", "partial_rotary_factor", "factor", "original_max_position_embeddings",
+        "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate", "short_factor",
+        "long_factor", "short_mscale", "long_mscale", "low_freq_factor", "high_freq_factor",
+        "max_position_embeddings", "mrope_section", "finetuned",
+    }
+)  # fmt: skip
+_HARMLESS = {"extrapolation_factor": (None, 1), "attn_factor": (None, 1)}
 # Positions tabulated at a time, so that float32 angles are held for a few of them only.
 _CHUNK = 2**14
 
@@ -36,6 +48,11 @@ def read_rotary(reader: ConfigReader, head_dim: int, max_position_embeddings: in
     source: Mapping[str, Any] = reader.mapping(key) or {}
     if any(isinstance(value, dict) for value in source.values()):
         raise reader.unsupported(key, source, "a model with another RoPE in some of its layers is not served")
+    for name, value in source.items():
+        if name not in _KEYS and value not in _HARMLESS.get(name, (None,)):
+            raise reader.unsupported(f"{key}.{shown(name)}", value, "a model that needs it is not served")
+    if "factor" in source and not {"rope_type", "type"} & source.keys():
+        raise LoadError(f"{reader.where}: {key} has a factor and no rope_type; expected one of {', '.join(ROPE_TYPES)}")
     rope_type = source.get("rope_type", source.get("type", "default"))
     if rope_type not in ROPE_TYPES:
         raise reader.unsupported(f"{key}.rope_type", rope_type, f"supported are {', '.join(ROPE_TYPES)}")
@@ -105,7 +122,7 @@ class _Source:
 
     def factor(self) -> float:
         """``factor``, which must be there."""
-        return self.reader.number("factor", source=self.key, maximum=_MAX_FACTOR)
+        return self.reader.number("factor", source=self.key, minimum=_MIN_FACTOR, maximum=_MAX_FACTOR)
 
     def optional(self, name: str) -> float | None:
         """A positive number; None where it is absent or null."""
