@@ -43,6 +43,11 @@ def shown(value: object, max_characters: int = MAX_SHOWN_CHARACTERS) -> str:
     return f"{text[:max_characters]}..." if is_cut else text
 
 
+def printable(text: str) -> str:
+    """The text as it is, or escaped where it would move a terminal's cursor or cannot be encoded."""
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
 def some(names: Iterable[str], limit: int = 10) -> str:
     """Names for a message: the first few, each as :func:`shown`, then how many more there are."""
     listed = list(names)

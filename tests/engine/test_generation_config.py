@@ -19,16 +19,16 @@ def test_end_tokens_of_all_three_places_are_taken_once() -> None:
     assert defaults({"eos_token_id": 0}).eos_token_ids == (0,)
 
 
-def test_an_end_token_beyond_the_vocabulary_is_left_out_and_reported() -> None:
+def test_an_end_token_that_is_not_in_the_vocabulary_is_left_out_and_reported() -> None:
     got = defaults({"eos_token_id": [258, 259]}, {}, 100_000)
     assert got.eos_token_ids == (258,)
     assert got.left_out == (
-        "config.json: eos_token_id 259 is beyond the vocabulary of 259, ignored",
-        "tokenizer: eos_token_id 100000 is beyond the vocabulary of 259, ignored",
+        "config.json: eos_token_id 259 is not in the vocabulary of 259, ignored",
+        "tokenizer: eos_token_id 100000 is not in the vocabulary of 259, ignored",
     )
 
 
-@pytest.mark.parametrize("value", [-1, 3_000_000_000, 10**400, True, 2.0, "2", [[2]], {"id": 2}])
+@pytest.mark.parametrize("value", [-(2**31), 3_000_000_000, 10**400, True, 2.0, "2", [[2]], {"id": 2}])
 def test_an_end_token_that_is_no_token_id_is_a_load_error(value: Any) -> None:
     for place in ("config", "generation"):
         options: dict[str, Any] = {place: {"eos_token_id": value}}

@@ -127,11 +127,12 @@ def test_an_absent_name_says_how_to_fetch_it_and_never_does(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "model", ["nowhere", "./nowhere", "/nowhere/at/all", "a/b/c", "", "..", "../x", "a\0b", "x" * 5000]
+    "model", ["nowhere", "./nowhere", "/nowhere/at/all", "a/b/c", "", "..", "../x", "a\0b", "a\x1b[31mb", "x" * 5000]
 )
 def test_what_is_no_folder_is_a_load_error(tmp_path: Path, model: str) -> None:
-    with pytest.raises(LoadError, match=r"config\.json|cannot be the name"):
+    with pytest.raises(LoadError, match=r"config\.json|cannot be the name") as caught:
         resolve_model(model, tmp_path, tmp_path / "cache")
+    assert str(caught.value).isprintable()
 
 
 def test_a_file_or_a_folder_without_config_is_a_load_error(tmp_path: Path) -> None:

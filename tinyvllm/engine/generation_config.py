@@ -50,7 +50,7 @@ def generation_defaults(
     """The defaults from ``generation_config.json``, ``config.json`` and the tokenizer together.
 
     A sampling value that cannot be used is left out: it is a default, and no reason to refuse the model. So is an end
-    token beyond the vocabulary, which is never generated.
+    token that is not in the vocabulary: it is never generated. Some files say -1 where they have none.
 
     Args:
         config, generation_config: the parsed files.
@@ -68,8 +68,8 @@ def generation_defaults(
         ("tokenizer", tokenizer_eos),
     ):
         for token_id in _token_ids(where, value):
-            if token_id >= vocab_size:
-                left_out.append(f"{where}: eos_token_id {token_id} is beyond the vocabulary of {vocab_size}, ignored")
+            if not 0 <= token_id < vocab_size:
+                left_out.append(f"{where}: eos_token_id {token_id} is not in the vocabulary of {vocab_size}, ignored")
             elif token_id not in eos:
                 eos.append(token_id)
     sampling: dict[str, Any] = {}
@@ -93,7 +93,7 @@ def _token_ids(where: str, value: object) -> list[int]:
     """``eos_token_id`` as a list: null is none, a number one."""
     token_ids: list[Any] = [] if value is None else value if isinstance(value, list) else [value]
     for token_id in token_ids:
-        if not isinstance(token_id, int) or isinstance(token_id, bool) or not 0 <= token_id <= _MAX_ID:
-            expected = f"a token id or a list of them, from 0 to {_MAX_ID}"
+        if not isinstance(token_id, int) or isinstance(token_id, bool) or abs(token_id) > _MAX_ID:
+            expected = f"a token id or a list of them, at most {_MAX_ID}"
             raise LoadError(f"{where}: eos_token_id must be {expected}, got {shown(token_id)}")
     return token_ids

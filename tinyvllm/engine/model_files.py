@@ -16,7 +16,7 @@ from typing import Any
 from tinyvllm.checkpoint_file import is_there, read_bounded
 from tinyvllm.errors import LoadError
 from tinyvllm.json_file import read_json_object
-from tinyvllm.shown import some
+from tinyvllm.shown import printable, some
 
 DEMO = "demo"
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -66,9 +66,9 @@ def resolve_model(model: str, base: Path | None = None, cache: Path | None = Non
     if is_folder:
         return _checked(folder)
     if is_file:
-        raise LoadError(f"{folder}: is a file; name the folder that holds {_LAYOUT}")
+        raise LoadError(f"{printable(str(folder))}: is a file; name the folder that holds {_LAYOUT}")
     if not _HUB_NAME.fullmatch(model):
-        raise LoadError(f"{folder}: there is no such folder; put {_LAYOUT} there, or use model: {DEMO}")
+        raise LoadError(f"{printable(str(folder))}: there is no such folder; put {_LAYOUT} there, or use model: {DEMO}")
     return _checked(_snapshot(model, folder, cache or hugging_face_cache(os.environ)))
 
 

@@ -16,7 +16,7 @@ from tinyvllm.shown import shown
 
 MAX_SIZE = 2**40
 """Of a dimension. Whether weights of such sizes fit is asked elsewhere; beyond it a size is no size."""
-MAX_LAYERS = 10_000
+MAX_LAYERS = 2_000
 MAX_POSITIONS = 2**31 - 1
 MAX_NUMBER = 1e15
 """Of anything that is no size: far beyond every base and factor, far below what float32 arithmetic could lose."""
