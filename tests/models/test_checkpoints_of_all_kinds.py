@@ -11,6 +11,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.engine.tiny import write_checkpoint
+from tests.golden.cases import CASES
+from tests.golden.cases import load as load_golden
 from tinyvllm import LLM, SamplingParams
 from tinyvllm.errors import CapacityError, ConfigError, LoadError
 
@@ -65,6 +67,29 @@ def test_weights_in_float64_give_the_tokens_of_float32(tmp_path: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     save_file({name: tensor.astype(np.float64) for name, tensor in tensors.items()}, folder / "model.safetensors")
     assert tokens(load(folder)) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama-yarn", "llama-longrope-long", "internlm3-dynamic-short"])
+def test_a_device_rotates_as_transformers_does(name: str) -> None:
+    case = next(case for case in CASES if case.name == name)
+    golden = load_golden(case.expected)[1]
+    limits: Any = {"max_num_seqs": 2, "max_num_batched_tokens": 64}
+    llm = LLM(str(case.checkpoint), skip_tokenizer_init=True, device="emulator", dtype="bfloat16",
+              max_model_len=case.max_model_len, scheduler=limits)  # fmt: skip
+    params = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True, logprobs=1)
+    completion = llm.generate({"prompt_token_ids": golden.prompt.tolist()}, params)[0].outputs[0]
+    assert completion.token_ids == golden.greedy[:4].tolist()
+    assert completion.cumulative_logprob == pytest.approx(golden.top_two[:4, 0].sum(), abs=0.1)  # bfloat16
+
+
+def test_names_of_tensors_that_are_not_used_are_escaped_in_the_report(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    save_file({**tensors, "evil\x1b[31m\x00": np.ones(2, np.float32)}, folder / "model.safetensors")
+    llm = load(folder)
+    assert r"checkpoint: 1 tensors not used: 'evil\x1b[31m\x00'" in llm.report
+    assert all(line.isprintable() for line in llm.report)
 
 
 def test_sizes_that_no_memory_holds_are_a_capacity_error_with_the_numbers(tmp_path: Path) -> None:

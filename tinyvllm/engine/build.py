@@ -40,6 +40,7 @@ from tinyvllm.plugin_call import PluginName
 from tinyvllm.registry import Registry
 from tinyvllm.request import SamplingParams
 from tinyvllm.shapes import ModelShape
+from tinyvllm.shown import some
 
 if TYPE_CHECKING:
     from tinyvllm.text.tokenizer import Tokenizer
@@ -185,7 +186,7 @@ class _Builder:
         if wanted is not None and wanted > limit:
             raise ConfigError(
                 f"max_model_len is {wanted}, but the checkpoint was made for max_position_embeddings = {limit}"
-                f"{scaled}; lower max_model_len to at most {limit}"
+                f"{scaled}; lower max_model_len to at most {limit}, or correct config.json if it reaches further"
             )
         chosen = limit if wanted is None else wanted
         if chosen > _MAX_MODEL_LEN:
@@ -212,7 +213,7 @@ class _Builder:
         checkpoint = loader.open(call)
         unexpected = list(getattr(checkpoint, "unexpected", ()))
         if unexpected:
-            self._report.append(f"checkpoint: {len(unexpected)} tensors not used: {', '.join(unexpected[:10])}")
+            self._report.append(f"checkpoint: {len(unexpected)} tensors not used: {some(unexpected)}")
         return checkpoint
 
     def _cpu_runner(

@@ -11,7 +11,7 @@ from tinyvllm.nearest import nearest
 from tinyvllm.shown import shown
 
 # Types of transformers 5.24 whose names are so like a served one that they could pass for a slip of the pen.
-# Those that begin with a served name, or differ in digits at the end, are told without a list.
+# Types that begin with a served name, or differ from one in digits at the end alone, need no list.
 _OTHERS = frozenset(
     {
         "bamba", "colqwen2", "dia_decoder", "dia_encoder", "diffllama", "flava", "internvl", "jamba", "llava", "mamba",
