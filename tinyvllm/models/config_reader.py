@@ -27,6 +27,9 @@ _OTHER_MODEL = "a model that needs it is not served"
 _UNSUPPORTED: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "quantization_config": ((None,), "quantized weights are not served; use the checkpoint that they were made from"),
     "compression_config": ((None,), "quantized weights are not served; use the checkpoint that they were made from"),
+    "quantization": ((None,), "quantized weights are not served; use the checkpoint that they were made from"),
+    "rope_interleaved": ((None, False), _OTHER_MODEL),
+    "rope_interleave": ((None, False), _OTHER_MODEL),
     "partial_rotary_factor": ((None, 1, 1.0), _OTHER_MODEL),
     "hidden_act": ((None, "silu", "swish"), 'a model with another activation than "silu" is not served'),
     "is_encoder_decoder": ((None, False), _OTHER_MODEL),
