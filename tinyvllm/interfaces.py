@@ -103,7 +103,7 @@ class Plugin(Generic[_Socket]):
 
 @dataclass(frozen=True, slots=True)
 class TensorMeta:
-    """Shape and dtype name (``F32``, ``F16``, ``BF16``, as in safetensors) of one stored tensor."""
+    """Shape and dtype name (``F32``, ``F16``, ``BF16``, ``F64``, as in safetensors) of one stored tensor."""
 
     shape: tuple[int, ...]
     dtype: str

@@ -21,7 +21,14 @@ from tinyvllm.engine.stats import EngineStats
 from tinyvllm.errors import RequestError
 from tinyvllm.outputs import Deltas, OutputDelta, RequestOutput
 from tinyvllm.progress import Progress
-from tinyvllm.prompts import Messages, Prompt, list_of_conversations, list_of_params, list_of_priorities, list_of_prompts
+from tinyvllm.prompts import (
+    Messages,
+    Prompt,
+    list_of_conversations,
+    list_of_params,
+    list_of_priorities,
+    list_of_prompts,
+)
 from tinyvllm.request import SamplingParams
 from tinyvllm.shapes import ModelShape
 

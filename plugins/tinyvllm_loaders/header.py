@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tinyvllm.checkpoint_file import what_it_is
 from tinyvllm.errors import LoadError
+from tinyvllm.shown import shown
 
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000  # the library's own limit
@@ -27,7 +29,6 @@ DTYPE_BITS: Mapping[str, int] = {
     "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64,
 }  # fmt: skip
 _FIELDS = {"dtype", "shape", "data_offsets"}
-_MAX_SHOWN = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +42,22 @@ class Entry:
 
 
 def header_size(first: bytes, file_size: int, where: str) -> int:
-    """The size in bytes of the header, from the first eight bytes of a file.
+    """The size in bytes of the header, which the first eight bytes of a file announce.
 
+    Args:
+        first: the beginning of the file; ``FIRST_BYTES`` of it say what the file is where it is no safetensors file.
+        file_size: in bytes.
+        where: the file, for messages.
     Raises:
-        LoadError: the file is too short, or the header too large.
+        LoadError: the file is too short, the header too large, or the file is another kind of file.
     """
+    size = int.from_bytes(first[:LENGTH_BYTES], "little")
+    if not LENGTH_BYTES < LENGTH_BYTES + size <= min(file_size, MAX_HEADER_BYTES + LENGTH_BYTES):
+        what = what_it_is(first)
+        if what is not None:
+            raise LoadError(f"{where}: {what}")
     if len(first) < LENGTH_BYTES:
         raise LoadError(f"{where}: not a safetensors file: {len(first)} bytes, expected at least {LENGTH_BYTES}")
-    size = int.from_bytes(first[:LENGTH_BYTES], "little")
     if size > MAX_HEADER_BYTES:
         raise LoadError(
             f"{where}: not a safetensors file: a header of {size} bytes is announced, the limit is {MAX_HEADER_BYTES}"
@@ -95,12 +104,6 @@ def parse_json_object(raw: bytes, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise LoadError(f"{where}: expected a JSON object, got {shown(value)}")
     return value
-
-
-def shown(value: object) -> str:
-    """A value from a file as it may stand in a message: ASCII, and short."""
-    text = ascii(value)
-    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -176,10 +179,3 @@ def _check_layout(entries: Mapping[str, Entry], data_size: int, where: str) -> N
 
 def _position(item: tuple[str, Entry]) -> tuple[int, int]:
     return item[1].start, item[1].end
-
-
-def some(names: Iterable[str], limit: int = 10) -> str:
-    """Names for a message: the first few, then how many more."""
-    listed = list(names)
-    more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
-    return ", ".join(shown(name) for name in listed[:limit]) + more

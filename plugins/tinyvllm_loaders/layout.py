@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from tinyvllm.checkpoint_file import FIRST_BYTES, is_there, read_bounded, what_it_is
 from tinyvllm.errors import LoadError
-from tinyvllm_loaders.header import MAX_HEADER_BYTES, Entry, parse_json_object, shown, some
+from tinyvllm.shown import shown, some
+from tinyvllm_loaders.header import Entry, parse_json_object
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+MAX_INDEX_BYTES = 100_000_000
+MAX_NAME_BYTES = 255  # of a file, on every common file system
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -37,26 +41,27 @@ class Found:
     weight_map: Mapping[str, str] | None
     where: str
 
-    def homes(self, files: Mapping[str, _File]) -> dict[str, _File]:
-        """The file of every tensor, from opened files by name.
+    def homes(self, files: Mapping[str, _File], needed: Collection[str]) -> dict[str, _File]:
+        """The file of every stored tensor, from opened files by name.
 
         Raises:
-            LoadError: the index and the shards disagree.
+            LoadError: index and shards disagree about a tensor that is ``needed``. About others they may: old
+                checkpoints list buffers that no shard has, or store a tied head that the index leaves out.
         """
         stored = [(tensor, name) for name, file in files.items() for tensor in file.entries]
         if self.weight_map is not None:
-            self._check_index(stored)
+            self._check_index(stored, needed)
         return {tensor: files[name] for tensor, name in stored}
 
-    def _check_index(self, stored: Sequence[tuple[str, str]]) -> None:
+    def _check_index(self, stored: Sequence[tuple[str, str]], needed: Collection[str]) -> None:
         assert self.weight_map is not None
         pairs = set(stored)
-        absent = [pair for pair in self.weight_map.items() if pair not in pairs]
+        absent = [pair for pair in self.weight_map.items() if pair[0] in needed and pair not in pairs]
         if absent:
             example = f"{shown(absent[0][0])} is not in {shown(absent[0][1])}"
             raise LoadError(f"{self.where}: {len(absent)} of the tensors are not where the index says: {example}")
         for tensor, name in stored:
-            if self.weight_map.get(tensor) != name:
+            if tensor in needed and self.weight_map.get(tensor) != name:
                 says = f"in {shown(self.weight_map[tensor])}" if tensor in self.weight_map else "nowhere"
                 raise LoadError(f"{self.where}: tensor {shown(tensor)} is in {shown(name)}, but by the index {says}")
 
@@ -67,12 +72,12 @@ def find_files(folder: Path) -> Found:
     Raises:
         LoadError: there is neither, or the index is wrong.
     """
-    if (folder / SINGLE).is_file():
+    if is_there(folder / SINGLE):
         return Found([folder / SINGLE], None, str(folder / SINGLE))
-    if (folder / INDEX).is_file():
+    if is_there(folder / INDEX):
         weight_map = _read_index(folder / INDEX)
         shards = sorted(set(weight_map.values()))
-        missing = [shard for shard in shards if not (folder / shard).is_file()]
+        missing = [shard for shard in shards if not is_there(folder / shard)]
         if missing:
             raise LoadError(f"{folder}: {len(missing)} of {len(shards)} shards missing: {some(missing)}; fetch them")
         return Found([folder / shard for shard in shards], weight_map, str(folder / INDEX))
@@ -80,14 +85,11 @@ def find_files(folder: Path) -> Found:
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    try:
-        size = path.stat().st_size
-        if size > MAX_HEADER_BYTES:
-            raise LoadError(f"{path}: {size} bytes, at most {MAX_HEADER_BYTES} are allowed")
-        index = parse_json_object(path.read_bytes(), str(path))
-    except OSError as error:
-        raise LoadError(f"{path}: cannot be read: {error.strerror}") from error
-    weight_map = index.get("weight_map")
+    raw = read_bounded(path, MAX_INDEX_BYTES)
+    what = what_it_is(raw[:FIRST_BYTES])
+    if what is not None:
+        raise LoadError(f"{path}: {what}")
+    weight_map = parse_json_object(raw, str(path)).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise LoadError(f"{path}: weight_map must map tensor names to shard names, got {shown(weight_map)}")
     for tensor, shard in weight_map.items():
@@ -100,13 +102,24 @@ def _read_index(path: Path) -> dict[str, str]:
 
 def _is_plain(name: str) -> bool:
     """Whether it names a file of the folder itself; nothing that leads elsewhere."""
-    return name.endswith(".safetensors") and name.isprintable() and not set(name) & set("/\\:\0") and name[0] != "."
+    return (
+        name.endswith(".safetensors")
+        and name.isprintable()
+        and not set(name) & set("/\\:\0")
+        and name[0] != "."
+        and len(name.encode("utf-8", "surrogatepass")) <= MAX_NAME_BYTES
+    )
 
 
 def _nothing_found(folder: Path) -> str:
     if not folder.is_dir():
         return f"{folder}: no such folder; it must hold config.json and {SINGLE}, or shards with {INDEX}"
     expected = f"expected {SINGLE}, or shards with {INDEX}"
+    if is_there(folder / "adapter_config.json"):
+        return (
+            f"{folder}: holds an adapter (adapter_config.json) and not a model; adapters are not served. Merge it into "
+            "its base model with peft, model.merge_and_unload().save_pretrained(new_folder), and name that folder"
+        )
     pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
     if pickles:
         return (
@@ -114,7 +127,13 @@ def _nothing_found(folder: Path) -> str:
             "runs code from it; where you trust them, convert them with transformers: "
             "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
         )
-    others = sorted(path.name for path in folder.glob("*.safetensors") if path.is_file())
+    others = sorted(path.name for path in folder.glob("*.safetensors"))
     if others:
         return f"{folder}: {expected}, found {some(others, 3)}; rename a single file, or fetch the index of the shards"
+    ggufs = sorted(path.name for path in folder.glob("*.gguf"))
+    if ggufs:
+        return (
+            f"{folder}: {expected}, found {some(ggufs, 3)}. GGUF files are not served; fetch the model that they were "
+            "made from in Hugging Face layout"
+        )
     return f"{folder}: {expected}, found no weights; for random ones use loader: {{name: dummy}}"

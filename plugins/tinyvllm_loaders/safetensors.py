@@ -17,17 +17,21 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from tinyvllm.checkpoint_file import FIRST_BYTES, open_regular
 from tinyvllm.errors import LoadError
 from tinyvllm.hookspecs import hookimpl
 from tinyvllm.interfaces import API_VERSION as INTERFACE_VERSION
 from tinyvllm.interfaces import Checkpoint, Loader, OpenCall, Plugin, PluginContext, TensorMeta
-from tinyvllm_loaders.header import LENGTH_BYTES, Entry, header_size, parse_header, shown, some
+from tinyvllm.shown import shown, some
+from tinyvllm_loaders.header import LENGTH_BYTES, Entry, header_size, parse_header
 from tinyvllm_loaders.layout import find_files
+from tinyvllm_loaders.names import hint_about
 
 DTYPES: Mapping[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
     "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F64": np.dtype("<f8"),
 }
 # Linux reads at most 2 GiB at once, macOS refuses more.
 _MAX_READ_BYTES = 2**30
@@ -66,7 +70,7 @@ class SafetensorsCheckpoint:
         try:
             found = find_files(folder)
             self._files.extend(SafetensorsFile(path) for path in found.paths)
-            self._homes = found.homes({file.path.name: file for file in self._files})
+            self._homes = found.homes({file.path.name: file for file in self._files}, expected.keys())
             self._check(folder, expected)
         except BaseException:
             self.close()
@@ -88,7 +92,7 @@ class SafetensorsCheckpoint:
         """The tensor in a fresh array of its stored dtype; its bytes are copied nowhere else.
 
         Raises:
-            LoadError: the dtype is none of F32, F16, BF16; or the file ends before the tensor does.
+            LoadError: the dtype is none of ``DTYPES``; or the file ends before the tensor does.
         """
         return self._home(name).read(name)
 
@@ -113,7 +117,9 @@ class SafetensorsCheckpoint:
         missing = [name for name in expected if name not in self._homes]
         problems = []
         if missing:
-            problems.append(f"missing {_count(missing, 'tensor')}: {some(missing)}")
+            hint = hint_about(missing, self._homes.keys())
+            why = "" if hint is None else f" ({hint})"
+            problems.append(f"missing {_count(missing, 'tensor')}: {some(missing)}{why}")
         metas = {name: self.meta(name) for name in expected if name in self._homes}
         wrong = [
             f"{name} is {list(meta.shape)}, expected {list(expected[name])}"
@@ -147,15 +153,10 @@ class SafetensorsFile:
             LoadError: there is no such regular file, it cannot be read, or its header is wrong.
         """
         self.path = path
-        if not path.is_file():  # also keeps open() from waiting for the writer of a pipe
-            raise LoadError(f"{path}: no such file; is the download complete?")
-        try:
-            self._file = path.open("rb", buffering=0)
-        except OSError as error:
-            raise LoadError(f"{path}: cannot be opened: {error.strerror}") from error
+        self._file = open_regular(path)
         try:
             size = os.fstat(self._file.fileno()).st_size
-            first = self._bytes(0, min(size, LENGTH_BYTES))
+            first = self._bytes(0, min(size, FIRST_BYTES))
             header_bytes = header_size(first.tobytes(), size, str(path))
             self._data_start = LENGTH_BYTES + header_bytes
             header = self._bytes(LENGTH_BYTES, header_bytes).tobytes()

@@ -63,17 +63,76 @@ def test_a_damaged_cache_is_a_load_error_with_the_command_that_mends_it(tmp_path
         resolve_model("org/name", tmp_path, tmp_path / "cache")
 
 
+def test_a_cache_without_a_reference_has_one_snapshot_or_says_so(tmp_path: Path) -> None:
+    snapshot = make_cached(tmp_path)
+    reference = snapshot.parents[1] / "refs" / "main"
+    reference.unlink()
+    assert resolve_model("org/name", tmp_path / "elsewhere", tmp_path).folder == snapshot
+    make_checkpoint(snapshot.parent / "def456")
+    with pytest.raises(LoadError, match=r"in 2 versions, and .*refs/main is missing"):
+        resolve_model("org/name", tmp_path / "elsewhere", tmp_path)
+
+
+def test_a_blob_that_is_absent_is_an_incomplete_download(tmp_path: Path) -> None:
+    snapshot = make_cached(tmp_path)
+    for name in ("config.json", "generation_config.json"):
+        (snapshot / name).unlink(missing_ok=True)
+        (snapshot / name).symlink_to("../../blobs/0123")
+        with pytest.raises(LoadError, match=r"a link to \.\./\.\./blobs/0123, which is absent; the download"):
+            resolve_model("org/name", tmp_path / "elsewhere", tmp_path).read_json(name)
+
+
+def test_without_a_home_the_cache_has_to_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def expanduser(path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", expanduser)
+    with pytest.raises(LoadError, match=r"there is no home directory .* set HF_HUB_CACHE"):
+        hugging_face_cache({})
+
+
+def test_an_adapter_and_a_gguf_file_have_words_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "model-Q4.gguf").write_bytes(b"GGUF")
+    with pytest.raises(LoadError, match=r"holds 'model-Q4\.gguf' and no config\.json\. GGUF files are not served"):
+        resolve_model(str(tmp_path))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(LoadError, match=r"holds an adapter .*merge_and_unload"):
+        resolve_model(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n", "Git LFS pointer.*git lfs pull"),
+        (b"<!doctype html><html></html>", "is a web page"),
+        ('{"a": 1}'.encode("utf-16"), "is text in UTF-16"),
+    ],
+)
+def test_a_json_file_of_another_kind_is_named(tmp_path: Path, content: bytes, what: str) -> None:
+    folder = make_checkpoint(tmp_path / "m")
+    (folder / "config.json").write_bytes(content)
+    with pytest.raises(LoadError, match=what):
+        ModelFiles(folder).read_json("config.json")
+
+
+def test_a_byte_order_mark_and_line_ends_of_windows_are_fine(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "m")
+    (folder / "config.json").write_bytes(b'\xef\xbb\xbf{\r\n"model_type": "llama"\r\n}\r\n')
+    assert ModelFiles(folder).read_json("config.json") == {"model_type": "llama"}
+
+
 def test_an_absent_name_says_how_to_fetch_it_and_never_does(tmp_path: Path) -> None:
     with pytest.raises(LoadError, match=r"neither a folder .* nor in the cache .* `hf download org/other`"):
         resolve_model("org/other", tmp_path, tmp_path / "cache")
 
 
 @pytest.mark.parametrize(
-    "model", ["nowhere", "./nowhere", "/nowhere/at/all", "a/b/c", "", "..", "../x", "a\0b", "x" * 5000]
+    "model", ["nowhere", "./nowhere", "/nowhere/at/all", "a/b/c", "", "..", "../x", "a\0b", "a\x1b[31mb", "x" * 5000]
 )
 def test_what_is_no_folder_is_a_load_error(tmp_path: Path, model: str) -> None:
-    with pytest.raises(LoadError, match=r"config\.json|cannot be the name"):
+    with pytest.raises(LoadError, match=r"config\.json|cannot be the name") as caught:
         resolve_model(model, tmp_path, tmp_path / "cache")
+    assert str(caught.value).isprintable()
 
 
 def test_a_file_or_a_folder_without_config_is_a_load_error(tmp_path: Path) -> None:
@@ -96,7 +155,7 @@ def test_json_files_are_read_or_absent(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (b'{\n  "a": 1,\n  oops\n}', r"config\.json:3: is not valid JSON"),
-        (b"", r"config\.json:1: is not valid JSON"),
+        (b"", r"config\.json: is empty"),
         (b"[1]", "must hold a mapping, got list"),
         (b'{"a": 1, "a": 2}', "'a' is there twice"),
         (b'{"a": "\xff"}', "is not valid JSON"),

@@ -19,6 +19,8 @@ class Case:
     name: str
     may_refuse: str | None = None
     """A config key that an engine may refuse by name instead of supporting it; None for what must run."""
+    max_model_len: int | None = None
+    """Longest sequence of the engine; None: its default."""
 
     @property
     def checkpoint(self) -> Path:
@@ -52,6 +54,17 @@ CASES = (
     Case("mistral-no-window-old"),
     Case("qwen2-window", may_refuse="sliding_window"),
     Case("qwen3-window", may_refuse="sliding_window"),
+    Case("llama-linear-extended"),
+    Case("llama-yarn"),
+    Case("qwen2-yarn-old"),
+    Case("qwen3-yarn-mscale"),
+    Case("llama-longrope-short"),
+    Case("llama-longrope-long"),
+    # Beyond max_position_embeddings, transformers' frequencies follow the length of the prompt; the engine's do not.
+    Case("internlm3-dynamic-short", max_model_len=256),
+    Case("ministral"),
+    Case("seed-oss-biases"),
+    Case("iquestcoder"),
 )
 
 

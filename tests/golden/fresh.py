@@ -20,9 +20,11 @@ import torch
 from .compare import TOLERANCE, compare, generate
 from .oracle import Spec, answer, hf, old_spelling, read_checkpoint, write_checkpoint
 
-MODEL_TYPES = ("llama", "llama", "qwen2", "qwen3", "mistral")
+MODEL_TYPES = ("llama", "llama", "qwen2", "qwen3", "mistral", "ministral", "seed_oss", "internlm3", "iquestcoder")
+MAX_MODEL_LEN = 512  # of every case, so that frequencies which depend on it are those of short sequences
 HEAD_DIMS = (16, 32, 64, 80, 96, 128)
 GROUP_SIZES = (1, 2, 3, 4, 8)  # H / K
+ROPE_TYPES = ("default", "linear", "llama3", "dynamic", "yarn", "longrope")
 MAX_ROW = 512  # bound on H * D, so that a case takes about a second
 
 
@@ -55,7 +57,7 @@ def run(spec: Spec, root: Path) -> bool:
     rng = np.random.default_rng(spec.seed)
     goldens = [answer(model, rng.integers(0, model.config.vocab_size, n, dtype=np.int32)) for n in spec.prompt_lengths]
     try:
-        outputs = generate(folder, goldens)
+        outputs = generate(folder, goldens, max_model_len=MAX_MODEL_LEN)
     except Exception as error:
         if spec.config.get("use_sliding_window") and "sliding_window" in str(error):
             print(f"refused  {spec.name}: {error}", flush=True)
@@ -94,17 +96,25 @@ def draw(seed: int, index: int) -> Spec:
         "num_hidden_layers": int(rng.integers(1, 4)),
         "num_attention_heads": num_heads,
         "num_key_value_heads": num_kv_heads,
-        "max_position_embeddings": 512,
+        "max_position_embeddings": MAX_MODEL_LEN,
         "tie_word_embeddings": bool(rng.integers(2)),
         "rms_norm_eps": float(10.0 ** rng.uniform(-7, -2)),
-        "rope_parameters": draw_rope(rng),
+        "rope_parameters": draw_rope(rng, head_dim),
     }
     if model_type != "qwen2":
         config["head_dim"] = head_dim
-    if model_type in ("llama", "qwen3"):
+    if model_type in ("llama", "qwen3", "seed_oss", "iquestcoder"):
         config["attention_bias"] = bool(rng.integers(2))
-    if model_type == "llama":
+    if model_type in ("llama", "seed_oss", "iquestcoder"):
         config["mlp_bias"] = bool(rng.integers(2))
+    if model_type == "seed_oss":
+        config["attention_out_bias"] = bool(rng.integers(2))
+    if model_type == "internlm3":
+        config["attention_bias"] = config["mlp_bias"] = bool(rng.integers(2))
+    if model_type == "ministral":
+        config["sliding_window"] = int(rng.integers(2, 100))
+        kinds = ("full_attention", "sliding_attention")
+        config["layer_types"] = [pick(rng, kinds) for _ in range(config["num_hidden_layers"])]
     if model_type == "mistral":
         config["sliding_window"] = pick(rng, (None, int(rng.integers(2, 100))))
     if model_type in ("qwen2", "qwen3") and rng.random() < 0.2:
@@ -122,12 +132,29 @@ def draw(seed: int, index: int) -> Spec:
     )
 
 
-def draw_rope(rng: np.random.Generator) -> dict[str, Any]:
+def draw_rope(rng: np.random.Generator, head_dim: int) -> dict[str, Any]:
     """Any of the supported kinds, as ``rope_parameters``."""
     parameters: dict[str, Any] = {"rope_theta": float(np.round(10.0 ** rng.uniform(2.5, 6), 1))}
-    match pick(rng, ("default", "linear", "llama3")):
+    match pick(rng, ROPE_TYPES):
         case "linear":
             return {**parameters, "rope_type": "linear", "factor": float(rng.uniform(1.5, 8))}
+        case "dynamic":
+            return {**parameters, "rope_type": "dynamic", "factor": float(rng.uniform(1.5, 8))}
+        case "yarn":
+            mscale = {"mscale": float(rng.uniform(0.5, 1.5)), "mscale_all_dim": float(rng.uniform(0.1, 1))}
+            return {
+                **parameters,
+                **(mscale if rng.integers(2) else {}),
+                "rope_type": "yarn",
+                "factor": float(rng.uniform(8, 20)),  # so that the case's longest sequence is reached
+                "original_max_position_embeddings": int(rng.integers(MAX_MODEL_LEN // 8, 400)),
+                "beta_fast": float(rng.uniform(2, 40)),
+                "truncate": bool(rng.integers(2)),
+            }
+        case "longrope":
+            factors = {name: rng.uniform(1, 9, head_dim // 2).tolist() for name in ("short_factor", "long_factor")}
+            original = {"original_max_position_embeddings": MAX_MODEL_LEN}
+            return {**parameters, **factors, **original, "rope_type": "longrope", "factor": float(rng.uniform(1, 4))}
         case "llama3":
             low = float(rng.uniform(0.5, 2))
             return {

@@ -1,8 +1,10 @@
 """Writes ``checkpoints/`` and ``expected/``: random checkpoints and what transformers answers on them.
 
 Development only: ``python -m tests.golden.make_golden`` from the repository's root, with torch and transformers
-installed. The committed files were written by torch 2.13.0 and transformers 5.23.0; the weights depend on NumPy's
-generator alone, the answers on the rounding of torch. Names given as arguments write these cases only.
+installed. The committed files were written by torch 2.13.0 and transformers 5.23.0 (those of Ministral, Seed-OSS,
+InternLM3, IQuest-Coder, YaRN, LongRoPE and dynamic RoPE, and the two JSON files, by 5.24.0); the weights depend on
+NumPy's generator alone, the answers on the rounding of torch. Names given as arguments write these cases only;
+``defaults`` and ``ropes`` are the files with the configuration classes' defaults and with frequencies.
 
 Every case is checked before it is written to be worth having: mistakes that an engine could make (``MUTANTS``, and
 config values misread) must move its log-probabilities by ``NOTICEABLE``, hundreds of tolerances.
@@ -21,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from .cases import CASES, Golden, save
+from .config_oracle import write_defaults, write_ropes
 from .oracle import (
     Model,
     Spec,
@@ -45,7 +48,7 @@ LENGTHS = (1, 19, 90)  # one token; more than one block of 16; more than one att
 BEYOND = (5, 41, 150)  # for RoPE scaling with an original length of 32
 
 
-def rope(theta: float, kind: str = "default", **scaling: float) -> dict[str, Any]:
+def rope(theta: float, kind: str = "default", **scaling: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_theta": theta, "rope_type": kind, **scaling}}
 
 
@@ -85,6 +88,28 @@ def bare_config(config: dict[str, Any]) -> dict[str, Any]:
 def unused_window(config: dict[str, Any]) -> dict[str, Any]:
     """As Qwen2 checkpoints really come: a window is named and switched off."""
     return {**old_spelling(config), "use_sliding_window": False, "sliding_window": 8, "max_window_layers": 1}
+
+
+def longrope(theta: float, head_dim: int, **scaling: float) -> dict[str, Any]:
+    """Factors that grow with the wavelength, the long ones faster."""
+    grown = np.linspace(0, 1, head_dim // 2)
+    factors = {"short_factor": (1 + 0.5 * grown).round(3).tolist(), "long_factor": (1 + 20 * grown).round(3).tolist()}
+    return rope(theta, "longrope", **factors, **{"original_max_position_embeddings": 256, **scaling})
+
+
+def typed_scaling(config: dict[str, Any]) -> dict[str, Any]:
+    """As in 2023: the scaling's kind is ``type``, and no original length is named beside it."""
+    old = old_spelling(config)
+    scaling = {k: v for k, v in old["rope_scaling"].items() if k != "original_max_position_embeddings"}
+    return {**old, "rope_scaling": {"type": scaling.pop("rope_type"), **scaling}}
+
+
+def original_outside(config: dict[str, Any]) -> dict[str, Any]:
+    """As Phi-3 files have it: the original length stands beside the scaling."""
+    old = old_spelling(config)
+    scaling = dict(old["rope_scaling"])
+    outside = {"original_max_position_embeddings": scaling.pop("original_max_position_embeddings")}
+    return {**old, **outside, "rope_scaling": scaling}
 
 
 # fmt: off
@@ -139,6 +164,42 @@ SPECS = (
          {**sizes(64, 64, 96, layers=3), **heads(4, 2, 16), **rope(10000.0), "use_sliding_window": True,
           "sliding_window": 10, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
          seed=20, prompt_lengths=LENGTHS, dtype="bfloat16"),
+    Spec("llama-linear-extended", "llama",
+         {**sizes(64, 64, 96), **heads(2, 1, 32), **rope(10000.0, "linear", factor=4.0), "max_position_embeddings": 64},
+         seed=24, prompt_lengths=BEYOND, rewrite=old_spelling, dtype="bfloat16"),
+    Spec("llama-yarn", "llama",
+         {**sizes(64, 64, 112), **heads(2, 1, 32),
+          **rope(10000.0, "yarn", factor=8.0, original_max_position_embeddings=32)},
+         seed=25, prompt_lengths=BEYOND, dtype="bfloat16"),
+    Spec("qwen2-yarn-old", "qwen2",
+         {**sizes(64, 64, 96), **heads(2, 1, None), **rope(1000000.0, "yarn", factor=4.0),
+          "max_position_embeddings": 64},
+         seed=26, prompt_lengths=BEYOND, rewrite=typed_scaling, dtype="bfloat16"),
+    Spec("qwen3-yarn-mscale", "qwen3",
+         {**sizes(64, 64, 96), **heads(2, 1, 64),
+          **rope(50000.0, "yarn", factor=16.0, original_max_position_embeddings=32, mscale=1.0, mscale_all_dim=0.2,
+                 beta_fast=4.0, beta_slow=0.5, truncate=False)},
+         seed=27, prompt_lengths=BEYOND, dtype="bfloat16"),
+    Spec("llama-longrope-short", "llama",
+         {**sizes(64, 64, 96), **heads(2, 1, 32), **longrope(10000.0, 32, factor=8.0)},
+         seed=28, prompt_lengths=BEYOND, dtype="bfloat16"),
+    Spec("llama-longrope-long", "llama",
+         {**sizes(64, 64, 96), **heads(2, 1, 32),
+          **longrope(10000.0, 32, factor=2.0, original_max_position_embeddings=4)},
+         seed=29, prompt_lengths=BEYOND, rewrite=original_outside, dtype="bfloat16"),
+    Spec("internlm3-dynamic-short", "internlm3",
+         {**sizes(64, 64, 96), **heads(4, 2, 32), **rope(10000.0, "dynamic", factor=6.0), "rms_norm_eps": 0.02},
+         seed=30, prompt_lengths=LENGTHS, rewrite=typed_scaling, dtype="bfloat16"),
+    Spec("ministral", "ministral",
+         {**sizes(64, 64, 96, layers=3), **heads(4, 2, 16), **rope(10000.0), "sliding_window": 10,
+          "layer_types": ["full_attention", "sliding_attention", "sliding_attention"]},
+         seed=31, prompt_lengths=LENGTHS, dtype="bfloat16"),
+    Spec("seed-oss-biases", "seed_oss",
+         {**sizes(64, 64, 96), **heads(4, 2, 32), **rope(500.0), "attention_out_bias": True},
+         seed=32, prompt_lengths=LENGTHS, rewrite=old_spelling, dtype="bfloat16"),
+    Spec("iquestcoder", "iquestcoder",
+         {**sizes(64, 64, 96), **heads(4, 2, 16), **rope(500.0), **TIED, "rms_norm_eps": 0.02},
+         seed=33, prompt_lengths=LENGTHS, dtype="bfloat16"),
 )
 # fmt: on
 
@@ -150,6 +211,9 @@ def main(names: list[str]) -> None:
     assert [spec.name for spec in SPECS] == [case.name for case in CASES], "cases.py lists other cases"
     torch.set_num_threads(1)  # the order of sums, and so the last bits, would follow the number of threads
     hf.utils.logging.disable_progress_bar()
+    for name, write in (("defaults", write_defaults), ("ropes", write_ropes)):
+        if not names or name in names:
+            write()
     for spec, case in zip(SPECS, CASES, strict=True):
         if names and spec.name not in names:
             continue
@@ -207,8 +271,15 @@ def config_mistakes(spec: Spec, config: Any) -> Iterator[dict[str, Any]]:
     theta, kind = config.rope_parameters["rope_theta"], config.rope_parameters["rope_type"]
     if theta != 10000.0:
         yield {"rope_parameters": {**config.rope_parameters, "rope_theta": 10000.0}}
-    if kind != "default":
+    if kind == "dynamic":  # short: as if there were no scaling; and it must not be scaled all the same
+        yield {"rope_parameters": {"rope_theta": theta, "rope_type": "linear", "factor": 2.0}}
+    elif kind != "default":
         yield {"rope_parameters": {"rope_theta": theta, "rope_type": "default"}}
+    if kind in ("yarn", "longrope"):
+        yield {"rope_parameters": {**config.rope_parameters, "attention_factor": 1.0}}
+    if kind == "longrope":
+        short, long = config.rope_parameters["short_factor"], config.rope_parameters["long_factor"]
+        yield {"rope_parameters": {**config.rope_parameters, "short_factor": long, "long_factor": short}}
     if kind == "llama3":
         linear = {"rope_theta": theta, "rope_type": "linear", "factor": config.rope_parameters["factor"]}
         nearly_low = config.rope_parameters["low_freq_factor"] + 1e-6

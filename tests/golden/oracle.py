@@ -171,7 +171,9 @@ def old_spelling(config: Config) -> Config:
     """As transformers 4 wrote it: ``rope_theta`` beside ``rope_scaling``, ``torch_dtype``."""
     rope = dict(config["rope_parameters"])
     theta, kind = rope.pop("rope_theta"), rope.pop("rope_type")
-    dropped = {"rope_parameters", "dtype", "transformers_version", "layer_types"}
+    dropped = {"rope_parameters", "dtype", "transformers_version"}
+    if config["model_type"] != "ministral":  # the only family whose layer types follow from nothing else
+        dropped.add("layer_types")
     return {
         **{key: value for key, value in config.items() if key not in dropped},
         "rope_theta": theta,

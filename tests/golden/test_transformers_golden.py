@@ -12,7 +12,7 @@ from .compare import compare, generate
 def test_engine_gives_the_logprobs_and_greedy_tokens_of_transformers(case: Case) -> None:
     goldens = load(case.expected)
     try:
-        outputs = generate(case.checkpoint, goldens)
+        outputs = generate(case.checkpoint, goldens, max_model_len=case.max_model_len)
     except Exception as refusal:
         if case.may_refuse is None or case.may_refuse not in str(refusal):
             raise

@@ -125,8 +125,8 @@ def test_everything_that_does_not_fit_is_in_one_error(folder: Path) -> None:
 
 
 def test_a_dtype_that_is_not_supported_is_refused_where_it_is_needed(tmp_path: Path) -> None:
-    save_file({"w": np.ones(2, np.float64), "v": np.ones(2, np.int32)}, tmp_path / "model.safetensors")
-    with pytest.raises(LoadError, match="unsupported dtype of 1 tensor: w is F64, supported are F32, F16, BF16"):
+    save_file({"w": np.ones(2, np.int64), "v": np.ones(2, np.int32)}, tmp_path / "model.safetensors")
+    with pytest.raises(LoadError, match="unsupported dtype of 1 tensor: w is I64, supported are F32, F16, BF16, F64"):
         SafetensorsCheckpoint(tmp_path, {"w": (2,)})
     assert SafetensorsCheckpoint(tmp_path, {}).unexpected == ("v", "w")
 
@@ -134,7 +134,7 @@ def test_a_dtype_that_is_not_supported_is_refused_where_it_is_needed(tmp_path: P
 # ---------------------------------------------------------------- the file
 
 DEFECTS: dict[str, tuple[bytes, str]] = {
-    "empty file": (b"", "0 bytes, expected at least 8"),
+    "empty file": (b"", "is empty; the download is not complete"),
     "less than a length": (b"\1\0\0", "3 bytes, expected at least 8"),
     "header beyond the file": (struct.pack("<Q", 100) + b"{}", "truncated"),
     "header beyond the limit": (struct.pack("<Q", MAX_HEADER_BYTES + 1) + b"{}", "the limit is"),
@@ -229,10 +229,94 @@ def test_a_file_cut_while_in_use_is_a_load_error_and_never_kills(folder: Path) -
 
 def test_a_file_that_cannot_be_read_is_a_load_error(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "model.safetensors")  # opening one would wait for ever
-    with pytest.raises(LoadError, match="found no weights"):
+    with pytest.raises(LoadError, match="is no regular file"):
         SafetensorsCheckpoint(tmp_path, {})
     with pytest.raises(LoadError, match="no such file"):
-        SafetensorsFile(tmp_path / "model.safetensors")
+        SafetensorsFile(tmp_path / "nothing.safetensors")
+
+
+def test_a_link_that_leads_nowhere_is_an_incomplete_download(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").symlink_to(tmp_path / "blobs" / "abc")
+    with pytest.raises(LoadError, match=r"it is a link to .*/blobs/abc, which is absent; the download is not complete"):
+        SafetensorsCheckpoint(tmp_path, {})
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "Git LFS pointer.*git lfs pull"),
+        (b"<!DOCTYPE html>\n<html><head><title>Sign in</title></head></html>", "is a web page"),
+        (b"\n  <HTML lang=en>", "is a web page"),
+        (b"Entry not found", "an answer of the Hugging Face hub, 'Entry not found'"),
+        (b"PK\x03\x04\x00\x00\x08\x08" + b"x" * 50, "is a zip archive"),
+        (b"\x80\x02}q\x00(X\x05\x00\x00\x00", "is a Python pickle"),
+        (b"GGUF\x03\x00\x00\x00" + b"\0" * 40, "is a GGUF file"),
+        (b"\0" * 4096, "begins with zeros only; the download is not complete"),
+    ],
+)
+@pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json"])
+def test_a_file_of_another_kind_is_named(tmp_path: Path, name: str, content: bytes, what: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(LoadError, match=what) as caught:
+        SafetensorsCheckpoint(tmp_path, {})
+    assert str(caught.value).startswith(str(tmp_path / name))
+
+
+def test_an_adapter_and_a_gguf_folder_are_named(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.safetensors").write_bytes(pack({}))
+    with pytest.raises(LoadError, match=r"holds an adapter .*merge_and_unload"):
+        SafetensorsCheckpoint(tmp_path, {})
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "model-Q4_K_M.gguf").write_bytes(b"GGUF")
+    with pytest.raises(LoadError, match=r"found 'model-Q4_K_M\.gguf'\. GGUF files are not served"):
+        SafetensorsCheckpoint(other, {})
+
+
+# ---------------------------------------------------------------- names that are not those expected
+
+NAMES = ("model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight", "model.norm.weight", "lm_head.weight")
+
+
+def hint(folder: Path, rename: Any) -> str:
+    """What the refusal of a checkpoint says whose tensors are renamed; None leaves a tensor out."""
+    renamed = {rename(name): np.ones(2, np.float32) for name in NAMES if rename(name) is not None}
+    save_file(renamed, folder / "model.safetensors")
+    with pytest.raises(LoadError) as caught:
+        SafetensorsCheckpoint(folder, dict.fromkeys(NAMES, (2,)))
+    return str(caught.value)
+
+
+def test_a_missing_head_alone_names_the_key_that_ties_it(tmp_path: Path) -> None:
+    message = hint(tmp_path, lambda name: None if name == "lm_head.weight" else name)
+    assert "missing 1 tensor: 'lm_head.weight' (where the head is the embedding table" in message
+    assert "tie_word_embeddings: true" in message
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "base_model.model.", "language_model.", "anything."])
+def test_another_prefix_of_all_names_is_named_with_its_cause(tmp_path: Path, prefix: str) -> None:
+    message = hint(tmp_path, lambda name: prefix + name)
+    assert f"the names in the file begin with '{prefix}': '{prefix}model.embed_tokens.weight'" in message
+    assert "rename them" in message if prefix == "anything." else "they come from" in message
+
+
+def test_names_without_their_prefix_are_named(tmp_path: Path) -> None:
+    message = hint(tmp_path, lambda name: name.removeprefix("model."))
+    assert "the names in the file lack the prefix 'model.': 'embed_tokens.weight'" in message
+    message = hint(tmp_path, lambda name: name.replace("model.", "transformer.", 1))
+    assert "begin with 'transformer.': 'transformer.embed_tokens.weight'" in message
+
+
+def test_a_tensor_that_is_really_missing_has_no_hint(tmp_path: Path) -> None:
+    assert "the names in the file" not in hint(tmp_path, lambda name: None if name == NAMES[0] else name)
+
+
+def test_weights_in_float64_are_read(tmp_path: Path) -> None:
+    save_file({"w": np.array([1.5, 1e300])}, tmp_path / "model.safetensors")
+    checkpoint = SafetensorsCheckpoint(tmp_path, {"w": (2,)})
+    assert checkpoint.meta("w").dtype == "F64"
+    assert checkpoint.read("w").tolist() == [1.5, 1e300]
 
 
 def test_a_failure_to_open_leaves_no_file_open(tmp_path: Path) -> None:
@@ -268,7 +352,7 @@ def write_shards(folder: Path, **changes: Any) -> None:
     ("changes", "why"),
     [
         ({"a": "model-2-of-2.safetensors"}, "not where the index says: 'a' is not in 'model-2-of-2.safetensors'"),
-        ({"x": "model-2-of-2.safetensors"}, "not where the index says: 'x' is not in"),
+        ({"b": "model-2-of-2.safetensors"}, "not where the index says: 'b' is not in"),
         ({"a": None}, "tensor 'a' is in 'model-1-of-2.safetensors', but by the index nowhere"),
         ({"x": "model-3-of-2.safetensors"}, "1 of 3 shards missing: 'model-3-of-2.safetensors'"),
         ({"x": "../model.safetensors"}, "expected a plain"),
@@ -287,7 +371,22 @@ def test_an_index_that_does_not_fit_its_shards_is_a_load_error(
 ) -> None:
     write_shards(tmp_path, **changes)
     with pytest.raises(LoadError, match=why):
-        SafetensorsCheckpoint(tmp_path, {})
+        SafetensorsCheckpoint(tmp_path, SHAPES)
+
+
+def test_index_and_shards_may_disagree_about_tensors_that_the_model_does_not_need(tmp_path: Path) -> None:
+    write_shards(tmp_path, a=None, b="model-2-of-2.safetensors", lm_head="model-1-of-2.safetensors")
+    needed = {name: shape for name, shape in SHAPES.items() if name not in ("a", "b")}
+    with SafetensorsCheckpoint(tmp_path, needed) as checkpoint:
+        assert checkpoint.unexpected == ("a", "b")
+        assert checkpoint.read("c").tolist() == TENSORS["c"].tolist()
+
+
+def test_an_index_that_names_a_shard_longer_than_a_file_name_is_a_load_error(tmp_path: Path) -> None:
+    write_shards(tmp_path, a="x" * 500 + ".safetensors")
+    with pytest.raises(LoadError, match="expected a plain") as caught:
+        SafetensorsCheckpoint(tmp_path, SHAPES)
+    assert len(str(caught.value)) < len(str(tmp_path)) + 300
 
 
 def test_a_tensor_in_two_shards_is_a_load_error(tmp_path: Path) -> None:
@@ -296,7 +395,7 @@ def test_a_tensor_in_two_shards_is_a_load_error(tmp_path: Path) -> None:
     weight_map = {"a": "model-1-of-2.safetensors", "b": "model-1-of-2.safetensors", "c": "model-2-of-2.safetensors"}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(LoadError, match=r"tensor 'a' is in 'model-2-of-2\.safetensors', but by the index in 'model-1"):
-        SafetensorsCheckpoint(tmp_path, {})
+        SafetensorsCheckpoint(tmp_path, {name: SHAPES[name] for name in "abc"})
 
 
 @pytest.mark.parametrize(

@@ -236,7 +236,9 @@ class TorchLoopPeer:
 
         embedding = read("model.embed_tokens.weight")
         num_positions = config.shape.max_position_embeddings + _LENGTH_MULTIPLE
-        cos, sin = rotary_table(config.rotary, config.shape.head_dim, num_positions)
+        cos, sin = rotary_table(
+            config.rotary, config.shape.head_dim, config.shape.max_position_embeddings, num_positions
+        )
         return _Weights(
             embedding=embedding,
             layers=tuple(layer(i) for i in range(config.shape.num_layers)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy as np
 
 from tinyvllm.config.resolve import Resolved
 from tinyvllm.interfaces import Checkpoint, Kind, Loader, OpenCall, PluginContext
+from tinyvllm.json_file import read_json_object
 from tinyvllm.llm import LLM
 from tinyvllm.models import read_config
 from tinyvllm.models.decoder import DecoderConfig
@@ -60,8 +60,8 @@ class WeightSource:
 
 def weight_source(resolved: Resolved, llm: LLM) -> WeightSource:
     """The weights that ``llm``, made from ``resolved``, has."""
-    raw = json.loads((llm.folder / "config.json").read_text(encoding="utf-8"))
-    config = read_config(raw, str(llm.folder / "config.json"))
+    path = llm.folder / "config.json"
+    config = read_config(read_json_object(path), str(path))
     name, scheduler = resolved.config.loader.name, resolved.config.scheduler
     options = resolved.plugin_options.get("loader") or resolved.registry.get(Kind.LOADER, name).options()
     context = PluginContext(

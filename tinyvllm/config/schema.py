@@ -158,6 +158,10 @@ class Config(_Strict):
     load_format: Literal["auto", "safetensors", "dummy"] = Field(
         "auto", description="vLLM's word for loader.name; auto: as loader.name says."
     )
+    generation_config: Literal["auto", "vllm"] = Field(
+        "auto",
+        description="auto: requests are sampled as the checkpoint's generation_config.json says; vllm: they are not.",
+    )
     max_model_len: int | None = Field(
         None, ge=1, le=_INT32_MAX, description="Longest sequence; null: the checkpoint's own limit."
     )

@@ -15,12 +15,12 @@ from tinyvllm.engine.checked_sampler import CheckedSampler
 from tinyvllm.engine.devices import choose_device
 from tinyvllm.engine.engine import Engine
 from tinyvllm.engine.generation_config import GenerationDefaults, generation_defaults
-from tinyvllm.engine.memory import block_bytes, free_memory_bytes, num_kv_blocks
+from tinyvllm.engine.memory import block_bytes, check_weights_fit, free_memory_bytes, num_kv_blocks
 from tinyvllm.engine.model_files import ModelFiles, resolve_model
 from tinyvllm.engine.op_spec import op_spec
 from tinyvllm.engine.runner import ModelRunner, Runner, allocate_caches
 from tinyvllm.engine.table import SequenceTable
-from tinyvllm.errors import ConfigError, PluginError
+from tinyvllm.errors import CapacityError, ConfigError, PluginError
 from tinyvllm.interfaces import (
     AttentionSpec,
     Checkpoint,
@@ -40,10 +40,13 @@ from tinyvllm.plugin_call import PluginName
 from tinyvllm.registry import Registry
 from tinyvllm.request import SamplingParams
 from tinyvllm.shapes import ModelShape
+from tinyvllm.shown import some
 
 if TYPE_CHECKING:
     from tinyvllm.text.tokenizer import Tokenizer
 
+# Each running sequence has a table of its blocks, and each position a row of cosines and sines.
+_MAX_MODEL_LEN = 2**24
 _SAFETENSORS_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
@@ -105,6 +108,7 @@ class _Builder:
         raw = files.read_json("config.json")
         assert raw is not None
         decoder_config = read_config(raw, str(files.folder / "config.json"))
+        check_weights_fit(expected_tensors(decoder_config), self._device)
         max_model_len = self._max_model_len(decoder_config)
         dtype = decoder_config.dtype if config.dtype == "auto" else config.dtype
         context = PluginContext(
@@ -130,8 +134,13 @@ class _Builder:
             checkpoint.close()
         context = replace(context, num_blocks=num_blocks)
         defaults = generation_defaults(
-            raw, files.read_json("generation_config.json") or {}, None if tokenizer is None else tokenizer.eos_token_id
+            raw,
+            files.read_json("generation_config.json") or {},
+            None if tokenizer is None else tokenizer.eos_token_id,
+            vocab_size=decoder_config.shape.vocab_size,
+            takes_sampling=config.generation_config == "auto",
         )
+        self._report += defaults.left_out
         engine = self._engine(runner, context, tokenizer, defaults)
         return Built(
             engine, tokenizer, defaults, decoder_config.shape, self._opened, files.folder, max_model_len, self._report
@@ -146,7 +155,8 @@ class _Builder:
             BlockManager(context.num_blocks),
             block_size=context.block_size,
             max_num_seqs=context.max_num_seqs,
-            max_blocks=-(-context.max_model_len // context.block_size),
+            # The last token of a sequence is stored and needs no room in the cache, hence one block more.
+            max_blocks=min(-(-context.max_model_len // context.block_size), context.num_blocks + 1),
             budget=context.max_num_batched_tokens,
         )
         admission = Admission(
@@ -171,12 +181,20 @@ class _Builder:
     def _max_model_len(self, decoder_config: DecoderConfig) -> int:
         limit = decoder_config.shape.max_position_embeddings
         wanted = self._config.max_model_len
+        rotary = decoder_config.rotary
+        scaled = "" if rotary.rope_type == "default" else f", its {rotary.rope_type} RoPE included"
         if wanted is not None and wanted > limit:
             raise ConfigError(
-                f"max_model_len is {wanted}, but the checkpoint was made for max_position_embeddings = {limit}; "
-                f"lower max_model_len to at most {limit}"
+                f"max_model_len is {wanted}, but the checkpoint was made for max_position_embeddings = {limit}"
+                f"{scaled}; lower max_model_len to at most {limit}, or correct config.json if it reaches further"
             )
-        return limit if wanted is None else wanted
+        chosen = limit if wanted is None else wanted
+        if chosen > _MAX_MODEL_LEN:
+            raise CapacityError(
+                f"the longest sequence would be {chosen} tokens (max_model_len; null takes the checkpoint's "
+                f"max_position_embeddings = {limit}{scaled}), at most {_MAX_MODEL_LEN} are served; set max_model_len"
+            )
+        return chosen
 
     def _tokenizer(self, files: ModelFiles) -> Tokenizer | None:
         if self._config.skip_tokenizer_init:
@@ -195,7 +213,7 @@ class _Builder:
         checkpoint = loader.open(call)
         unexpected = list(getattr(checkpoint, "unexpected", ()))
         if unexpected:
-            self._report.append(f"checkpoint: {len(unexpected)} tensors not used: {', '.join(unexpected[:10])}")
+            self._report.append(f"checkpoint: {len(unexpected)} tensors not used: {some(unexpected)}")
         return checkpoint
 
     def _cpu_runner(
@@ -203,10 +221,17 @@ class _Builder:
     ) -> tuple[Runner, int]:
         """The NumPy runner and the number of KV blocks."""
         cache, shape = self._config.cache, decoder_config.shape
-        weights = load_weights(decoder_config, checkpoint, dtype, context.max_model_len)
-        free = free_memory_bytes()
-        share = int(free * cache.gpu_memory_utilization)
-        num_blocks = num_kv_blocks(cache, context, 4, free_bytes=free, share_bytes=share)
+
+        def affordable_blocks() -> int:
+            free = free_memory_bytes()
+            share = int(free * cache.gpu_memory_utilization)
+            return num_kv_blocks(cache, context, 4, free_bytes=free, share_bytes=share)
+
+        # No sequence is longer than the cache, so positions beyond it need no cosines and sines.
+        max_blocks = affordable_blocks()
+        num_positions = min(context.max_model_len, max_blocks * cache.block_size)
+        weights = load_weights(decoder_config, checkpoint, dtype, context.max_model_len, num_positions)
+        num_blocks = min(max_blocks, affordable_blocks())
         self._report_cache(decoder_config, num_blocks, 4)
         context = replace(context, num_blocks=num_blocks)
         attention = self._attention(decoder_config, context)

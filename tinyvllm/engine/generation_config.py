@@ -8,7 +8,9 @@ from typing import Any
 
 from tinyvllm.errors import LoadError, RequestError
 from tinyvllm.request import SamplingParams
+from tinyvllm.shown import shown
 
+FILE = "generation_config.json"
 # generation_config.json's names, and ours.
 _FIELDS = {
     "temperature": "temperature",
@@ -18,6 +20,8 @@ _FIELDS = {
     "repetition_penalty": "repetition_penalty",
     "max_new_tokens": "max_tokens",
 }
+_WHOLE = ("top_k", "max_tokens")
+_MAX_ID = 2**31 - 1  # token ids are int32
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,38 +29,71 @@ class GenerationDefaults:
     """What holds where a request says nothing.
 
     Attributes:
-        eos_token_ids: each of them ends a completion.
+        eos_token_ids: each of them ends a completion; all are in the vocabulary.
         sampling: fields of :class:`SamplingParams` that differ from its defaults.
+        left_out: what the checkpoint says and is not obeyed, a line each, with the reason.
     """
 
     eos_token_ids: tuple[int, ...]
     sampling: Mapping[str, Any]
+    left_out: tuple[str, ...] = ()
 
 
 def generation_defaults(
-    config: Mapping[str, Any], generation_config: Mapping[str, Any], tokenizer_eos: int | None
+    config: Mapping[str, Any],
+    generation_config: Mapping[str, Any],
+    tokenizer_eos: int | None,
+    *,
+    vocab_size: int,
+    takes_sampling: bool = True,
 ) -> GenerationDefaults:
     """The defaults from ``generation_config.json``, ``config.json`` and the tokenizer together.
 
+    A sampling value that cannot be used is left out: it is a default, and no reason to refuse the model. So is an end
+    token that is not in the vocabulary: it is never generated. Some files say -1 where they have none.
+
+    Args:
+        config, generation_config: the parsed files.
+        tokenizer_eos: the tokenizer's end token; None: it has none.
+        vocab_size: of the model.
+        takes_sampling: False: of ``generation_config.json`` only the end tokens count.
     Raises:
-        LoadError: an end token that is no token id, or a sampling value out of its range.
+        LoadError: an end token that is no token id.
     """
     eos: list[int] = []
+    left_out: list[str] = []
     for where, value in (
-        ("generation_config.json", generation_config.get("eos_token_id")),
+        (FILE, generation_config.get("eos_token_id")),
         ("config.json", config.get("eos_token_id")),
         ("tokenizer", tokenizer_eos),
     ):
-        for token_id in [] if value is None else value if isinstance(value, list) else [value]:
-            if not isinstance(token_id, int) or isinstance(token_id, bool) or token_id < 0:
-                raise LoadError(f"{where}: eos_token_id must be a token id or a list of them, got {value!r}")
-            if token_id not in eos:
+        for token_id in _token_ids(where, value):
+            if not 0 <= token_id < vocab_size:
+                left_out.append(f"{where}: eos_token_id {token_id} is not in the vocabulary of {vocab_size}, ignored")
+            elif token_id not in eos:
                 eos.append(token_id)
-    sampling = {
-        ours: generation_config[theirs] for theirs, ours in _FIELDS.items() if generation_config.get(theirs) is not None
-    }
-    try:
-        SamplingParams.from_mapping(sampling)
-    except RequestError as error:
-        raise LoadError(f"generation_config.json: {error}") from error
-    return GenerationDefaults(tuple(eos), sampling)
+    sampling: dict[str, Any] = {}
+    if takes_sampling:
+        for theirs, ours in _FIELDS.items():
+            value = generation_config.get(theirs)
+            if value is None:
+                continue
+            if ours in _WHOLE and isinstance(value, float) and value.is_integer():
+                value = int(value)
+            try:
+                SamplingParams.from_mapping({ours: value})
+            except RequestError as error:
+                left_out.append(f"{FILE}: {theirs} = {shown(value)} is ignored: {str(error)[:200]}")
+            else:
+                sampling[ours] = value
+    return GenerationDefaults(tuple(eos), sampling, tuple(left_out))
+
+
+def _token_ids(where: str, value: object) -> list[int]:
+    """``eos_token_id`` as a list: null is none, a number one."""
+    token_ids: list[Any] = [] if value is None else value if isinstance(value, list) else [value]
+    for token_id in token_ids:
+        if not isinstance(token_id, int) or isinstance(token_id, bool) or abs(token_id) > _MAX_ID:
+            expected = f"a token id or a list of them, at most {_MAX_ID}"
+            raise LoadError(f"{where}: eos_token_id must be {expected}, got {shown(token_id)}")
+    return token_ids

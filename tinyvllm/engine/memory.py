@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from tinyvllm.config.schema import CacheConfig
@@ -15,13 +17,38 @@ _FLOAT32_BYTES = 4
 
 def free_memory_bytes() -> int:
     """Memory that a process on this machine can still take, without swapping."""
+    return _meminfo().get("MemAvailable") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def check_weights_fit(tensors: Mapping[str, tuple[int, ...]], device: str) -> None:
+    """Return if the host has memory for the weights of a model, swap included.
+
+    The CPU holds all in float32 and the emulator in bfloat16; for a card one tensor at a time is held here.
+
+    Raises:
+        CapacityError: it has not, with the numbers and the largest tensor.
+    """
+    sizes = {name: math.prod(shape) for name, shape in tensors.items()}
+    largest = max(sizes, key=lambda name: sizes[name])
+    needed = {"cpu": _FLOAT32_BYTES * sum(sizes.values()), "emulator": 2 * sum(sizes.values())}.get(
+        device, _FLOAT32_BYTES * sizes[largest]
+    )
+    free = free_memory_bytes() + _meminfo().get("SwapFree", 0)
+    if needed > free:
+        raise CapacityError(
+            f"no room for the weights: {sum(sizes.values())} numbers in {len(sizes)} tensors take {needed} bytes of "
+            f"memory on device {device}, {free} bytes are free; the largest is {largest}, "
+            f"{list(tensors[largest])}. Free some memory, or use a smaller model"
+        )
+
+
+def _meminfo() -> dict[str, int]:
+    """What Linux says about memory, in bytes; empty elsewhere."""
     try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
+        lines = [line.split() for line in Path("/proc/meminfo").read_text().splitlines()]
     except OSError:
-        pass  # not Linux
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+        return {}
+    return {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines if words[-1] == "kB"}
 
 
 def block_bytes(shape: ModelShape, block_size: int, element_bytes: int = _FLOAT32_BYTES) -> int:

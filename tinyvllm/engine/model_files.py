@@ -13,12 +13,15 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from tinyvllm.checkpoint_file import is_there, read_bounded
 from tinyvllm.errors import LoadError
 from tinyvllm.json_file import read_json_object
+from tinyvllm.shown import printable, some
 
 DEMO = "demo"
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _COMMIT = re.compile(r"\w[\w.-]*")
+_MAX_REFERENCE_BYTES = 1000
 _LAYOUT = "config.json, tokenizer.json and model.safetensors, as Hugging Face lays them out"
 
 
@@ -36,10 +39,10 @@ class ModelFiles:
         """The mapping in a JSON file of the folder; None if there is no such file.
 
         Raises:
-            LoadError: it is not a mapping in valid JSON, naming file and line.
+            LoadError: it is there and no readable file, or not a mapping in valid JSON, naming file and line.
         """
         path = self.folder / name
-        return read_json_object(path) if path.is_file() else None
+        return read_json_object(path) if is_there(path) else None
 
 
 def resolve_model(model: str, base: Path | None = None, cache: Path | None = None) -> ModelFiles:
@@ -63,40 +66,70 @@ def resolve_model(model: str, base: Path | None = None, cache: Path | None = Non
     if is_folder:
         return _checked(folder)
     if is_file:
-        raise LoadError(f"{folder}: is a file; name the folder that holds {_LAYOUT}")
+        raise LoadError(f"{printable(str(folder))}: is a file; name the folder that holds {_LAYOUT}")
     if not _HUB_NAME.fullmatch(model):
-        raise LoadError(f"{folder}: there is no such folder; put {_LAYOUT} there, or use model: {DEMO}")
+        raise LoadError(f"{printable(str(folder))}: there is no such folder; put {_LAYOUT} there, or use model: {DEMO}")
     return _checked(_snapshot(model, folder, cache or hugging_face_cache(os.environ)))
 
 
 def hugging_face_cache(environ: Mapping[str, str]) -> Path:
     """Where Hugging Face's tools keep what they fetched: ``HF_HUB_CACHE``, ``HUGGINGFACE_HUB_CACHE``, ``HF_HOME`` and
     ``XDG_CACHE_HOME`` decide, in this order; otherwise ``~/.cache/huggingface/hub``.
+
+    Raises:
+        LoadError: none of them is set, and there is no home directory.
     """
-    for name, below in (("HF_HUB_CACHE", ""), ("HUGGINGFACE_HUB_CACHE", ""), ("HF_HOME", "hub")):
-        if environ.get(name):
-            return Path(environ[name]).expanduser() / below
-    return Path(environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "huggingface" / "hub"
+    try:
+        for name, below in (("HF_HUB_CACHE", ""), ("HUGGINGFACE_HUB_CACHE", ""), ("HF_HOME", "hub")):
+            if environ.get(name):
+                return Path(environ[name]).expanduser() / below
+        return Path(environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "huggingface" / "hub"
+    except RuntimeError as error:
+        raise LoadError(
+            "there is no home directory to look for Hugging Face's cache in; set HF_HUB_CACHE to its folder, "
+            "or name the model by its own folder"
+        ) from error
 
 
 def _checked(folder: Path) -> ModelFiles:
-    if not (folder / "config.json").is_file():
-        raise LoadError(f"{folder / 'config.json'}: is missing; a checkpoint folder holds {_LAYOUT}")
-    return ModelFiles(folder)
+    config = folder / "config.json"
+    if is_there(config):
+        return ModelFiles(folder)
+    if is_there(folder / "adapter_config.json"):
+        raise LoadError(
+            f"{folder}: holds an adapter (adapter_config.json) and not a model; adapters are not served. Merge it into "
+            "its base model with peft, model.merge_and_unload().save_pretrained(new_folder), and name that folder"
+        )
+    ggufs = sorted(path.name for path in folder.glob("*.gguf"))
+    if ggufs:
+        raise LoadError(
+            f"{folder}: holds {some(ggufs, 3)} and no config.json. GGUF files are not served; fetch the model that "
+            "they were made from in Hugging Face layout"
+        )
+    raise LoadError(f"{config}: is missing; a checkpoint folder holds {_LAYOUT}")
 
 
 def _snapshot(model: str, folder: Path, cache: Path) -> Path:
-    """The snapshot that ``refs/main`` points to."""
+    """The snapshot that ``refs/main`` points to; without such a file, the only one there is."""
     fetch = f"tinyvllm never downloads: fetch it with `hf download {model}`, or name a folder"
     repository = cache / f"models--{model.replace('/', '--')}"
-    if not repository.is_dir():
-        raise LoadError(f"model {model!r} is neither a folder ({folder}) nor in the cache {cache}; {fetch}")
-    reference = repository / "refs" / "main"
     try:
-        commit = reference.read_text(encoding="utf-8").strip()
-    except (OSError, ValueError):
-        commit = ""
-    snapshot = repository / "snapshots" / commit
-    if not _COMMIT.fullmatch(commit) or not snapshot.is_dir():
-        raise LoadError(f"model {model!r} is in the cache, but {reference} leads to no snapshot; {fetch}")
+        if not repository.is_dir():
+            raise LoadError(f"model {model!r} is neither a folder ({folder}) nor in the cache {cache}; {fetch}")
+        reference, snapshots = repository / "refs" / "main", repository / "snapshots"
+        if is_there(reference):
+            commit = read_bounded(reference, _MAX_REFERENCE_BYTES).decode("utf-8", "replace").strip()
+        else:
+            names = sorted(path.name for path in snapshots.iterdir()) if snapshots.is_dir() else []
+            if len(names) > 1:
+                raise LoadError(
+                    f"model {model!r} is in the cache in {len(names)} versions, and {reference} is missing, which says "
+                    f"which of them counts; {fetch}, such as {snapshots / names[0]}"
+                )
+            commit = names[0] if names else ""
+        snapshot = snapshots / commit
+        if not _COMMIT.fullmatch(commit) or not snapshot.is_dir():
+            raise LoadError(f"model {model!r} is in the cache, but {reference} leads to no snapshot; {fetch}")
+    except OSError as error:
+        raise LoadError(f"model {model!r}: the cache {cache} cannot be read: {error.strerror}") from error
     return snapshot

@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, cast
 
-from tinyvllm.errors import LoadError
+from tinyvllm.models.architectures import check_architectures, check_model_type
 from tinyvllm.models.decoder import DecoderConfig
-from tinyvllm.nearest import did_you_mean
 
-MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "ministral", "seed_oss", "internlm3", "iquestcoder")
+"""Every ``model_type`` that is served."""
 
 
 def read_config(raw: Mapping[str, Any], where: str = "config.json") -> DecoderConfig:
@@ -24,14 +24,11 @@ def read_config(raw: Mapping[str, Any], where: str = "config.json") -> DecoderCo
         raw: the parsed file.
         where: its name, for error messages.
     Raises:
-        LoadError: the model type is unknown, a key is missing or wrong, or a value would change the result and
-            is not supported.
+        LoadError: the model is another than those served, a key is missing or wrong, or a value would change the
+            result and is not supported.
     """
-    model_type = raw.get("model_type")
-    if model_type not in MODEL_TYPES:
-        hint = did_you_mean(model_type, MODEL_TYPES) or ";"
-        supported = ", ".join(MODEL_TYPES)
-        raise LoadError(f"{where}: model_type {model_type!r} is not supported{hint} supported are {supported}")
+    model_type = check_model_type(raw, MODEL_TYPES, where)
+    check_architectures(raw, where)
     read = cast(
         Callable[[Mapping[str, Any], str], DecoderConfig],
         import_module(f"tinyvllm.models.{model_type}").read_config,

@@ -7,7 +7,9 @@ from typing import Any
 
 from tinyvllm.models.config_reader import ConfigReader
 from tinyvllm.models.decoder import DecoderConfig
-from tinyvllm.models.hf_config import decoder_config
+from tinyvllm.models.hf_config import FULL, Defaults, decoder_config, layer_types
+
+_DEFAULTS = Defaults(max_position_embeddings=2048)
 
 
 def read_config(raw: Mapping[str, Any], where: str) -> DecoderConfig:
@@ -17,9 +19,12 @@ def read_config(raw: Mapping[str, Any], where: str) -> DecoderConfig:
         LoadError: a key is missing, wrong, or asks for what is not supported.
     """
     reader = ConfigReader(raw, where)
+    reader.must_be_off("bias", "qkv_bias", "attention_out_bias")
+    layer_types(reader, (FULL,))
     has_bias = reader.flag("attention_bias", False)
     return decoder_config(
         reader,
+        _DEFAULTS,
         has_qkv_bias=has_bias,
         has_output_bias=has_bias,
         has_mlp_bias=reader.flag("mlp_bias", False),

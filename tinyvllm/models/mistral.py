@@ -7,11 +7,17 @@ from typing import Any
 
 from tinyvllm.models.config_reader import ConfigReader
 from tinyvllm.models.decoder import DecoderConfig
-from tinyvllm.models.hf_config import decoder_config
+from tinyvllm.models.hf_config import (
+    FULL,
+    SLIDING,
+    Defaults,
+    decoder_config,
+    layer_types,
+    num_hidden_layers,
+    sliding_window,
+)
 
-# MistralConfig's defaults when a key is absent; a null window means none.
-_DEFAULT_WINDOW = 4096
-_DEFAULT_NUM_KV_HEADS = 8
+_DEFAULTS = Defaults(max_position_embeddings=131072, num_kv_heads=8)
 
 
 def read_config(raw: Mapping[str, Any], where: str) -> DecoderConfig:
@@ -21,10 +27,14 @@ def read_config(raw: Mapping[str, Any], where: str) -> DecoderConfig:
         LoadError: a key is missing, wrong, or asks for what is not supported.
     """
     reader = ConfigReader(raw, where)
-    is_null = "sliding_window" in raw and raw["sliding_window"] is None
-    window = None if is_null else reader.integer("sliding_window", _DEFAULT_WINDOW)
-    return decoder_config(
-        reader,
-        default_num_kv_heads=_DEFAULT_NUM_KV_HEADS,
-        sliding_windows=(window,) * reader.integer("num_hidden_layers"),
-    )
+    reader.must_be_off("attention_bias", "mlp_bias", "bias", "qkv_bias", "attention_out_bias")
+    window = sliding_window(reader)
+    # transformers ignores layer_types here and other engines obey them: only those that change nothing are taken.
+    mixed = set(layer_types(reader, (FULL, SLIDING)) or ()) - {FULL if window is None else SLIDING}
+    if mixed:
+        raise reader.unsupported(
+            "layer_types",
+            mixed.pop(),
+            "a Mistral model has the same attention in all layers; see model_type: ministral",
+        )
+    return decoder_config(reader, _DEFAULTS, sliding_windows=(window,) * num_hidden_layers(reader))

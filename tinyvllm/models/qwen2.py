@@ -7,10 +7,9 @@ from typing import Any
 
 from tinyvllm.models.config_reader import ConfigReader
 from tinyvllm.models.decoder import DecoderConfig
-from tinyvllm.models.hf_config import decoder_config, layered_sliding_windows
+from tinyvllm.models.hf_config import Defaults, decoder_config, switched_sliding_windows
 
-# Qwen2Config's default where the key is absent.
-_DEFAULT_NUM_KV_HEADS = 32
+_DEFAULTS = Defaults(max_position_embeddings=32768, num_kv_heads=32)
 
 
 def read_config(raw: Mapping[str, Any], where: str) -> DecoderConfig:
@@ -20,9 +19,5 @@ def read_config(raw: Mapping[str, Any], where: str) -> DecoderConfig:
         LoadError: a key is missing, wrong, or asks for what is not supported.
     """
     reader = ConfigReader(raw, where)
-    return decoder_config(
-        reader,
-        default_num_kv_heads=_DEFAULT_NUM_KV_HEADS,
-        has_qkv_bias=True,
-        sliding_windows=layered_sliding_windows(reader),
-    )
+    reader.must_be_off("mlp_bias", "attention_out_bias")
+    return decoder_config(reader, _DEFAULTS, has_qkv_bias=True, sliding_windows=switched_sliding_windows(reader))

@@ -7,10 +7,9 @@ from typing import Any
 
 from tinyvllm.models.config_reader import ConfigReader
 from tinyvllm.models.decoder import DecoderConfig
-from tinyvllm.models.hf_config import decoder_config, layered_sliding_windows
+from tinyvllm.models.hf_config import Defaults, decoder_config, switched_sliding_windows
 
-_DEFAULT_HEAD_DIM = 128
-_DEFAULT_NUM_KV_HEADS = 32  # the configuration class's default where the key is absent
+_DEFAULTS = Defaults(max_position_embeddings=32768, num_kv_heads=32, head_dim=128, is_null_head_dim_derived=False)
 
 
 def read_config(raw: Mapping[str, Any], where: str) -> DecoderConfig:
@@ -20,13 +19,13 @@ def read_config(raw: Mapping[str, Any], where: str) -> DecoderConfig:
         LoadError: a key is missing, wrong, or asks for what is not supported.
     """
     reader = ConfigReader(raw, where)
+    reader.must_be_off("mlp_bias", "attention_out_bias")
     has_bias = reader.flag("attention_bias", False)
     return decoder_config(
         reader,
-        default_head_dim=_DEFAULT_HEAD_DIM,
-        default_num_kv_heads=_DEFAULT_NUM_KV_HEADS,
+        _DEFAULTS,
         has_qkv_bias=has_bias,
         has_output_bias=has_bias,
         has_qk_norm=True,
-        sliding_windows=layered_sliding_windows(reader),
+        sliding_windows=switched_sliding_windows(reader),
     )

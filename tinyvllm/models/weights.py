@@ -63,7 +63,9 @@ def _layer_tensors(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     return tensors
 
 
-def load_weights(config: DecoderConfig, checkpoint: Checkpoint, dtype: str, max_model_len: int) -> DecoderWeights:
+def load_weights(
+    config: DecoderConfig, checkpoint: Checkpoint, dtype: str, max_model_len: int, num_positions: int | None = None
+) -> DecoderWeights:
     """The decoder's weights for the CPU: float32 holding values rounded to ``dtype``.
 
     Tensors are read one at a time, so the peak is the weights plus the largest tensor.
@@ -72,11 +74,12 @@ def load_weights(config: DecoderConfig, checkpoint: Checkpoint, dtype: str, max_
         config: of the decoder.
         checkpoint: opened; holds every expected tensor.
         dtype: ``bfloat16``, ``float16`` or ``float32``.
-        max_model_len: positions that the rotary table must cover.
+        max_model_len: longest sequence of the engine.
+        num_positions: how many positions the rotary table must cover; None: ``max_model_len``.
     """
     s = config.shape
     reader = _Reader(checkpoint, dtype)
-    rotary = RotaryTable(*rotary_table(config.rotary, s.head_dim, max_model_len))
+    rotary = RotaryTable(*rotary_table(config.rotary, s.head_dim, max_model_len, num_positions))
     embedding = reader.array("model.embed_tokens.weight")
     layers = tuple(_load_layer(config, reader, rotary, i) for i in range(s.num_layers))
     # A tied head is the table seen the other way round: no second copy of the largest matrix.
@@ -135,7 +138,7 @@ class _Reader:
         # float32 holds bfloat16 and float16 exactly; only a narrower target rounds.
         if stored.dtype == self._dtype or self._dtype == np.float32:
             return stored
-        return stored.astype(self._dtype)
+        return _cast(stored, self._dtype)
 
 
 def _copy_transposed(source: NDArray[Any], target: Float32) -> None:
@@ -147,4 +150,9 @@ def _to_float32(array: NDArray[Any]) -> Float32:
     if array.dtype == ml_dtypes.bfloat16:
         # bfloat16 is the upper half of float32.
         return np.left_shift(array.view(np.uint16), 16, dtype=np.uint32).view(np.float32)
-    return np.ascontiguousarray(array, np.float32)
+    return np.ascontiguousarray(_cast(array, np.dtype(np.float32)))
+
+
+def _cast(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    with np.errstate(over="ignore"):  # a value beyond the range is infinite, as in every framework
+        return array.astype(dtype, copy=False)
