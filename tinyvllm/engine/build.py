@@ -186,7 +186,9 @@ class _Builder:
         folder = files.folder if self._config.tokenizer is None else Path(self._config.tokenizer)
         template = self._config.chat_template
         base = self._base or Path.cwd()
-        return Tokenizer.from_folder(base / folder, chat_template=None if template is None else base / template)
+        tokenizer = Tokenizer.from_folder(base / folder, chat_template=None if template is None else base / template)
+        self._report.extend(tokenizer.report)
+        return tokenizer
 
     def _open(self, files: ModelFiles, decoder_config: DecoderConfig, context: PluginContext) -> Checkpoint:
         loader: Loader = self._create(Kind.LOADER, self._config.loader, context)
