@@ -136,10 +136,10 @@ def test_what_is_not_in_the_format_is_refused_by_its_place(message: Any, error: 
     ("messages", "error"),
     [
         ({"role": "user", "content": "x"}, r"must be a list of messages, got one message; put it into a list: \[\{"),
-        ("hello", "messages must be a list such as"),
-        (None, "messages must be a list such as"),
-        (iter([{"role": "user", "content": "x"}]), "messages must be a list such as"),
-        ([], "messages is empty; give at least one message"),
+        ("hello", "messages must be a list of messages such as"),
+        (None, "messages must be a list of messages such as"),
+        (iter([{"role": "user", "content": "x"}]), "messages must be a list of messages such as"),
+        ([], "messages must be a list of messages, at least one"),
     ],
 )
 def test_what_is_no_list_of_messages_is_refused_with_an_example(messages: Any, error: str) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tinyvllm.prompts import list_of_conversations
 from tinyvllm.text.chat_options import CHAT_OPTIONS, ChatOptions
-from tinyvllm.text.messages import Messages, check_messages
+from tinyvllm.text.messages import Messages
 from tinyvllm.text.tokenizer import Tokenizer
 
 __all__ = ["CHAT_OPTIONS", "ChatOptions", "chat_prompt", "conversations_in"]
@@ -18,10 +19,11 @@ def conversations_in(messages: Any) -> list[tuple[str, Messages]]:
     Raises:
         RequestError: it is neither a list of messages nor a list of such lists, or it is empty.
     """
-    checked: Sequence[Any] = messages if _is_list_of_lists(messages) else check_messages(messages)
-    if not _is_list_of_lists(checked):
-        return [("messages", checked)]
-    return [(f"messages[{i}]", check_messages(each, f"messages[{i}]")) for i, each in enumerate(checked)]
+    conversations = list_of_conversations(messages)
+    is_list_of_lists = isinstance(messages, Sequence) and not isinstance(messages[0], Mapping)
+    if len(conversations) == 1 and not is_list_of_lists:
+        return [("messages", conversations[0])]
+    return [(f"messages[{i}]", each) for i, each in enumerate(conversations)]
 
 
 def chat_prompt(
@@ -41,9 +43,3 @@ def chat_prompt(
     # The template writes the special tokens itself; the tokenizer must not add them again.
     return {"prompt": text, "prompt_token_ids": tokenizer.encode(text, add_special_tokens=False)}
 
-
-def _is_list_of_lists(messages: Any) -> bool:
-    is_list = isinstance(messages, Sequence) and not isinstance(messages, (str, bytes))
-    return (
-        is_list and bool(messages) and isinstance(messages[0], Sequence) and not isinstance(messages[0], (str, bytes))
-    )

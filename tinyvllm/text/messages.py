@@ -36,9 +36,9 @@ def check_messages(messages: object, where: str = "messages") -> Messages:
     if isinstance(messages, Mapping):
         raise RequestError(f"{where} must be a list of messages, got one message; put it into a list: {EXAMPLE}")
     if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)):
-        raise RequestError(f"{where} must be a list such as {EXAMPLE}, got {shown(messages)}")
+        refuse(where, messages, f"a list of messages such as {EXAMPLE}")
     if not messages:
-        raise RequestError(f"{where} is empty; give at least one message: {EXAMPLE}")
+        refuse(where, messages, f"a list of messages, at least one: {EXAMPLE}")
     for i, message in enumerate(messages):
         if not isinstance(message, Mapping):
             raise RequestError(f"{where}[{i}] must be a mapping with role and content, got {shown(message)}")
