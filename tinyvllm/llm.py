@@ -118,6 +118,11 @@ class LLM:
         return 4 if self.device is None else 2
 
     @property
+    def max_model_len(self) -> int:
+        """Tokens of the longest sequence, prompt and output together."""
+        return self._built.max_model_len
+
+    @property
     def folder(self) -> Path:
         """Where the checkpoint lies."""
         return self._built.folder
