@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import decoders
 
 from tests.tiny_checkpoint import CONFIG, single_byte_tokenizer
 from tinyvllm import LLM, SamplingParams
 from tinyvllm.errors import RequestError
+from tinyvllm.run.chat import Conversation
 from tinyvllm.run.jobs import JobReader
+from tinyvllm.text.chat_options import ChatOptions
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=2)
 MESSAGE = {"role": "user", "content": "hi"}
@@ -169,3 +172,21 @@ def test_a_template_that_does_not_parse_leaves_prompts_alone(tmp_path: Path) -> 
     assert any("conversations will be refused" in line for line in llm.report)
     with pytest.raises(RequestError, match=r"tokenizer_config\.json:1: the chat template is malformed.*prompts work"):
         llm.chat([MESSAGE], GREEDY, use_tqdm=False)
+
+
+def test_a_tokenizer_that_panics_later_fails_that_request_and_no_other(tmp_path: Path) -> None:
+    folder = write_model(tmp_path, {}, vocab_size=260)
+    inner = single_byte_tokenizer()
+    inner.add_tokens(["→"])
+    inner.decoder = decoders.Strip("→", 0, 5)  # panics on that token, which is not among those tried at the start
+    inner.save(str(folder / "tokenizer.json"))
+    llm = LLM(str(folder), device="cpu", load_format="dummy")
+    params = [SamplingParams(max_tokens=3, allowed_token_ids=[token_id]) for token_id in (259, 71)]
+    failed, other = llm.generate(["hi", "hi"], params, use_tqdm=False)
+    assert isinstance(failed.error, RequestError)
+    assert "cannot be decoded" in str(failed.error)
+    assert other.outputs[0].text == "hhh"
+    pieces = Conversation(llm, params[0], options=ChatOptions(chat_template="{{ messages[0].role }}")).answer("hi")
+    with pytest.raises(RequestError, match="cannot be decoded"):
+        list(pieces)
+    llm.engine.check()

@@ -78,8 +78,8 @@ class Conversation:
         ``max_model_len``, or less than ``max_tokens``, for the answer; the system message is kept.
 
         Raises:
-            RequestError: ``text`` alone is too long, or the template refuses the conversation; ``text`` is then
-                forgotten.
+            RequestError: ``text`` alone is too long, the template refuses the conversation, or the request failed;
+                ``text`` is then forgotten.
         """
         messages, prompt = self._shortened([*self.messages, {"role": "user", "content": text}])
         self.num_dropped = len(self.messages) + 1 - len(messages)
@@ -89,15 +89,19 @@ class Conversation:
         engine, request_id = self._llm.engine, f"chat-{self._num_answers}"
         self._num_answers += 1
         engine.add_request(request_id, prompt, self._params)
-        said = ""
+        said, error = "", None
         try:
             while engine.has_unfinished_requests():
                 for output in engine.step():
                     news, said = output.outputs[0].text[len(said) :], output.outputs[0].text
+                    error = output.error
                     yield news
         finally:
             engine.abort_request(request_id)
-            self.messages = [*messages, {"role": "assistant", "content": said}]
+            if error is None:
+                self.messages = [*messages, {"role": "assistant", "content": said}]
+        if error is not None:
+            raise error
 
     def _shortened(self, messages: list[Message]) -> tuple[list[Message], dict[str, Any]]:
         """The messages that fit, and their prompt; the last message stays even if it does not fit."""
