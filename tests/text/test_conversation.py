@@ -86,6 +86,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"chat_template_kwargs": ["x"]}, "chat_template_kwargs must be a mapping such as"),
     ({"chat_template_kwargs": {"a b": 1}}, "chat_template_kwargs has the key 'a b', which is no name"),
     ({"chat_template_kwargs": {"tools": []}}, "chat_template_kwargs.tools is an argument of its own"),
+    ({"chat_template_kwargs": {f"x{i}": 1 for i in range(65)}}, "must have at most 64 entries, got 65"),
     ({"chat_template_kwargs": {"enable_thinkng": False}}, "did you mean 'enable_thinking'"),
 ]
 
@@ -100,6 +101,15 @@ def test_a_wrong_option_is_refused_by_its_place_through_each_door(
     with pytest.raises(RequestError, match=error):
         raise RequestError(JobReader(GREEDY, llm.chat_prompt, seed=0).job(0, line).error)
     assert not llm.engine.has_unfinished_requests()
+
+
+def test_the_demo_takes_text_parts_as_text() -> None:
+    llm = LLM("demo", device="cpu")
+    parts = [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]
+    assert llm.chat_prompt(parts) == llm.chat_prompt([MESSAGE])
+    assert llm.chat(parts, GREEDY, use_tqdm=False)[0].prompt == llm.chat_prompt([MESSAGE])["prompt"]
+    with pytest.raises(RequestError, match="does not read tools"):
+        llm.chat([MESSAGE], GREEDY, tools=TOOLS)
 
 
 def test_options_of_a_conversation_are_refused_beside_a_prompt(llm: LLM) -> None:

@@ -127,7 +127,10 @@ def test_a_tokenizer_in_another_format_is_refused_with_the_command_that_converts
     with pytest.raises(LoadError, match=" and ".join(files)) as caught:
         Tokenizer.from_folder(tokenizer_folder)
     folder = re.escape(str(tokenizer_folder))
-    assert re.search(rf"AutoTokenizer\.from_pretrained\('{folder}'\)\.save_pretrained\('{folder}'\)", str(caught.value))
+    command = rf"AutoTokenizer\.from_pretrained\('{folder}'\)\.save_pretrained\('{folder}'\)"
+    assert re.search(command, str(caught.value))
+    with pytest.raises(LoadError, match=f"is not a tokenizer .* convert it: .*{command}"):
+        Tokenizer.from_folder(tokenizer_folder / files[0])
 
 
 def _broken(**parts: Any) -> dict[str, Any]:

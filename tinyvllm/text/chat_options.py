@@ -12,6 +12,7 @@ from tinyvllm.nearest import did_you_mean
 
 CHAT_OPTIONS = ("add_generation_prompt", "continue_final_message", "tools", "chat_template", "chat_template_kwargs")
 """The names of what may be given beside messages: arguments of ``LLM.chat``, keys of a line of a batch file."""
+_MAX_VARIABLES = 64
 _TOOLS = 'a list such as [{"type": "function", "function": {"name": ..., "parameters": ...}}]'
 
 
@@ -81,6 +82,8 @@ def _check_template_kwargs(kwargs: object) -> None:
         return
     if not isinstance(kwargs, Mapping):
         refuse("chat_template_kwargs", kwargs, 'a mapping such as {"enable_thinking": false}')
+    if len(kwargs) > _MAX_VARIABLES:
+        raise RequestError(f"chat_template_kwargs must have at most {_MAX_VARIABLES} entries, got {len(kwargs)}")
     for name in kwargs:
         if not isinstance(name, str) or not name.isidentifier():
             raise RequestError(f"chat_template_kwargs has the key {shown(name)}, which is no name of a variable")

@@ -20,6 +20,8 @@ from tinyvllm.text.template_syntax import MalformedTemplateError, TemplateSyntax
 # The space at its end shows whether the template trims the text.
 _END_OF_TEXT = "TINYVLLM_CONTINUES_HERE "
 _CACHED_TEMPLATES = 8
+# Templates read some twenty variables; a search among very many would take seconds.
+_MAX_HINTS = 500
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
@@ -123,10 +125,9 @@ class ChatTemplate:
     def _check_variables(self, variables: Mapping[str, Any]) -> None:
         """Refuse what is misspelt; a variable of another model's template is harmless and nothing reads it."""
         assert self._syntax is not None
+        known = self._syntax.variables if len(self._syntax.variables) <= _MAX_HINTS else ()
         for name in variables:
-            if name in self._syntax.variables:
-                continue
-            hint = did_you_mean(name, self._syntax.variables)
+            hint = "" if name in self._syntax.variables else did_you_mean(name, known)
             if hint:
                 raise RequestError(f"chat_template_kwargs.{_escaped(name)} is not read by the chat template{hint}")
 

@@ -97,7 +97,9 @@ def _read_tokenizer(file: Path) -> tokenizers.Tokenizer:
     except BaseException as error:  # the library raises plain Exception, and where it panics, a BaseException
         if is_fatal(error):
             raise
-        raise LoadError(f"{file}: is not a tokenizer of the tokenizers package: {shown(str(error))}") from error
+        remedy = f"; convert it: {_CONVERT.format(folder=file.parent)}" if file.name in _OTHER_FORMATS else ""
+        what = f"{file}: is not a tokenizer of the tokenizers package: {shown(str(error))}"
+        raise LoadError(what + remedy) from error
 
 
 def _check_works(inner: tokenizers.Tokenizer, file: Path) -> None:
