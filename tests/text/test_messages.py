@@ -6,6 +6,8 @@ import itertools
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tinyvllm.errors import RequestError
 from tinyvllm.text.messages import messages_for
@@ -177,3 +179,34 @@ def test_content_is_followed_through_a_few_renamings() -> None:
     chain = "".join(f"{{% set {new} = {old} %}}" for old, new in itertools.pairwise("abcdef"))
     source = "{% set a = message.content %}" + chain + "{% for part in f %}{% endfor %}"
     assert analysed(source).takes_parts
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(["text", "{}"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+KEYS = st.sampled_from(["name", "type", "text", "function", "arguments", "audio"])
+ANYTHING = JSON | st.lists(st.dictionaries(KEYS, JSON, max_size=3), max_size=2)
+MESSAGE = st.fixed_dictionaries(
+    {"role": st.just("user") | JSON, "content": st.text(max_size=3) | ANYTHING},
+    optional={"name": JSON, "tool_calls": ANYTHING, "reasoning": JSON, "audio": JSON},
+)
+
+
+def outcome(template: str, messages: Any) -> list[dict[str, Any]] | str:
+    try:
+        return messages_for(analysed(template), messages)
+    except RequestError as error:
+        return str(error)
+
+
+@given(st.lists(MESSAGE, max_size=2))
+def test_any_json_is_either_refused_by_its_place_or_takes_the_form_of_the_template(messages: Any) -> None:
+    for template, kind in ((CHATML, str), (PARTS, list)):
+        result = outcome(template, messages)
+        if isinstance(result, str):
+            assert result.startswith("messages")
+        else:
+            assert all(isinstance(message["content"], kind) for message in result)
+            assert all(isinstance(message["role"], str) for message in result)

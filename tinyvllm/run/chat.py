@@ -88,9 +88,10 @@ class Conversation:
     def _pieces(self, messages: list[Message], prompt: dict[str, Any]) -> Iterator[str]:
         engine, request_id = self._llm.engine, f"chat-{self._num_answers}"
         self._num_answers += 1
-        engine.add_request(request_id, prompt, self._params)
-        said, error = "", None
+        said, error, is_taken = "", None, False
         try:
+            engine.add_request(request_id, prompt, self._params)
+            is_taken = True
             while engine.has_unfinished_requests():
                 for output in engine.step():
                     news, said = output.outputs[0].text[len(said) :], output.outputs[0].text
@@ -98,7 +99,7 @@ class Conversation:
                     yield news
         finally:
             engine.abort_request(request_id)
-            if error is None:
+            if is_taken and error is None:
                 self.messages = [*messages, {"role": "assistant", "content": said}]
         if error is not None:
             raise error
@@ -134,7 +135,7 @@ def talk(conversation: Conversation) -> int:
     lines = LineInput(console)
     num_refused = 0
     if lines.is_terminal:
-        console.print(HELP, style="dim")
+        console.print("/help shows the commands; control-D ends", style="dim")
     with History() if lines.is_terminal else nullcontext():
         while (message := lines.read()) is not None:
             command, *rest = message.strip().split(maxsplit=1) or [""]
