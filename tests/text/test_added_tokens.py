@@ -102,6 +102,14 @@ def test_a_declared_token_that_is_not_special_stays_in_the_text(tmp_path: Path) 
     assert tokenizer.decode([64, 259]) == "a<tool>"
 
 
+def test_a_special_token_keeps_the_flags_that_it_is_written_with(tmp_path: Path) -> None:
+    for config, files in (
+        ({}, {"special_tokens_map": {"mask_token": token("<mask>", lstrip=True)}}),
+        ({"added_tokens_decoder": {"259": token("<mask>", lstrip=True)}, "mask_token": "<mask>"}, {}),
+    ):
+        assert load(tmp_path, config, **files).encode("a <mask> b") == [64, 259, 220, 65]
+
+
 def test_flags_and_nulls_are_no_tokens(tmp_path: Path) -> None:
     config = {"add_bos_token": True, "bos_token": None, "eos_token": "", "extra_special_tokens": None, "other_token": 5}
     tokenizer = load(tmp_path, config)

@@ -33,11 +33,13 @@ class DeclaredTokens:
         decoder: by the id that the file gives: tokens with their flags.
         named: ``bos_token``, ``eos_token`` and so on, to their text.
         extra: further special tokens, in the order of the file.
+        flags: by their text: ``lstrip`` and so on of named and extra tokens that are written with them.
     """
 
     decoder: dict[int, tokenizers.AddedToken] = field(default_factory=dict)
     named: dict[str, str] = field(default_factory=dict)
     extra: list[str] = field(default_factory=list)
+    flags: dict[str, dict[str, bool]] = field(default_factory=dict)
 
 
 def read_declared_tokens(folder: Path, config: Mapping[str, Any], config_path: Path) -> DeclaredTokens:
@@ -79,7 +81,7 @@ def add_tokens(inner: tokenizers.Tokenizer, declared: DeclaredTokens) -> list[st
     _add(inner, [declared.decoder[token_id] for token_id in sorted(declared.decoder)])
     present = {token.content: token for token in inner.get_added_tokens_decoder().values()}
     wanted = dict.fromkeys((*declared.named.values(), *declared.extra))
-    _add(inner, [_special(content, present.get(content)) for content in wanted])
+    _add(inner, [_special(content, present.get(content), declared.flags.get(content, {})) for content in wanted])
     report = [] if known_eos else [_unknown_eos(inner, declared.named["eos_token"])]
     return [*report, *_moved(inner, declared)]
 
@@ -119,11 +121,13 @@ def _add(inner: tokenizers.Tokenizer, tokens: Iterable[tokenizers.AddedToken]) -
         inner.add_tokens(missing)
 
 
-def _special(content: str, present: tokenizers.AddedToken | None) -> tokenizers.AddedToken:
+def _special(
+    content: str, present: tokenizers.AddedToken | None, declared: Mapping[str, bool]
+) -> tokenizers.AddedToken:
     """The special token ``content``; an added token of that content keeps its other flags."""
     from tokenizers import AddedToken
 
-    flags = {} if present is None else {name: getattr(present, name) for name in _FLAGS}
+    flags = declared if present is None else {name: getattr(present, name) for name in _FLAGS}
     return AddedToken(content, **{**flags, "special": True})
 
 
@@ -140,7 +144,7 @@ def _read_special(declared: DeclaredTokens, config: Mapping[str, Any], path: Pat
             for key, token in value.items():
                 _name(declared, key, token, f"{path}: {name}.{key}")
         elif isinstance(value, list):
-            texts = [_text(token, f"{path}: {name}[{i}]") for i, token in enumerate(value)]
+            texts = [_take(declared, token, f"{path}: {name}[{i}]") for i, token in enumerate(value)]
             declared.extra += [text for text in texts if text]
         elif value is not None:
             raise LoadError(
@@ -151,11 +155,19 @@ def _read_special(declared: DeclaredTokens, config: Mapping[str, Any], path: Pat
 
 
 def _name(declared: DeclaredTokens, name: str, value: Any, where: str) -> None:
-    text = _text(value, where) if value is not None else ""
+    text = _take(declared, value, where) if value is not None else ""
     if text:
         declared.named[name] = text
     else:
         declared.named.pop(name, None)
+
+
+def _take(declared: DeclaredTokens, token: Any, where: str) -> str:
+    """The text of a token, whose flags are noted."""
+    text = _text(token, where)
+    if isinstance(token, dict):
+        declared.flags[text] = _flags(token, where)
+    return text
 
 
 def _text(token: Any, where: str) -> str:
@@ -184,13 +196,17 @@ def _decoder(value: Any, where: str) -> dict[int, tokenizers.AddedToken]:
         if not isinstance(token, dict):
             raise LoadError(f"{where}.{shown(key)} must be a mapping with content, got {shown(token)}")
         content = _text(token, f"{where}.{shown(key)}")
-        flags = {name: token[name] for name in _FLAGS if name in token}
-        for name, flag in flags.items():
-            if not isinstance(flag, bool):
-                raise LoadError(f"{where}.{shown(key)}.{name} must be true or false, got {shown(flag)}")
         if content:
-            decoder[_token_id(key, where)] = AddedToken(content, **flags)
+            decoder[_token_id(key, where)] = AddedToken(content, **_flags(token, f"{where}.{shown(key)}"))
     return decoder
+
+
+def _flags(token: Mapping[str, Any], where: str) -> dict[str, bool]:
+    flags = {name: token[name] for name in _FLAGS if name in token}
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise LoadError(f"{where}.{name} must be true or false, got {shown(flag)}")
+    return flags
 
 
 def _older_decoder(tokens: Mapping[str, Any], special: set[str], where: str) -> dict[int, tokenizers.AddedToken]:
