@@ -21,14 +21,7 @@ from tinyvllm.engine.stats import EngineStats
 from tinyvllm.errors import RequestError
 from tinyvllm.outputs import Deltas, OutputDelta, RequestOutput
 from tinyvllm.progress import Progress
-from tinyvllm.prompts import (
-    Messages,
-    Prompt,
-    list_of_conversations,
-    list_of_params,
-    list_of_priorities,
-    list_of_prompts,
-)
+from tinyvllm.prompts import Messages, Prompt, list_of_params, list_of_priorities, list_of_prompts
 from tinyvllm.request import SamplingParams
 from tinyvllm.shapes import ModelShape
 
@@ -125,6 +118,11 @@ class LLM:
         return 4 if self.device is None else 2
 
     @property
+    def max_model_len(self) -> int:
+        """Tokens of the longest sequence, prompt and output together."""
+        return self._built.max_model_len
+
+    @property
     def folder(self) -> Path:
         """Where the checkpoint lies."""
         return self._built.folder
@@ -179,24 +177,53 @@ class LLM:
         messages: Messages | Iterable[Messages],
         sampling_params: SamplingParams | Iterable[SamplingParams | None] | None = None,
         use_tqdm: bool = True,
+        *,
+        priority: int | Iterable[int] = 0,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[RequestOutput]:
         """Answer a conversation, or each of several, through the checkpoint's chat template.
 
         Args:
             messages: ``[{"role": "user", "content": "..."}, ...]``, or a list of such lists.
-            sampling_params, use_tqdm: as in :meth:`generate`.
+            sampling_params, use_tqdm, priority: as in :meth:`generate`.
+            add_generation_prompt: end the prompt with what begins an answer.
+            continue_final_message: go on with the last message; needs ``add_generation_prompt=False``.
+            tools: descriptions of functions, as in OpenAI's API.
+            chat_template: Jinja text, or the name of one of the checkpoint's templates, instead of its default.
+            chat_template_kwargs: variables of the template, ``{"enable_thinking": False}``.
         Raises:
-            RequestError: as in :meth:`generate`; or the template refuses the messages.
+            RequestError: as in :meth:`generate`; something is not in the format, by its place
+                (``messages[1].content[0].type``); or the template refuses the messages.
         """
-        prompts = [self.chat_prompt(each) for each in list_of_conversations(messages)]
-        return self.generate(prompts, sampling_params, use_tqdm)
+        from tinyvllm.text.conversation import ChatOptions, chat_prompt, conversations_in
 
-    def chat_prompt(self, messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """The prompt that :meth:`generate` takes for a conversation."""
+        options = ChatOptions(
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            tools=tools,
+            chat_template=chat_template,
+            chat_template_kwargs=chat_template_kwargs,
+        )
         tokenizer = self.get_tokenizer()
-        text = tokenizer.apply_chat_template(messages)
-        # The template writes the special tokens itself; the tokenizer must not add them again.
-        return {"prompt": text, "prompt_token_ids": tokenizer.encode(text, add_special_tokens=False)}
+        prompts = [chat_prompt(tokenizer, each, options, where) for where, each in conversations_in(messages)]
+        return self.generate(prompts, sampling_params, use_tqdm, priority=priority)
+
+    def chat_prompt(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> dict[str, Any]:
+        """The prompt that :meth:`generate` takes for one conversation.
+
+        Args:
+            messages: ``[{"role": "user", "content": "..."}, ...]``.
+            options: those of :meth:`chat` from ``add_generation_prompt`` on.
+        Raises:
+            RequestError: as in :meth:`chat`.
+        """
+        from tinyvllm.text.conversation import ChatOptions, chat_prompt
+
+        return chat_prompt(self.get_tokenizer(), messages, ChatOptions.from_mapping(options))
 
     def stream(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, priority: int = 0

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tokenizers import processors
+from tokenizers import Tokenizer as Inner
+from tokenizers import decoders, models, pre_tokenizers, processors
 
 from tests.text.conftest import byte_level_inner
 from tinyvllm.errors import LoadError, RequestError
@@ -69,10 +72,6 @@ def test_half_a_surrogate_pair_is_a_request_error(byte_level: Tokenizer) -> None
         ("tokenizer_config.json", b'{\n"eos_token": ,}', "tokenizer_config.json:2: is not valid JSON"),
         ("tokenizer_config.json", b'{"a": 1, "a": 2}', "'a' is there twice"),
         ("tokenizer_config.json", b"[]", "must hold a mapping"),
-        ("tokenizer_config.json", b'{"chat_template": 3}', "chat_template must be a string"),
-        ("tokenizer_config.json", b'{"chat_template": "a\\n{% if %}"}', "tokenizer_config.json:2: the chat template"),
-        ("chat_template.jinja", b"\xff", "chat_template.jinja: the chat template cannot be read"),
-        ("chat_template.jinja", b"{{", "chat_template.jinja:1: the chat template is malformed"),
     ],
 )
 def test_a_missing_or_damaged_file_is_a_load_error_naming_it(
@@ -86,9 +85,130 @@ def test_a_missing_or_damaged_file_is_a_load_error_naming_it(
         Tokenizer.from_folder(tokenizer_folder)
 
 
-def test_a_configured_template_that_is_not_there_is_a_load_error(tokenizer_folder: Path) -> None:
-    with pytest.raises(LoadError, match=r"none\.jinja"):
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("tokenizer_config.json", b'{"chat_template": 3}', "chat_template must be a string"),
+        ("tokenizer_config.json", b'{"chat_template": [{"name": "default"}]}', r"at chat_template\[0\]"),
+        ("tokenizer_config.json", b'{"chat_template": "a\\n{% if %}"}', "tokenizer_config.json:2: the chat template"),
+        ("chat_template.jinja", b"\xff", "chat_template.jinja: the chat template cannot be read"),
+        ("chat_template.jinja", b"{{", "chat_template.jinja:1: the chat template is malformed"),
+    ],
+)
+def test_a_damaged_template_of_the_checkpoint_leaves_prompts_alone(
+    tokenizer_folder: Path, file: str, content: bytes, message: str
+) -> None:
+    (tokenizer_folder / file).write_bytes(content)
+    tokenizer = Tokenizer.from_folder(tokenizer_folder)
+    assert tokenizer.decode(tokenizer.encode("hello")) == "hello"
+    (line,) = tokenizer.report
+    assert re.search(f"conversations will be refused: .*{message}", line)
+    with pytest.raises(RequestError, match=message):
+        tokenizer.apply_chat_template(MESSAGES)
+
+
+@pytest.mark.parametrize(("content", "message"), [(None, r"none\.jinja"), ("{{", "none.jinja:1: .* malformed")])
+def test_a_configured_template_that_cannot_be_used_is_a_load_error(
+    tokenizer_folder: Path, content: str | None, message: str
+) -> None:
+    if content is not None:
+        (tokenizer_folder / "none.jinja").write_text(content)
+    with pytest.raises(LoadError, match=message):
         Tokenizer.from_folder(tokenizer_folder, chat_template=tokenizer_folder / "none.jinja")
+
+
+@pytest.mark.parametrize("files", [["tokenizer.model"], ["vocab.json", "merges.txt"]])
+def test_a_tokenizer_in_another_format_is_refused_with_the_command_that_converts_it(
+    tokenizer_folder: Path, files: list[str]
+) -> None:
+    (tokenizer_folder / "tokenizer.json").unlink()
+    for name in files:
+        (tokenizer_folder / name).write_bytes(b"x")
+    with pytest.raises(LoadError, match=" and ".join(files)) as caught:
+        Tokenizer.from_folder(tokenizer_folder)
+    folder = re.escape(str(tokenizer_folder))
+    command = rf"AutoTokenizer\.from_pretrained\('{folder}'\)\.save_pretrained\('{folder}'\)"
+    assert re.search(command, str(caught.value))
+    with pytest.raises(LoadError, match=f"is not a tokenizer .* convert it: .*{command}"):
+        Tokenizer.from_folder(tokenizer_folder / files[0])
+
+
+def _broken(**parts: Any) -> dict[str, Any]:
+    """The byte-level tokenizer with parts of its file replaced."""
+    content = json.loads(byte_level_inner().to_str())
+    return {**content, **parts}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        # The library panics: a special token that the post-processor names is not there.
+        (
+            _broken(
+                post_processor={
+                    "type": "TemplateProcessing",
+                    "single": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}],
+                    "pair": [{"Sequence": {"id": "A", "type_id": 0}}],
+                    "special_tokens": {},
+                }
+            ),
+            "cannot encode .*no entry found",
+        ),
+        (
+            _broken(
+                model={"type": "BPE", "vocab": {}, "merges": [], "unk_token": "<unk>"},
+                added_tokens=[],
+                pre_tokenizer=None,
+            ),
+            "cannot encode 'a': .*<unk>",
+        ),
+        (
+            _broken(decoder={"type": "Strip", "content": "a", "start": 0, "stop": 5}),
+            "cannot decode its own tokens: .*out of bounds",
+        ),
+    ],
+    ids=["post-processor", "no vocabulary", "decoder"],
+)
+def test_a_tokenizer_that_fails_on_a_short_text_is_a_load_error(
+    tmp_path: Path, content: dict[str, Any], message: str
+) -> None:
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(LoadError, match=message):
+        Tokenizer.from_folder(tmp_path)
+
+
+def test_a_vocabulary_without_a_token_for_unknown_text_loads_and_refuses_that_text(tmp_path: Path) -> None:
+    inner = Inner(models.WordLevel({"hello": 0, "world": 1}, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    assert tokenizer.encode("hello world") == [0, 1]
+    with pytest.raises(RequestError, match=r"the prompt cannot be encoded: .*UNK"):
+        tokenizer.encode("what")
+
+
+def test_a_panic_of_the_library_is_a_request_error() -> None:
+    inner = byte_level_inner()
+    inner.decoder = decoders.Strip("l", 0, 5)  # fails on the token "ll" alone
+    tokenizer = Tokenizer(inner, {})
+    with pytest.raises(RequestError, match=r"the tokens \[\d+\] cannot be decoded: .*out of bounds"):
+        tokenizer.decode(tokenizer.encode("l"))
+    for token_id in (-1, 2**32):
+        with pytest.raises(RequestError, match="cannot be decoded"):
+            tokenizer.decode([token_id])
+
+
+def test_control_c_passes_through_the_tokenizer() -> None:
+    class Interrupted:
+        def __getattr__(self, name: str) -> Any:
+            raise KeyboardInterrupt
+
+    tokenizer = Tokenizer(byte_level_inner(), {})
+    tokenizer._inner = Interrupted()  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        tokenizer.encode("a")
+    with pytest.raises(KeyboardInterrupt):
+        tokenizer.decode([1])
 
 
 MESSAGES = [{"role": "user", "content": "Hi"}]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,13 @@ import numpy as np
 from tinyvllm.errors import RequestError
 from tinyvllm.nearest import did_you_mean
 from tinyvllm.request import SamplingParams
+from tinyvllm.text.chat_options import CHAT_OPTIONS
 
 MAX_LINE_BYTES = 16 * 2**20
 _SOURCES = ("prompt", "prompt_token_ids", "messages")
-_KEYS = ("id", *_SOURCES, "sampling")
+_KEYS = ("id", *_SOURCES, "sampling", *CHAT_OPTIONS)
 
-Messages = Sequence[Mapping[str, Any]]
-ChatPrompt = Callable[[Messages], Mapping[str, Any]]
+ChatPrompt = Callable[..., Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class JobReader:
 
     Attributes:
         defaults: sampling of lines that say nothing else.
-        chat_prompt: turns ``messages`` into a prompt.
+        chat_prompt: turns ``messages`` and the options of a conversation into a prompt.
         seed: of the run. A job without a seed of its own gets one from this and its index, so that it is the same
             whether the run was interrupted or not.
     """
@@ -80,13 +80,14 @@ class JobReader:
             got = " and ".join(given) or "none of them"
             raise RequestError(f"the line must have one of prompt, prompt_token_ids, messages; got {got}")
         value = fields[given[0]]
+        options = {name: fields[name] for name in CHAT_OPTIONS if fields.get(name) is not None}
+        if given[0] == "messages":
+            return self.chat_prompt(value, **options)
+        if options:
+            raise RequestError(f"{next(iter(options))} is for messages, and the line has {given[0]}; leave it out")
         if given[0] == "prompt":
             return {"prompt": value}
-        if given[0] == "prompt_token_ids":
-            return {"prompt_token_ids": value}
-        if not isinstance(value, list) or not value or not all(isinstance(each, dict) for each in value):
-            raise RequestError('messages must be a list such as [{"role": "user", "content": "..."}]')
-        return self.chat_prompt(value)
+        return {"prompt_token_ids": value}
 
     def _params(self, index: int, sampling: Any) -> SamplingParams:
         if sampling is not None and not isinstance(sampling, dict):

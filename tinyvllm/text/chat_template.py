@@ -1,155 +1,221 @@
-"""Chat templates: Jinja that came with a checkpoint, rendered in a sandbox in a process of its own.
-
-The process has no environment variables to read, a limit on time and memory, and may write no file. A template is
-never taken from a request.
-"""
+"""Chat templates: Jinja that came with a checkpoint or from its user, rendered in a sandbox in a process of its own."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-import threading
-import weakref
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-from tinyvllm.checks import shown
-from tinyvllm.errors import LoadError, RequestError
+from tinyvllm.checks import refuse, shown
+from tinyvllm.errors import RequestError
+from tinyvllm.nearest import did_you_mean
+from tinyvllm.text.chat_options import DEFAULT_OPTIONS, ChatOptions
+from tinyvllm.text.messages import Messages, messages_for
+from tinyvllm.text.template_process import TIME_LIMIT_S, TemplateProcess
+from tinyvllm.text.template_syntax import MalformedTemplateError, TemplateSyntax, analysed
 
-TIME_LIMIT_S = 2.0
-"""Processor time that one rendering may take; templates take about a millisecond."""
-_MAX_SOURCE_CHARACTERS = 1_000_000
-# All that Python needs to start and to tell the time; tokens and keys stay here.
-_PASSED_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ")
+# Stands behind the text that the model continues, so that everything that the template writes after it can be cut off.
+# The space at its end shows whether the template trims the text.
+_END_OF_TEXT = "TINYVLLM_CONTINUES_HERE "
+_CACHED_TEMPLATES = 8
+# Templates read some twenty variables; a search among very many would take seconds.
+_MAX_HINTS = 500
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateSource:
+    """The text of a template.
+
+    Attributes:
+        text: Jinja.
+        where: its file, for messages.
+        problem: why it cannot be used, if reading it failed.
+    """
+
+    text: str
+    where: str
+    problem: str | None = None
 
 
 class ChatTemplate:
-    """One template. Rendering may be called from any thread; the process starts with the first one.
+    """One template. What is wrong with it is kept until somebody renders with it.
 
-    Starting takes about 0.15 s, a rendering 0.2 ms.
+    Attributes:
+        problem: why every rendering will be refused; None: nothing is wrong with the syntax.
     """
 
     def __init__(
-        self, source: str, where: str, special_tokens: Mapping[str, str], *, time_limit_s: float = TIME_LIMIT_S
+        self, source: TemplateSource, special_tokens: Mapping[str, str], process: TemplateProcess | None = None
     ) -> None:
-        """Check the syntax of a template.
+        """Parse a template.
 
         Args:
-            source: the Jinja text.
-            where: its file, for messages.
+            source: the template.
             special_tokens: variables that every rendering sees (``bos_token`` and so on).
-            time_limit_s: processor time that one rendering may take.
-        Raises:
-            LoadError: the template is malformed, naming the line.
+            process: where it is rendered; None: a process of its own.
         """
-        _check_syntax(source, where)
         self._source = source
-        self._where = where
         self._special_tokens = dict(special_tokens)
-        self._time_limit_s = time_limit_s
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[str] | None = None
+        self._process = process or TemplateProcess()
+        self._syntax: TemplateSyntax | None = None
+        self.problem = source.problem
+        if self.problem is None:
+            try:
+                self._syntax = analysed(source.text)
+            except MalformedTemplateError as error:
+                self.problem = f"{self._at(error.line)}: the chat template is malformed: {_escaped(str(error))}"
 
-    def render(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
+    def render(self, messages: Messages, options: ChatOptions = DEFAULT_OPTIONS, where: str = "messages") -> str:
         """The text of a conversation.
 
         Args:
-            messages: mappings with ``role``, and usually ``content``: a string, or a list of parts.
-            variables: ``add_generation_prompt`` and whatever else the template knows (``tools``, ``documents``).
+            messages: mappings with ``role`` and ``content``, a string or a list of text parts.
+            options: everything else but the choice of this template.
+            where: what the user calls the messages, for messages of errors.
         Raises:
-            RequestError: the messages are malformed, the template refuses them, or it runs on and on.
+            RequestError: the template is malformed; a message is malformed, by its place; the template refuses the
+                messages, does not know the tools or a variable, or runs on and on.
         """
-        check_messages(messages)
-        known = {"tools": None, "documents": None, **self._special_tokens, **variables}
-        known["messages"] = [dict(message) for message in messages]
-        try:
-            request = json.dumps({"source": self._source, "variables": known, "time_limit_s": self._time_limit_s})
-        except (TypeError, ValueError, RecursionError) as error:
-            raise RequestError(f"messages and template variables must be plain JSON values: {error}") from error
-        answer = self._ask(request)
-        if "error" in answer:
-            at = f"{self._where}:{answer['line']}" if answer["line"] else self._where
-            raise RequestError(f"{at}: the chat template does not take these messages: {answer['error']}")
-        return str(answer["text"])
+        if self._syntax is None:
+            raise RequestError(f"{self.problem}; prompts work, and chat_template: names another Jinja file")
+        variables = dict(options.chat_template_kwargs or {})
+        self._check_variables(variables)
+        known = {
+            "documents": None,
+            **self._special_tokens,
+            **variables,
+            "tools": self._checked_tools(options.tools),
+            "add_generation_prompt": options.add_generation_prompt,
+            "messages": messages_for(self._syntax, messages, where),
+        }
+        if not options.continue_final_message:
+            return self._rendered(known)
+        _mark_end(known["messages"][-1], f"{where}[{len(known['messages']) - 1}]")
+        return self._until_mark(self._rendered(known))
 
-    def _ask(self, request: str) -> dict[str, Any]:
-        """The answer of the process; when it ends without one, the next request starts another."""
-        with self._lock:
-            process = self._process or self._start()
-            self._process = None  # until the answer is here: an interrupt must not leave half of one in the pipe
-            assert process.stdin is not None
-            assert process.stdout is not None
-            try:
-                process.stdin.write(f"{request}\n")
-                process.stdin.flush()
-                answer = json.loads(process.stdout.readline())
-            except (OSError, ValueError):
-                _end(process)
-                return {"error": f"it ran out of time or memory (status {process.returncode})", "line": None}
-            except BaseException:
-                _end(process)
-                raise
-            self._process = process
-            return dict(answer)
-
-    def _start(self) -> subprocess.Popen[str]:
-        environment = {name: os.environ[name] for name in _PASSED_VARIABLES if name in os.environ}
-        environment["PYTHONPATH"] = os.pathsep.join(sys.path)
-        try:
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "tinyvllm.text.template_worker"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                env=environment,
-                text=True,
-                encoding="ascii",
-            )
-        except OSError as error:
-            raise RequestError(f"{self._where}: cannot start Python to render the chat template: {error}") from error
-        weakref.finalize(self, _end, process)
-        return process
-
-
-def check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
-    """Raise RequestError unless it is a list of mappings with a role and text, parts or nothing as content."""
-    if isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence) or not messages:
-        raise RequestError(
-            f'messages must be a list like [{{"role": "user", "content": "..."}}], got {shown(messages)}'
-        )
-    for i, message in enumerate(messages):
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise RequestError(f"messages[{i}] must be a mapping with a role, got {shown(message)}")
-        if not isinstance(message.get("content"), (str, list, tuple, type(None))):
+    def _rendered(self, variables: Mapping[str, Any]) -> str:
+        rendered = self._process.render(self._source.text, variables)
+        if rendered.error is not None:
             raise RequestError(
-                f"messages[{i}].content must be text or a list of parts, got {shown(message['content'])}"
+                f"{self._at(rendered.line)}: the chat template does not take these messages: {_escaped(rendered.error)}"
             )
+        return rendered.text
+
+    def _until_mark(self, text: str) -> str:
+        at = text.rfind(_END_OF_TEXT.rstrip())
+        if at < 0:
+            raise RequestError(
+                f"{self._source.where}: continue_final_message is set, but the chat template leaves out the end of the "
+                "last message"
+            )
+        return text[:at] if text.startswith(_END_OF_TEXT, at) else text[:at].rstrip()
+
+    def _checked_tools(self, tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]] | None:
+        assert self._syntax is not None
+        if tools and "tools" not in self._syntax.variables:
+            raise RequestError(
+                f"{self._source.where}: the chat template does not read tools, so the model would never see them; "
+                "leave tools out, or give a chat_template that reads them"
+            )
+        return [dict(tool) for tool in tools] if tools else None
+
+    def _check_variables(self, variables: Mapping[str, Any]) -> None:
+        """Refuse what is misspelt; a variable of another model's template is harmless and nothing reads it."""
+        assert self._syntax is not None
+        known = self._syntax.variables if len(self._syntax.variables) <= _MAX_HINTS else ()
+        for name in variables:
+            hint = "" if name in self._syntax.variables else did_you_mean(name, known)
+            if hint:
+                raise RequestError(f"chat_template_kwargs.{_escaped(name)} is not read by the chat template{hint}")
+
+    def _at(self, line: int | None) -> str:
+        return self._source.where if line is None else f"{self._source.where}:{line}"
 
 
-def _check_syntax(source: str, where: str) -> None:
-    import jinja2
+class ChatTemplates:
+    """The templates of a checkpoint by name, all rendered in one process, and those that conversations bring along.
 
-    from tinyvllm.text.template_environment import template_environment
+    Attributes:
+        problem: why conversations will be refused; None: they can be rendered, or there is no template at all.
+    """
 
-    if len(source) > _MAX_SOURCE_CHARACTERS:
-        raise LoadError(f"{where}: the chat template has {len(source)} characters, at most {_MAX_SOURCE_CHARACTERS}")
-    try:
-        # Parsing only: compiling already computes constant expressions, however large.
-        template_environment().parse(source)
-    except jinja2.TemplateSyntaxError as error:
-        raise LoadError(f"{where}:{error.lineno}: the chat template is malformed: {error.message}") from error
-    except RecursionError:
-        raise LoadError(f"{where}: the chat template is nested too deeply") from None
+    def __init__(
+        self,
+        sources: Mapping[str, TemplateSource],
+        special_tokens: Mapping[str, str],
+        *,
+        time_limit_s: float = TIME_LIMIT_S,
+    ) -> None:
+        """Parse the templates.
+
+        Args:
+            sources: by name; ``default`` is the plain one, ``tool_use`` the one for conversations with tools.
+            special_tokens: variables that every rendering sees (``bos_token`` and so on).
+            time_limit_s: processor time that one rendering may take.
+        """
+        process = TemplateProcess(time_limit_s)
+        self._by_name = {name: ChatTemplate(source, special_tokens, process) for name, source in sources.items()}
+        default = self._by_name.get("default")
+        self.problem = None if default is None else default.problem
+
+        @lru_cache(maxsize=_CACHED_TEMPLATES)
+        def of_text(text: str) -> ChatTemplate:
+            return ChatTemplate(TemplateSource(text, "chat_template"), special_tokens, process)
+
+        self._of_text = of_text
+
+    def choose(self, chat_template: str | None, *, has_tools: bool) -> ChatTemplate:
+        """The template for a conversation.
+
+        Args:
+            chat_template: Jinja text, or the name of one of the checkpoint's templates; None: the checkpoint's
+                ``tool_use`` if there are tools and such a template, otherwise ``default``.
+            has_tools: whether the conversation comes with tools.
+        Raises:
+            RequestError: there is no such template.
+        """
+        if chat_template is not None:
+            return self._chosen(chat_template)
+        name = "tool_use" if has_tools and "tool_use" in self._by_name else "default"
+        if name in self._by_name:
+            return self._by_name[name]
+        if self._by_name:
+            names = ", ".join(map(_escaped, self._by_name))
+            raise RequestError(
+                f"this checkpoint has several chat templates and none is the default; give chat_template: {names}"
+            )
+        raise RequestError(
+            "this checkpoint has no chat template; use prompts, or name a Jinja file with chat_template:"
+        )
+
+    def _chosen(self, chat_template: object) -> ChatTemplate:
+        if not isinstance(chat_template, str):
+            refuse("chat_template", chat_template, "the text of a Jinja template")
+        if chat_template in self._by_name:
+            return self._by_name[chat_template]
+        if "{" not in chat_template:
+            names = f", or one of the names {', '.join(map(_escaped, self._by_name))}" if self._by_name else ""
+            raise RequestError(
+                f"chat_template must be the text of a Jinja template{names}, got {shown(chat_template)}; for a file, "
+                "give its text"
+            )
+        return self._of_text(chat_template)
 
 
-def _end(process: subprocess.Popen[str]) -> None:
-    process.kill()
-    process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            try:
-                pipe.close()
-            except OSError:  # a request that it never read
-                continue
+def _mark_end(message: dict[str, Any], where: str) -> None:
+    """Put the mark behind the last text of a message."""
+    content = message["content"]
+    if isinstance(content, str):
+        message["content"] = content + _END_OF_TEXT
+    elif content:
+        content[-1]["text"] += _END_OF_TEXT
+    else:
+        refuse(f"{where}.content", content, "text, because continue_final_message is set")
+
+
+def _escaped(text: str) -> str:
+    """``text`` with control characters made visible; it comes from a file."""
+    return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)

@@ -1,4 +1,4 @@
-"""The process that renders chat templates: ``python -m tinyvllm.text.template_worker``, started by ``chat_template``.
+"""The process that renders chat templates: ``python -m tinyvllm.text.template_worker``.
 
 A template is a program from whoever made the checkpoint. The sandbox keeps it from Python's internals, but not from
 looping for ever or filling the memory in one expression, which no thread can be stopped from; a process can. One
@@ -69,7 +69,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0.0)
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=8)
 def _compiled(source: str) -> jinja2.Template:
     environment = template_environment()
     code = environment.compile(source, filename=TEMPLATE_NAME)

@@ -8,10 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinyvllm.errors import LoadError, RequestError
-from tinyvllm.json_file import read_json_object
+from tinyvllm.checks import shown
+from tinyvllm.errors import RequestError
+from tinyvllm.plugin_call import is_fatal
 from tinyvllm.text.byte_level import bytes_of
-from tinyvllm.text.chat_template import ChatTemplate
+from tinyvllm.text.chat_options import ChatOptions
+from tinyvllm.text.chat_template import ChatTemplates
+from tinyvllm.text.messages import Messages
+from tinyvllm.text.tokenizer_files import read_tokenizer_files
 
 if TYPE_CHECKING:
     import tokenizers
@@ -26,25 +30,32 @@ class Tokenizer:
     Attributes:
         special_token_ids: tokens that ``skip_special_tokens`` leaves out.
         special_tokens: ``bos_token``, ``eos_token`` and so on, to their text.
+        report: lines for the start-up report: what in the files is odd.
         is_byte_level: the text of tokens is their :meth:`token_bytes` one after the other, read as UTF-8.
     """
 
     def __init__(
-        self, inner: tokenizers.Tokenizer, special_tokens: Mapping[str, str], chat_template: ChatTemplate | None = None
+        self,
+        inner: tokenizers.Tokenizer,
+        special_tokens: Mapping[str, str],
+        chat_templates: ChatTemplates | None = None,
+        report: Sequence[str] = (),
     ) -> None:
         """Wrap a tokenizer.
 
         Args:
             inner: of the ``tokenizers`` package.
             special_tokens: name to text, as ``tokenizer_config.json`` gives them.
-            chat_template: None: conversations are refused.
+            chat_templates: None: only conversations that bring a template are rendered.
+            report: see the attribute.
         """
         self._inner = inner
         # Some files cut or pad, as was convenient for training; a prompt must stay whole.
         inner.no_truncation()
         inner.no_padding()
         self.special_tokens = special_tokens
-        self._chat_template = chat_template
+        self.report = tuple(report)
+        self._chat_templates = chat_templates or ChatTemplates({}, special_tokens)
         added = inner.get_added_tokens_decoder()
         self.special_token_ids = frozenset(i for i, token in added.items() if token.special)
         self.is_byte_level = _is_byte_level(inner)
@@ -59,25 +70,11 @@ class Tokenizer:
             path: the folder or the file.
             chat_template: a Jinja file instead of the folder's own template.
         Raises:
-            LoadError: a file is missing or malformed, naming it.
+            LoadError: a file is missing or malformed, naming it; or the tokenizer cannot encode or decode anything.
+                A chat template of the folder that is malformed is an error of the first conversation only.
         """
-        folder, file = (path, path / "tokenizer.json") if path.is_dir() else (path.parent, path)
-        if not file.is_file():
-            raise LoadError(
-                f"{file}: there is no tokenizer; put tokenizer.json there, name another folder with tokenizer:, "
-                "or set skip_tokenizer_init and give token ids"
-            )
-        inner = _read_tokenizer(file)
-        config_path = folder / "tokenizer_config.json"
-        config = read_json_object(config_path) if config_path.is_file() else {}
-        special_tokens = _special_tokens(folder, config)
-        where = chat_template or folder / "chat_template.jinja"
-        if chat_template is not None or where.is_file():
-            source: str | None = _read_text(where)
-        else:
-            where, source = config_path, _template_in(config, config_path)
-        template = None if source is None else ChatTemplate(source, str(where), special_tokens)
-        return cls(inner, special_tokens, template)
+        files = read_tokenizer_files(path, chat_template)
+        return cls(files.inner, files.special_tokens, files.chat_templates, files.report)
 
     @property
     def vocab_size(self) -> int:
@@ -94,18 +91,28 @@ class Tokenizer:
         """Token ids of a text; with ``add_special_tokens`` whatever the tokenizer puts around it.
 
         Raises:
-            RequestError: the text holds a lone surrogate, which no encoding has bytes for.
+            RequestError: the text holds a lone surrogate, which no encoding has bytes for; or the tokenizer fails.
         """
         try:
             return list(self._inner.encode(text, add_special_tokens=add_special_tokens).ids)
-        except TypeError as error:
-            at = next((i for i, character in enumerate(text) if "\ud800" <= character <= "\udfff"), None)
-            what = "it is not text" if at is None else f"character {at} is half of a surrogate pair"
-            raise RequestError(f"the prompt cannot be encoded: {what}") from error
+        except BaseException as error:  # where the library panics, it raises a BaseException
+            if is_fatal(error):
+                raise
+            raise RequestError(f"the prompt cannot be encoded: {_why(text, error)}") from error
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """The text of some tokens; incomplete characters become U+FFFD."""
-        return str(self._inner.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
+        """The text of some tokens; incomplete characters become U+FFFD.
+
+        Raises:
+            RequestError: an id is no number from 0 to 2**32 - 1, or the tokenizer fails.
+        """
+        ids = list(token_ids)
+        try:
+            return str(self._inner.decode(ids, skip_special_tokens=skip_special_tokens))
+        except BaseException as error:
+            if is_fatal(error):
+                raise
+            raise RequestError(f"the tokens {shown(ids)} cannot be decoded: {shown(str(error))}") from error
 
     def decode_single(self, token_id: int) -> str:
         """The text of one token by itself, special ones included."""
@@ -141,30 +148,60 @@ class Tokenizer:
         token = self._inner.id_to_token(token_id)
         return None if token is None else str(token)
 
+    @property
+    def chat_template_problem(self) -> str | None:
+        """Why the chat template refuses every conversation; None: it does not, or there is none."""
+        return self._chat_templates.problem
+
     def apply_chat_template(
-        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any
+        self,
+        messages: Messages,
+        add_generation_prompt: bool = True,
+        *,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template: str | None = None,
+        **variables: Any,
     ) -> str:
         """The text of a conversation, ready for the model to answer.
 
+        Args:
+            messages: mappings with ``role`` and ``content``, a string or a list of text parts.
+            add_generation_prompt, continue_final_message, tools, chat_template: see
+                :class:`~tinyvllm.text.chat_options.ChatOptions`.
+            variables: whatever else the template reads.
         Raises:
-            RequestError: there is no template, or it refuses the messages.
+            RequestError: there is no template, it is malformed, or it refuses the messages; or something is not in
+                the format, by its place.
         """
-        if self._chat_template is None:
-            raise RequestError(
-                "this checkpoint has no chat template; use prompts, or name a Jinja file with chat_template:"
-            )
-        return self._chat_template.render(messages, add_generation_prompt=add_generation_prompt, **variables)
+        options = ChatOptions(
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            tools=tools,
+            chat_template=chat_template,
+            chat_template_kwargs=variables,
+        )
+        return self.render_conversation(messages, options)
+
+    def render_conversation(self, messages: Messages, options: ChatOptions, where: str = "messages") -> str:
+        """As :meth:`apply_chat_template`, with the options in one value.
+
+        Args:
+            messages: mappings with ``role`` and ``content``, a string or a list of text parts.
+            options: beside the messages.
+            where: what the user calls the messages, for messages of errors.
+        Raises:
+            RequestError: as :meth:`apply_chat_template`.
+        """
+        template = self._chat_templates.choose(options.chat_template, has_tools=bool(options.tools))
+        return template.render(messages, options, where)
 
 
-def _read_tokenizer(file: Path) -> tokenizers.Tokenizer:
-    from tokenizers import Tokenizer as Inner  # slow to import, and not needed for token-id prompts
-
-    try:
-        return Inner.from_file(str(file))
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # the library raises plain Exception, and where it panics, a BaseException
-        raise LoadError(f"{file}: is not a tokenizer of the tokenizers package: {error}") from error
+def _why(text: object, error: BaseException) -> str:
+    if not isinstance(text, str):
+        return "it is not text"
+    at = next((i for i, character in enumerate(text) if "\ud800" <= character <= "\udfff"), None)
+    return f"character {at} is half of a surrogate pair" if at is not None else shown(str(error))
 
 
 def _is_byte_level(inner: tokenizers.Tokenizer) -> bool:
@@ -173,35 +210,3 @@ def _is_byte_level(inner: tokenizers.Tokenizer) -> bool:
     decoder = json.loads(inner.decoder.__getstate__())
     parts = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
     return [part["type"] for part in parts if part["type"] != "Fuse"] == ["ByteLevel"]
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise LoadError(f"{path}: the chat template cannot be read: {error}") from error
-
-
-def _template_in(config: Mapping[str, Any], path: Path) -> str | None:
-    """``chat_template`` is a string, or a list of named ones of which ``default`` is meant."""
-    template = config.get("chat_template")
-    if isinstance(template, list):
-        named = {each.get("name"): each.get("template") for each in template if isinstance(each, dict)}
-        template = named.get("default")
-    if template is not None and not isinstance(template, str):
-        raise LoadError(f"{path}: chat_template must be a string or a list with one named default")
-    return template
-
-
-def _special_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
-    """``bos_token``, ``eos_token`` and so on, which templates may use by name."""
-    older = folder / "special_tokens_map.json"
-    named = {**(read_json_object(older) if older.is_file() else {}), **config}
-    tokens = {name: _content(value) for name, value in named.items() if name.endswith("_token")}
-    return {name: token for name, token in tokens.items() if token is not None}
-
-
-def _content(token: Any) -> str | None:
-    """A token is written as a string, or as a mapping with its ``content``."""
-    content = token.get("content") if isinstance(token, dict) else token
-    return content if isinstance(content, str) else None
