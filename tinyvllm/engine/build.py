@@ -11,6 +11,8 @@ from tinyvllm.config.schema import Config, Section
 from tinyvllm.devices.interface import Device
 from tinyvllm.engine.admission import Admission
 from tinyvllm.engine.blocks import BlockManager
+from tinyvllm.engine.checked_attention import CheckedAttention
+from tinyvllm.engine.checked_loader import CheckedCheckpoint, open_checkpoint
 from tinyvllm.engine.devices import choose_device
 from tinyvllm.engine.engine import Engine
 from tinyvllm.engine.generation_config import GenerationDefaults, generation_defaults
@@ -21,8 +23,10 @@ from tinyvllm.engine.runner import ModelRunner, Runner, allocate_caches
 from tinyvllm.engine.table import SequenceTable
 from tinyvllm.errors import ConfigError, PluginError
 from tinyvllm.interfaces import (
+    Attention,
     AttentionSpec,
     Checkpoint,
+    Kernel,
     Kind,
     Loader,
     OpenCall,
@@ -30,6 +34,7 @@ from tinyvllm.interfaces import (
     PluginContext,
     Sampler,
 )
+from tinyvllm.kernels.checked_kernel import CheckedKernel
 from tinyvllm.kernels.device_values import Workspace
 from tinyvllm.kernels.table import DEFAULT_KERNELS, OpTable
 from tinyvllm.models import read_config
@@ -118,14 +123,11 @@ class _Builder:
             seed=config.seed,
         )
         tokenizer = self._tokenizer(files)
-        checkpoint = self._open(files, decoder_config, context)
-        try:
+        with self._open(files, decoder_config, context) as checkpoint:
             if self._device == "cpu":
                 runner, num_blocks = self._cpu_runner(decoder_config, checkpoint, context, dtype)
             else:
                 runner, num_blocks = self._device_runner(decoder_config, checkpoint, context, dtype)
-        finally:
-            checkpoint.close()
         context = replace(context, num_blocks=num_blocks)
         defaults = generation_defaults(
             raw, files.read_json("generation_config.json") or {}, None if tokenizer is None else tokenizer.eos_token_id
@@ -186,12 +188,12 @@ class _Builder:
         base = self._base or Path.cwd()
         return Tokenizer.from_folder(base / folder, chat_template=None if template is None else base / template)
 
-    def _open(self, files: ModelFiles, decoder_config: DecoderConfig, context: PluginContext) -> Checkpoint:
+    def _open(self, files: ModelFiles, decoder_config: DecoderConfig, context: PluginContext) -> CheckedCheckpoint:
         loader: Loader = self._create(Kind.LOADER, self._config.loader, context)
         stored = _SAFETENSORS_NAMES[decoder_config.dtype]
         call = OpenCall(files.folder, expected_tensors(decoder_config), stored, self._config.seed)
-        checkpoint = loader.open(call)
-        unexpected = list(getattr(checkpoint, "unexpected", ()))
+        checkpoint = open_checkpoint(loader, self._registry.named(Kind.LOADER, self._config.loader.name), call)
+        unexpected = checkpoint.unexpected
         if unexpected:
             self._report.append(f"checkpoint: {len(unexpected)} tensors not used: {', '.join(unexpected[:10])}")
         return checkpoint
@@ -256,8 +258,10 @@ class _Builder:
         self._report_ops(tables[0])
         return runner, num_blocks
 
-    def _attention(self, decoder_config: DecoderConfig, context: PluginContext) -> Any:
-        attention = self._create(Kind.ATTENTION, self._config.attention, context)
+    def _attention(self, decoder_config: DecoderConfig, context: PluginContext) -> Attention:
+        name = self._config.attention.name
+        plugin = self._registry.named(Kind.ATTENTION, name)
+        attention = CheckedAttention(self._create(Kind.ATTENTION, self._config.attention, context), plugin)
         shape = decoder_config.shape
         for window in dict.fromkeys(decoder_config.sliding_windows):
             spec = AttentionSpec(
@@ -272,7 +276,6 @@ class _Builder:
             )
             reasons = attention.supports(spec)
             if reasons:
-                name = self._config.attention.name
                 raise PluginError(f"attention {name!r} cannot serve this model here: {'; '.join(reasons)}")
         return attention
 
@@ -281,7 +284,8 @@ class _Builder:
         for op, chosen in self._config.kernels.items():
             name = chosen if isinstance(chosen, str) else chosen.name
             own = replace(context, options=self._plugin_options(Kind.KERNEL, f"kernels.{op}", name))
-            replacements[op] = (name, self._registry.create(Kind.KERNEL, name, own))
+            kernel: Kernel = self._registry.create(Kind.KERNEL, name, own)
+            replacements[op] = (name, CheckedKernel(kernel, self._registry.named(Kind.KERNEL, name)))
         defaults = {
             name: self._registry.create(
                 Kind.KERNEL, name, replace(context, options=self._registry.get(Kind.KERNEL, name).options())

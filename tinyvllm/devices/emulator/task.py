@@ -12,7 +12,8 @@ from tinyvllm.devices.emulator.failures import describe, describe_place, describ
 from tinyvllm.devices.emulator.library import KernelInfo, LaunchConfig, ParameterKind, RuntimeLibrary, SplitBarrier
 from tinyvllm.devices.emulator.memory import Allocation
 from tinyvllm.devices.interface import Argument, Buffer, TensorMap
-from tinyvllm.errors import KernelError
+from tinyvllm.errors import KernelError, PluginError
+from tinyvllm.plugin_call import PluginName
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +114,7 @@ class KernelTask:
         arguments: PackedArguments,
         starts_early: bool,
         watch: Watch | None = None,
+        launched_by: PluginName | None = None,
     ) -> None:
         self.name = function.name
         self._watch = watch
@@ -123,13 +125,15 @@ class KernelTask:
         self._function = function
         self._config = config
         self._arguments = arguments
+        self._launched_by = launched_by
         self._launch: int | None = None
 
     def again(self) -> KernelTask:
         """The same launch, with the next seed."""
         return KernelTask(
-            self._runtime, self._seeds, self._function, self._config, self._arguments, self.starts_early, self._watch
-        )
+            self._runtime, self._seeds, self._function, self._config, self._arguments, self.starts_early, self._watch,
+            self._launched_by,
+        )  # fmt: skip
 
     def start_early(self) -> bool:
         """Runs up to the wait on the predecessor."""
@@ -168,13 +172,21 @@ class KernelTask:
         for i in range(self._runtime.split_barriers(self._launch, ctypes.byref(first))):
             message = describe_split(self.name, first[i])
             if message is not None:
-                raise KernelError(message)
+                raise self.failed(message)
         failure = self._runtime.failure(self._launch).contents
         if failure.kind != 0:
-            raise KernelError(describe(self.name, failure))
+            raise self.failed(describe(self.name, failure))
         for i, buffer in enumerate(self._arguments.buffers):
             if isinstance(buffer.owner, Allocation) and not buffer.owner.is_intact():
-                raise KernelError(
+                raise self.failed(
                     f"kernel {self.name}: wrote outside the bounds of buffer argument {i} {buffer.shape}; "
                     "python -m tinyvllm.devices.emulator.check --bounds names the line"
                 )
+
+    def failed(self, message: str) -> KernelError | PluginError:
+        """The error for a kernel that failed while it ran, which names the plugin that launched it if one did."""
+        if self._launched_by is not None:
+            return PluginError(f"{self._launched_by}: {message}")
+        error = KernelError(message)
+        error.is_of_earlier_launch = True
+        return error
