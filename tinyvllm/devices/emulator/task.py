@@ -9,7 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from tinyvllm.devices.emulator.failures import describe, describe_place, describe_split
-from tinyvllm.devices.emulator.library import KernelInfo, LaunchConfig, ParameterKind, RuntimeLibrary, SplitBarrier
+from tinyvllm.devices.emulator.library import (
+    KernelInfo,
+    LaunchConfig,
+    NumberKind,
+    Parameter,
+    ParameterKind,
+    RuntimeLibrary,
+    SplitBarrier,
+)
 from tinyvllm.devices.emulator.memory import Allocation
 from tinyvllm.devices.interface import Argument, Buffer, TensorMap
 from tinyvllm.errors import KernelError, PluginError
@@ -41,7 +49,7 @@ def pack_arguments(what: str, info: KernelInfo, arguments: Sequence[Argument]) -
     """The arguments, checked against the kernel's signature.
 
     Raises:
-        KernelError: too few or too many, a pointer for a value, or a value of another size.
+        KernelError: too few or too many, a pointer for a value, or a value of another size or kind.
     """
     if len(arguments) != len(info.parameters):
         raise KernelError(f"{what}: {len(arguments)} arguments, the kernel has {len(info.parameters)} parameters")
@@ -51,10 +59,11 @@ def pack_arguments(what: str, info: KernelInfo, arguments: Sequence[Argument]) -
         is_pointer = isinstance(argument, Buffer) or argument is None
         data = b"" if is_pointer else _bytes_of(argument)
         size = 8 if is_pointer else len(data)
-        if is_pointer == (parameter.kind is ParameterKind.VALUE) or size != parameter.size:
-            expected = f"a value of {parameter.size} bytes" if parameter.kind is ParameterKind.VALUE else "a buffer"
-            got = "a buffer" if is_pointer else f"{type(argument).__name__} of {size} bytes"
-            raise KernelError(f"{what}: argument {i} is {got}, the kernel's parameter is {expected}")
+        is_value = parameter.kind is ParameterKind.VALUE
+        if is_pointer == is_value or size != parameter.size or not _is_of_kind(argument, parameter):
+            in_it = f" of {argument.dtype}" if isinstance(argument, Buffer) and not is_value else ""
+            got = f"a buffer{in_it}" if is_pointer else f"{type(argument).__name__} of {size} bytes"
+            raise KernelError(f"{what}: argument {i} is {got}, the kernel's parameter is {parameter}")
         value: object
         if is_pointer:
             value = ctypes.c_uint64(argument.pointer if isinstance(argument, Buffer) else 0)
@@ -73,6 +82,15 @@ def pack_arguments(what: str, info: KernelInfo, arguments: Sequence[Argument]) -
 
 def _bytes_of(argument: Argument) -> bytes:
     return argument.words if isinstance(argument, TensorMap) else np.asarray(argument).tobytes()
+
+
+def _is_of_kind(argument: Argument, parameter: Parameter) -> bool:
+    """Whether a value, or what is in a buffer, is of the type that the kernel's signature gives it."""
+    if argument is None:
+        return True
+    if isinstance(argument, TensorMap):
+        return parameter.number is NumberKind.OTHER
+    return parameter.holds(argument.dtype)
 
 
 class Watch:
