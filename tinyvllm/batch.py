@@ -61,6 +61,17 @@ class Batch:
         """Whether every sequence computes exactly one token."""
         return self.num_tokens == self.num_sequences
 
+    def read_only(self) -> Batch:
+        """The same arrays, seen through views that refuse to be written."""
+        return Batch(*(read_only(getattr(self, name)) for name in Batch.__slots__))
+
+
+def read_only(array: Array) -> Array:
+    """A view of ``array`` that refuses to be written; who holds ``array`` itself can write on."""
+    view: Array = array[...]
+    view.setflags(write=False)
+    return view
+
 
 @dataclass(frozen=True, slots=True)
 class LayerCache:

@@ -59,9 +59,15 @@ class DeviceError(TinyvllmError):
 
 
 class KernelError(TinyvllmError):
-    """A kernel does not compile, was refused at launch, or failed while it ran."""
+    """A kernel does not compile, was refused at launch, or failed while it ran.
+
+    Attributes:
+        is_of_earlier_launch: whether what failed was queued before the call that raises the error. Devices run
+            kernels later than they are launched.
+    """
 
     exit_code = 4
+    is_of_earlier_launch: bool = False
 
 
 class ShapeError(KernelError):

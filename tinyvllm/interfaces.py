@@ -121,7 +121,10 @@ class Checkpoint(Protocol):
         ...
 
     def read(self, name: str) -> NDArray[Any]:
-        """The tensor, a C-contiguous array in its stored dtype (bfloat16 by ``ml_dtypes``)."""
+        """The tensor, an array in its stored dtype (bfloat16 by ``ml_dtypes``) that nobody writes to afterwards.
+
+        An array that is not C-contiguous is copied.
+        """
         ...
 
     def close(self) -> None:
@@ -151,7 +154,7 @@ class Loader(Protocol):
     """Opens checkpoints. Never unpickles, never runs code that came with a checkpoint."""
 
     def open(self, call: OpenCall) -> Checkpoint:
-        """The checkpoint at ``call.path``.
+        """The checkpoint at ``call.path``: it names and describes at least the tensors of ``call.expected``.
 
         Raises:
             LoadError: naming the file and what is wrong with it.
@@ -179,7 +182,7 @@ class AttentionSpec:
 
 @dataclass(frozen=True, slots=True)
 class AttentionCall:
-    """Attention of one layer over the paged cache.
+    """Attention of one layer over the paged cache. All arrays but those of ``cache`` are read-only.
 
     Attributes:
         query: ``[T, H, D]``.
@@ -212,11 +215,14 @@ class Attention(Protocol):
         ...
 
     def plan(self, batch: Batch) -> Any:
-        """Whatever is worth computing once a step rather than once a layer; given back in every call."""
+        """Whatever is worth computing once a step rather than once a layer; given back in every call.
+
+        The arrays of ``batch`` are read-only, and valid until the step ends.
+        """
         ...
 
     def forward(self, call: AttentionCall) -> Array:
-        """``[T, H, D]``: each query's attention over its own sequence."""
+        """``[T, H, D]``, float32 on the CPU: each query's attention over its own sequence."""
         ...
 
 
@@ -398,7 +404,8 @@ class BindContext:
 
     Attributes:
         spec: what it must serve.
-        op: resolves the name of an op to the callable chosen for it; for fused ops made of others.
+        op: resolves the name of an op to the callable that serves it; for fused ops made of others. A kernel that the
+            configuration names for an op gets what serves the others where nothing is replaced.
         workspace: the device, the limits of a step and memory between kernels; None on the CPU.
     """
 
@@ -426,7 +433,10 @@ class Kernel(Protocol):
         ...
 
     def bind(self, op: str, context: BindContext) -> Callable[..., Any]:
-        """A callable with the signature of the op's reference; on a device with that of ``DeviceOps``."""
+        """A callable with the signature of the op's reference; on a device with that of ``DeviceOps``.
+
+        What it returns on the CPU has the shapes that the reference returns, and is float32.
+        """
         ...
 
 

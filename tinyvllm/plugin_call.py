@@ -10,12 +10,16 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
-from tinyvllm.errors import PluginError
+import numpy as np
+
+from tinyvllm.errors import KernelError, PluginError, TinyvllmError
 from tinyvllm.interfaces import Kind
 
 _CORE = str(Path(__file__).parent) + "/"
+_MAX_TEXT = 1000
+_MAX_VALUE = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +54,20 @@ class PluginName:
 class PluginCall:
     """A context manager around a call of one method of a plugin; may be entered any number of times.
 
-    A :class:`PluginError` of the plugin's, and an exception that ends the program (``KeyboardInterrupt``,
-    ``SystemExit``), pass as they are; every other exception is raised again as a ``PluginError``.
+    A :class:`PluginError` of the plugin's, the failure of a kernel that was launched before the call, and an exception
+    that ends the program (``KeyboardInterrupt``, ``SystemExit``), pass as they are; every other exception is raised
+    again as a ``PluginError``.
+
+    Args:
+        plugin: who is called.
+        method: of the plugin.
+        passes: further exceptions that pass as they are: what the socket asks the method to raise.
     """
 
-    __slots__ = ("method", "plugin")
+    __slots__ = ("method", "passes", "plugin")
 
-    def __init__(self, plugin: PluginName, method: str) -> None:
-        self.plugin, self.method = plugin, method
+    def __init__(self, plugin: PluginName, method: str, *, passes: type[TinyvllmError] = PluginError) -> None:
+        self.plugin, self.method, self.passes = plugin, method, passes
 
     def __enter__(self) -> None:
         """Nothing to be done before the call."""
@@ -66,10 +76,12 @@ class PluginCall:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> Literal[False]:
         """Raise a failure of the plugin again, with its name."""
-        if error is None or isinstance(error, PluginError) or is_fatal(error):
+        if error is None or isinstance(error, (PluginError, self.passes)) or is_fatal(error):
+            return False
+        if isinstance(error, KernelError) and error.is_of_earlier_launch:
             return False
         own = own_frames(trace)
-        what = f"{self.plugin}: {self.method} raised {type(error).__name__}: {error}"
+        what = f"{self.plugin}: {self.method} raised {type(error).__name__}: {_text(error)}"
         frames = "".join(traceback.format_list(own)).rstrip()
         first = _skip_core(trace)
         raise PluginError(f"{what}\n{frames}" if frames else what) from error.with_traceback(first)
@@ -80,13 +92,55 @@ def own_frames(trace: TracebackType | None) -> list[traceback.FrameSummary]:
     frames = traceback.extract_tb(_skip_core(trace))
     if not frames:
         return []
-    folder = str(Path(frames[0].filename).parent)
+    folder = str(Path(frames[0].filename).parent) + "/"
     return [frame for frame in frames if frame.filename.startswith(folder)]
 
 
 def is_fatal(error: BaseException) -> bool:
     """Whether an exception ends the program or the caller's work, and is no failure of a plugin or library."""
     return isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit))
+
+
+def shown(value: object) -> str:
+    """What a plugin returned, in a few words, for the message of an error: ``float64 of shape (2, 3)``."""
+    if isinstance(value, np.ndarray):
+        return f"{str(value.dtype)[:_MAX_VALUE]} of shape {value.shape}"
+    if value is None or isinstance(value, bool):
+        return str(value)
+    kind = type(value).__name__[:_MAX_VALUE]
+    if isinstance(value, (str, bytes, int, float)):
+        return f"the {kind} {_shortened(value)}"
+    if isinstance(value, (list, tuple, set, frozenset, dict)):
+        return f"a {kind} of {len(value)}"
+    return f"an object of type {kind}"
+
+
+def checked_reasons(plugin: PluginName, method: str, returned: Any) -> list[str]:
+    """The reasons that ``supports`` returned.
+
+    Raises:
+        PluginError: it returned anything but a list of strings.
+    """
+    expected = "a list of strings: the reasons why not, empty if it can"
+    if not isinstance(returned, (list, tuple)):
+        raise plugin.broken(method, shown(returned), expected)
+    for each in returned:
+        if not isinstance(each, str):
+            raise plugin.broken(method, f"a {type(returned).__name__} that holds {shown(each)}", expected)
+    return list(returned)
+
+
+def _text(error: BaseException) -> str:
+    try:
+        text = str(error)
+    except Exception:  # of its __str__
+        return "(an exception without a text)"
+    return text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}..."
+
+
+def _shortened(value: str | bytes | float) -> str:
+    text = ascii(value[: _MAX_VALUE + 1] if isinstance(value, (str, bytes)) else value)
+    return text if len(text) <= _MAX_VALUE else f"{text[:_MAX_VALUE]}..."
 
 
 def _skip_core(trace: TracebackType | None) -> TracebackType | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinyvllm.errors import PluginError
+from tinyvllm.errors import PluginError, TinyvllmError
 from tinyvllm.interfaces import Kind
 
 _GROUP = re.compile(r"tinyvllm\.(?P<plural>\w+)\.v(?P<version>[0-9]+)")
@@ -92,7 +92,12 @@ def import_local(reference: str, base: Path) -> Any:
 
 
 def describe_failure(error: BaseException) -> str:
-    """The error in a line, then its traceback without the import machinery's frames and ours."""
+    """The error in a line, then its traceback without the import machinery's frames and ours.
+
+    An error of ours is its message alone: that says what the plugin's author did wrong.
+    """
+    if isinstance(error, TinyvllmError):
+        return str(error)
     report = traceback.TracebackException.from_exception(error)
     hidden = ("<frozen importlib", str(Path(importlib.__file__).parent), __file__, _sibling("registry.py"), "pluggy")
     frames = [frame for frame in report.stack if not any(part in frame.filename for part in hidden)]

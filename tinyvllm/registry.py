@@ -18,6 +18,7 @@ from tinyvllm.errors import PluginError, TinyvllmError
 from tinyvllm.hookspecs import PROJECT, HookSpecs
 from tinyvllm.interfaces import API_VERSION, SOCKETS, Kind, Plugin, PluginContext
 from tinyvllm.nearest import did_you_mean
+from tinyvllm.plugin_call import PluginName
 from tinyvllm.plugin_sources import Announcement, announcements, describe_failure, import_entry_point, import_local
 
 HOOKS = {
@@ -147,6 +148,10 @@ class Registry:
         origins = [each.origin for each in self._local if each.kind is kind and each.plugin.name == name]
         origins += [each.origin for each in self._announced if each.kind is kind and each.name == name]
         return origins[0] if origins else "?"
+
+    def named(self, kind: Kind, name: str) -> PluginName:
+        """A plugin's name with where it comes from, for messages."""
+        return PluginName(kind, name, self.origin(kind, name))
 
     def load_local(self, reference: str) -> None:
         """Load ``./file.py`` or ``package.module`` and everything that it registers.

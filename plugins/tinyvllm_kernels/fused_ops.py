@@ -19,8 +19,8 @@ from tinyvllm_kernels.tiers import FUSED_HEAD_ROWS, Launch, Tiers
 
 def bind_qkv(context: BindContext) -> Launch:
     """``rms_norm_qkv_rope_append``."""
-    device, composed = context.on_device.device, device_compose.compose_qkv(context)
-    tiers = Tiers(context)
+    device, tiers = context.on_device.device, Tiers(context)
+    composed = device_compose.compose_qkv(context) if tiers.has_products else None
     model = context.spec.model
     num_outputs = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim
 
@@ -37,6 +37,7 @@ def bind_qkv(context: BindContext) -> Launch:
     ) -> None:
         rows = tiers.rows(x.shape[0])
         if rows is None:
+            assert composed is not None
             composed(query, cache, x, norm, projection, batch)
             return
         qkv, rotary = projection.qkv, projection.rotary
@@ -71,8 +72,8 @@ def bind_linear_residual(context: BindContext) -> Launch:
 
 def bind_gate_up(context: BindContext) -> Launch:
     """``rms_norm_gate_up_silu``."""
-    device, composed = context.on_device.device, device_compose.compose_gate_up(context)
-    tiers = Tiers(context)
+    device, tiers = context.on_device.device, Tiers(context)
+    composed = device_compose.compose_gate_up(context) if tiers.has_products else None
     model = context.spec.model
 
     @cache
@@ -85,6 +86,7 @@ def bind_gate_up(context: BindContext) -> Launch:
     def rms_norm_gate_up_silu(out: Buffer, x: Buffer, norm: Norm, gate_up: Linear) -> None:
         rows = tiers.rows(x.shape[0])
         if rows is None:
+            assert composed is not None
             composed(out, x, norm, gate_up)
         else:
             made(norm.eps, rows)(out, x, norm.weight, gate_up.weight)
@@ -94,18 +96,21 @@ def bind_gate_up(context: BindContext) -> Launch:
 
 def bind_rms_norm_lm_head(context: BindContext) -> Launch:
     """``rms_norm_lm_head``."""
-    return _bind_head(LmHeadLogits, context, device_compose.compose_lm_head(context))
+    return _bind_head(LmHeadLogits, context, device_compose.compose_lm_head)
 
 
 def bind_lm_head_argmax(context: BindContext) -> Launch:
     """``lm_head_argmax``."""
-    return _bind_head(LmHeadArgmax, context, device_compose.compose_lm_head_argmax(context))
+    return _bind_head(LmHeadArgmax, context, device_compose.compose_lm_head_argmax)
 
 
 def _bind_head(
-    launcher: type[LmHeadLogits] | type[LmHeadArgmax], context: BindContext, composed: Callable[..., None]
+    launcher: type[LmHeadLogits] | type[LmHeadArgmax],
+    context: BindContext,
+    compose: Callable[[BindContext], Callable[..., None]],
 ) -> Launch:
     device, tiers = context.on_device.device, Tiers(context, FUSED_HEAD_ROWS)
+    composed = compose(context) if tiers.has_head_products else None
 
     @cache
     def made(vocab_size: int, hidden_size: int, eps: float, max_rows: int) -> LmHeadLogits | LmHeadArgmax:
@@ -117,6 +122,7 @@ def _bind_head(
     def head_of_rows(out: Buffer, x: Buffer, norm: Norm, head: Linear) -> None:
         rows = tiers.fused_head_rows(x.shape[0])
         if rows is None:
+            assert composed is not None
             composed(out, x, norm, head)
         else:
             made(*head.weight.shape, norm.eps, rows)(out, x, norm.weight, head.weight)

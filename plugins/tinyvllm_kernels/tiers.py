@@ -31,6 +31,16 @@ class Tiers:
         self.max_tokens = limits.max_tokens
         self._max_head_rows = max(limits.max_logits_rows, limits.max_seqs)
 
+    @property
+    def has_products(self) -> bool:
+        """Whether a step of this engine can have so many rows that the matrix products take them."""
+        return self.rows(self.max_tokens) is None
+
+    @property
+    def has_head_products(self) -> bool:
+        """The same for the vocabulary."""
+        return self.fused_head_rows(self._max_head_rows) is None
+
     def rows(self, num_rows: int) -> int | None:
         """Its most rows; None: the matrix products are faster."""
         return self._rows(num_rows, self.max_tokens)

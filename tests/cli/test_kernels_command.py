@@ -57,7 +57,7 @@ def test_check_shows_what_is_wrong_and_ends_with_1(tmp_path: Path, capsys: pytes
     assert main(["kernels", "check", "rms_norm", "--plugin", str(plugin)]) == 1
     out = capsys.readouterr().out
     assert "WRONG" in out
-    assert "rms_norm by my_rms_norm on emulator:\nout: " in out
+    assert "rms_norm by my_rms_norm on emulator: WRONG: out: " in out
     assert "written by kernel my_rms_norm, block (0, 0, 0) thread (0, 0, 0)" in out
 
 

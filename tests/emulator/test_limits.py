@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -57,6 +58,14 @@ def test_limits(device: EmulatorDevice, transpose: EmulatorFunction, change: dic
         ((None, np.int64(0), np.int32(0), np.int32(0)), "argument 1 is int64 of 8 bytes, .* a buffer"),
         ((None, None, np.int64(0), np.int32(0)), "argument 2 is int64 of 8 bytes, .* a value of 4 bytes"),
         ((None, None, None, np.int32(0)), "argument 2 is a buffer, .* a value of 4 bytes"),
+        (
+            (None, None, np.float32(1), np.int32(0)),
+            r"argument 2 is float32 .* 4 bytes \(integer\)",
+        ),
+        (
+            (None, None, np.int32(0), np.float32(8)),
+            r"argument 3 is float32 .* 4 bytes \(integer\)",
+        ),
     ],
 )
 def test_arguments_must_fit_the_signature(
@@ -64,6 +73,40 @@ def test_arguments_must_fit_the_signature(
 ) -> None:
     with pytest.raises(KernelError, match=message):
         device.launch(transpose, (1, 1, 1), (32, 8, 1), arguments)
+
+
+TYPES = """#include "tinyvllm/prelude.cuh"
+struct Pair { int a; float b; };
+extern "C" __global__ void types(float f, unsigned u, bool b, Pair pair, bf16 h, float* floats, const int* ints,
+                                 const bf16* halves, const void* any, const unsigned char* bytes) {}
+"""
+
+
+def test_every_type_of_a_signature_takes_what_it_is_and_nothing_else(tmp_path: Path, device: EmulatorDevice) -> None:
+    source = tmp_path / "types.cu"
+    source.write_text(TYPES)
+    function = device.compile(source).function("types")
+    alloc, bfloat16 = device.memory.alloc, ml_dtypes.bfloat16
+    pair = np.zeros((), [("a", np.int32), ("b", np.float32)])[()]
+    good: list[Any] = [
+        np.float32(1), np.uint32(2), np.bool_(True), pair, bfloat16(1), alloc((1,), np.float32), alloc((1,), np.uint32),
+        alloc((1,), bfloat16), alloc((1,), np.float32), alloc((1,), bfloat16),
+    ]  # fmt: skip
+    device.launch(function, (1, 1, 1), (1, 1, 1), good)
+    device.launch(function, (1, 1, 1), (1, 1, 1), [*good[:1], np.int32(2), *good[2:5], *[None] * 5])
+    bits = [*good[:6], good[7], *good[7:]]  # pairs of bfloat16, as a kernel that copies words sees them
+    device.launch(function, (1, 1, 1), (1, 1, 1), bits)
+    for i, wrong, message in [
+        (0, np.int32(1), r"int32 of 4 bytes, .* a value of 4 bytes \(floating-point number\)"),
+        (1, np.float32(1), r"float32 of 4 bytes, .* a value of 4 bytes \(integer\)"),
+        (2, np.int8(1), r"int8 of 1 bytes, .* a value of 1 bytes \(bool\)"),
+        (3, np.float32(1), "float32 of 4 bytes, .* a value of 8 bytes"),
+        (5, good[7], "a buffer of bfloat16, .* a buffer of 4-byte floating-point numbers"),
+        (5, good[6], "a buffer of uint32, .* a buffer of 4-byte floating-point numbers"),
+        (5, alloc((1,), np.float64), "a buffer of float64, .* a buffer of 4-byte floating-point numbers"),
+    ]:
+        with pytest.raises(KernelError, match=f"kernel types: argument {i} is {message}"):
+            device.launch(function, (1, 1, 1), (1, 1, 1), [*good[:i], wrong, *good[i + 1 :]])
 
 
 def test_clusters_need_sm_90(cache_dir: Path) -> None:

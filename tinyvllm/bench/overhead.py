@@ -14,7 +14,6 @@ from tinyvllm.engine.engine import Engine
 from tinyvllm.engine.runner import Done, Pending, Step, StepResult
 from tinyvllm.engine.table import SequenceTable
 from tinyvllm.interfaces import Kind, PluginContext
-from tinyvllm.plugin_call import PluginName
 from tinyvllm.registry import Registry
 from tinyvllm.request import SamplingParams, SamplingRules
 from tinyvllm.shapes import ModelShape
@@ -89,7 +88,7 @@ def _engine(scheduler: str, num_running: int, max_model_len: int) -> Engine:
         ),
         runner=_NoModel(),
         scheduler=registry.create(Kind.SCHEDULER, scheduler, context),
-        scheduler_name=PluginName(Kind.SCHEDULER, scheduler, registry.origin(Kind.SCHEDULER, scheduler)),
+        scheduler_name=registry.named(Kind.SCHEDULER, scheduler),
         admission=Admission(
             tokenizer=None,
             vocab_size=shape.vocab_size,

@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from tinyvllm.config.resolve import Resolved
+from tinyvllm.engine.checked_loader import open_checkpoint
 from tinyvllm.interfaces import Checkpoint, Kind, Loader, OpenCall, PluginContext
 from tinyvllm.json_file import read_json_object
 from tinyvllm.llm import LLM
@@ -49,13 +50,9 @@ class WeightSource:
         name, registry = self.resolved.config.loader.name, self.resolved.registry
         loader: Loader = registry.create(Kind.LOADER, name, self.context)
         stored = _SAFETENSORS_NAMES[self.config.dtype]
-        checkpoint = loader.open(
-            OpenCall(self.folder, expected_tensors(self.config), stored, self.resolved.config.seed)
-        )
-        try:
+        call = OpenCall(self.folder, expected_tensors(self.config), stored, self.resolved.config.seed)
+        with open_checkpoint(loader, registry.named(Kind.LOADER, name), call) as checkpoint:
             yield checkpoint
-        finally:
-            checkpoint.close()
 
 
 def weight_source(resolved: Resolved, llm: LLM) -> WeightSource:

@@ -85,7 +85,7 @@ def run_check(args: argparse.Namespace) -> int:
     print(aligned(("OP", "IMPLEMENTATION", "DEVICE", "CASES", "VERDICT"), rows))
     for each in outcomes:
         if not each.is_right:
-            print(f"\n{each.op} by {each.implementation} on {each.device}:\n{each.failure}")
+            print(f"\n{each.op} by {each.implementation} on {each.device}: WRONG: {each.failure}")
     return 0 if all(each.is_right for each in outcomes) else _CHECK_FAILED
 
 

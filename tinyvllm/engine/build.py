@@ -11,6 +11,8 @@ from tinyvllm.config.schema import Config, Section
 from tinyvllm.devices.interface import Device
 from tinyvllm.engine.admission import Admission
 from tinyvllm.engine.blocks import BlockManager
+from tinyvllm.engine.checked_attention import CheckedAttention
+from tinyvllm.engine.checked_loader import CheckedCheckpoint, open_checkpoint
 from tinyvllm.engine.checked_sampler import CheckedSampler
 from tinyvllm.engine.devices import choose_device
 from tinyvllm.engine.engine import Engine
@@ -22,8 +24,10 @@ from tinyvllm.engine.runner import ModelRunner, Runner, allocate_caches
 from tinyvllm.engine.table import SequenceTable
 from tinyvllm.errors import CapacityError, ConfigError, PluginError
 from tinyvllm.interfaces import (
+    Attention,
     AttentionSpec,
     Checkpoint,
+    Kernel,
     Kind,
     Loader,
     OpenCall,
@@ -31,12 +35,12 @@ from tinyvllm.interfaces import (
     PluginContext,
     Sampler,
 )
+from tinyvllm.kernels.checked_kernel import CheckedKernel
 from tinyvllm.kernels.device_values import Workspace
 from tinyvllm.kernels.table import DEFAULT_KERNELS, OpTable
 from tinyvllm.models import read_config
 from tinyvllm.models.decoder import Decoder, DecoderConfig
 from tinyvllm.models.weights import expected_tensors, load_weights
-from tinyvllm.plugin_call import PluginName
 from tinyvllm.registry import Registry
 from tinyvllm.request import SamplingParams
 from tinyvllm.shapes import ModelShape
@@ -124,14 +128,11 @@ class _Builder:
             seed=config.seed,
         )
         tokenizer = self._tokenizer(files)
-        checkpoint = self._open(files, decoder_config, context)
-        try:
+        with self._open(files, decoder_config, context) as checkpoint:
             if self._device == "cpu":
                 runner, num_blocks = self._cpu_runner(decoder_config, checkpoint, context, dtype)
             else:
                 runner, num_blocks = self._device_runner(decoder_config, checkpoint, context, dtype)
-        finally:
-            checkpoint.close()
         context = replace(context, num_blocks=num_blocks)
         defaults = generation_defaults(
             raw,
@@ -173,7 +174,7 @@ class _Builder:
             table=table,
             runner=runner,
             scheduler=self._create(Kind.SCHEDULER, config.scheduler, context),
-            scheduler_name=self._plugin_name(Kind.SCHEDULER, config.scheduler.name),
+            scheduler_name=self._registry.named(Kind.SCHEDULER, config.scheduler.name),
             admission=admission,
             lag=int(self._device != "cpu" if runs_ahead is None else runs_ahead),
         )
@@ -217,12 +218,12 @@ class _Builder:
         )
         return None
 
-    def _open(self, files: ModelFiles, decoder_config: DecoderConfig, context: PluginContext) -> Checkpoint:
+    def _open(self, files: ModelFiles, decoder_config: DecoderConfig, context: PluginContext) -> CheckedCheckpoint:
         loader: Loader = self._create(Kind.LOADER, self._config.loader, context)
         stored = _SAFETENSORS_NAMES[decoder_config.dtype]
         call = OpenCall(files.folder, expected_tensors(decoder_config), stored, self._config.seed)
-        checkpoint = loader.open(call)
-        unexpected = list(getattr(checkpoint, "unexpected", ()))
+        checkpoint = open_checkpoint(loader, self._registry.named(Kind.LOADER, self._config.loader.name), call)
+        unexpected = checkpoint.unexpected
         if unexpected:
             self._report.append(f"checkpoint: {len(unexpected)} tensors not used: {some(unexpected)}")
         return checkpoint
@@ -286,8 +287,10 @@ class _Builder:
         self._report_ops(tables[0])
         return runner, num_blocks
 
-    def _attention(self, decoder_config: DecoderConfig, context: PluginContext) -> Any:
-        attention = self._create(Kind.ATTENTION, self._config.attention, context)
+    def _attention(self, decoder_config: DecoderConfig, context: PluginContext) -> Attention:
+        name = self._config.attention.name
+        plugin = self._registry.named(Kind.ATTENTION, name)
+        attention = CheckedAttention(self._create(Kind.ATTENTION, self._config.attention, context), plugin)
         shape = decoder_config.shape
         for window in dict.fromkeys(decoder_config.sliding_windows):
             spec = AttentionSpec(
@@ -302,7 +305,6 @@ class _Builder:
             )
             reasons = attention.supports(spec)
             if reasons:
-                name = self._config.attention.name
                 raise PluginError(f"attention {name!r} cannot serve this model here: {'; '.join(reasons)}")
         return attention
 
@@ -311,7 +313,8 @@ class _Builder:
         for op, chosen in self._config.kernels.items():
             name = chosen if isinstance(chosen, str) else chosen.name
             own = replace(context, options=self._plugin_options(Kind.KERNEL, f"kernels.{op}", name))
-            replacements[op] = (name, self._registry.create(Kind.KERNEL, name, own))
+            kernel: Kernel = self._registry.create(Kind.KERNEL, name, own)
+            replacements[op] = (name, CheckedKernel(kernel, self._registry.named(Kind.KERNEL, name)))
         defaults = {
             name: self._registry.create(
                 Kind.KERNEL, name, replace(context, options=self._registry.get(Kind.KERNEL, name).options())
@@ -322,11 +325,8 @@ class _Builder:
 
     def _sampler(self, context: PluginContext) -> CheckedSampler:
         sampler: Sampler = self._create(Kind.SAMPLER, self._config.sampler, context)
-        name = self._plugin_name(Kind.SAMPLER, self._config.sampler.name)
+        name = self._registry.named(Kind.SAMPLER, self._config.sampler.name)
         return CheckedSampler(sampler, name, context.model.vocab_size)
-
-    def _plugin_name(self, kind: Kind, name: str) -> PluginName:
-        return PluginName(kind, name, self._registry.origin(kind, name))
 
     def _report_ops(self, ops: OpTable) -> None:
         self._report += [f"op {r.op}: {r.implementation} ({r.reason})" for r in ops.report()]

@@ -26,6 +26,8 @@ from tinyvllm.models.device_weights import load_device_weights, unsupported_on_d
 _BFLOAT16_BYTES = 2
 _MIN_BLOCK_SIZE = 8
 _ATTENTION = "paged"
+NUMPY_ALONE = "plugins of the Attention socket compute with NumPy, on device: cpu"
+"""Why an attention plugin cannot serve on a device."""
 # Logits of so many rows are held at once: 256 rows of 128k take 131 MB.
 _LOGITS_ROWS = 256
 
@@ -126,7 +128,8 @@ def build_device_runner(
     workspace = Workspace(device, limits)
     spec = op_spec(config, context, attention=settings.attention, sampler=settings.sampler, arch=device.properties.arch)
     table = make_table(spec, workspace)
-    decoder = DeviceDecoder(config.shape, weights, table.op, workspace)
+    samples_here = settings.sampler == DEVICE_SAMPLER
+    decoder = DeviceDecoder(config.shape, weights, table.op, workspace, is_greedy_here=samples_here)
     table.check_used()
     if settings.autotune and not limits.batch_invariant:
         tell(tune_products(device, weights, limits))
@@ -136,7 +139,7 @@ def build_device_runner(
         num_slots=limits.max_seqs,
         max_rows=limits.max_logits_rows,
         max_context_len=limits.max_context_len,
-        is_chosen=settings.sampler == DEVICE_SAMPLER,
+        is_chosen=samples_here,
     )
     sampler = make_sampler(context)
 
@@ -153,6 +156,16 @@ def build_device_runner(
     return runner, num_blocks
 
 
+def is_attention_of_devices(name: str) -> bool:
+    """Whether a configuration may name this attention on a device, where ops do its work."""
+    return name == _ATTENTION
+
+
+def attention_on_device(device: str) -> str:
+    """What computes attention on a device."""
+    return f"on {device} attention is the ops attention_decode and attention_prefill, which kernels: can replace"
+
+
 def _check(config: DecoderConfig, context: PluginContext, settings: DeviceSettings) -> None:
     name = context.device
     if context.block_size < _MIN_BLOCK_SIZE:
@@ -162,11 +175,8 @@ def _check(config: DecoderConfig, context: PluginContext, settings: DeviceSettin
         )
     if settings.dtype != "bfloat16":
         raise ConfigError(f"dtype is {settings.dtype}; on device {name} weights are bfloat16: set dtype: bfloat16")
-    if settings.attention != _ATTENTION:
-        raise PluginError(
-            f"attention {settings.attention!r}: plugins of the Attention socket compute with NumPy, on device: cpu; on "
-            f"{name} attention is the ops attention_decode and attention_prefill, which kernels: can replace"
-        )
+    if not is_attention_of_devices(settings.attention):
+        raise PluginError(f"attention {settings.attention!r}: {NUMPY_ALONE}; {attention_on_device(name)}")
     reasons = unsupported_on_device(config)
     if reasons:
         raise DeviceError(f"device {name} cannot run this model: {'; '.join(reasons)}")

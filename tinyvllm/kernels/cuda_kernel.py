@@ -20,8 +20,11 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from tinyvllm.devices.interface import Argument, Device, Dim3, Function
+from tinyvllm.errors import PluginError
 from tinyvllm.interfaces import API_VERSION as INTERFACE_VERSION
 from tinyvllm.interfaces import BindContext, Kernel, OpSpec, Options, Plugin, PluginContext
+from tinyvllm.kernels.ops import OPS
+from tinyvllm.nearest import did_you_mean
 
 LaunchArgument: TypeAlias = Argument | int | float
 """An argument of a kernel; an int goes as ``int``, a float as ``float``, a NumPy scalar as its own type."""
@@ -111,7 +114,17 @@ def cuda_kernel(
         supports: reasons why it cannot serve a spec; a device that runs no CUDA sources is refused anyway.
         options: model of the plugin's options.
         description: one line.
+    Raises:
+        PluginError: no device has such an op, naming the nearest; or there is no such file.
     """
+    what = f"cuda_kernel({name!r}, {op!r}, ...)"
+    if op not in OPS or not OPS[op].is_on_device:
+        known = [each.name for each in OPS.values() if each.is_on_device]
+        problem = "there is no such op" if op not in OPS else "a model calls no such op on a device"
+        hint = did_you_mean(op, known) if op not in OPS else ""
+        raise PluginError(f"{what}: {problem}{hint or ';'} the ops are {', '.join(known)}")
+    if not source.is_file():
+        raise PluginError(f"{what}: there is no file {source}; expected the path of a .cu file")
 
     def create(context: PluginContext) -> Kernel:
         return _OneOp(op, source, run, context.options, defines, supports)

@@ -36,7 +36,8 @@ class OpTable:
         spec: what an implementation must serve.
         defaults: kernels tried in order for ops that nobody replaced, by plugin name.
         replacements: op name to (plugin name, kernel), from the configuration. Replacing a part un-fuses what
-            contains it.
+            contains it. A replacement of a whole op is on its own: what it asks for of other ops is what serves them
+            where nothing is replaced.
         workspace: of the device; None on the CPU.
 
     Raises:
@@ -52,11 +53,13 @@ class OpTable:
         workspace: Workspace | None = None,
     ) -> None:
         self._spec = spec
+        self._workspace = workspace
         self._context = BindContext(spec=spec, op=self.op, workspace=workspace)
         self._defaults = defaults
         self._replacements = replacements
         self._bound: dict[str, Callable[..., Any]] = {}
         self._resolutions: dict[str, Resolution] = {}
+        self._unreplaced: OpTable | None = None
         for name in replacements:
             if name not in OPS or not OPS[name].is_on(spec.device):
                 known = [op.name for op in OPS.values() if op.is_on(spec.device)]
@@ -78,15 +81,21 @@ class OpTable:
         """Return if every replacement serves something, once the model has asked for its ops.
 
         Raises:
-            ConfigError: one does not, because what contains it is replaced as a whole.
+            ConfigError: one does not: what contains it is replaced as a whole, or the model calls nothing that has it.
         """
         for name in self._replacements:
             if name not in self._resolutions:
-                whole = [other for other in self._replacements if name in self._all_parts(other)]
-                raise ConfigError(
-                    f"kernels.{name}: nothing calls it, because {', '.join(whole) or 'what contains it'} is replaced "
-                    "as a whole; leave one of them out"
-                )
+                raise ConfigError(f"kernels.{name}: nothing calls it, {self._why_unused(name)}")
+
+    def _why_unused(self, name: str) -> str:
+        whole = [other for other in self._replacements if name in self._all_parts(other)]
+        if whole:
+            is_or_are = "are" if len(whole) > 1 else "is"
+            return f"because {', '.join(whole)} {is_or_are} replaced as a whole; leave {name} out, or what contains it"
+        return (
+            f"because nothing that contains it is called with attention {self._spec.attention!r} and sampler "
+            f"{self._spec.sampler!r}; leave it out"
+        )
 
     def _resolve(self, name: str) -> Callable[..., Any]:
         context = self._context
@@ -95,7 +104,8 @@ class OpTable:
             reasons = self._refusals(kernel, name)
             if reasons:
                 raise PluginError(f"kernels.{name}: {plugin!r} cannot serve it: {'; '.join(reasons)}")
-            return self._take(name, plugin, "named in the configuration", kernel.bind(name, context))
+            alone = BindContext(self._spec, self._op_of_a_whole, self._workspace)
+            return self._take(name, plugin, "named in the configuration", kernel.bind(name, alone))
         replaced = [part for part in dict.fromkeys(self._all_parts(name)) if part in self._replacements]
         refusals = [f"{part} is replaced" for part in replaced]
         if not replaced:
@@ -108,6 +118,14 @@ class OpTable:
         if composed is None:
             raise PluginError(f"no kernel serves the op {name!r}: {'; '.join(refusals)}")
         return self._take(name, " + ".join(OPS[name].parts_on(self._spec.device)), "; ".join(refusals), composed)
+
+    def _op_of_a_whole(self, name: str) -> Callable[..., Any]:
+        """What a kernel that is named for a whole op calls of others; no replacement serves only by being in one."""
+        if name not in self._replacements and not any(part in self._replacements for part in self._all_parts(name)):
+            return self.op(name)
+        if self._unreplaced is None:
+            self._unreplaced = OpTable(self._spec, self._defaults, {}, self._workspace)
+        return self._unreplaced.op(name)
 
     def _refusals(self, kernel: Kernel, name: str) -> list[str]:
         if name not in kernel.ops():

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tinyvllm.batch import Batch, LayerCache
+from tinyvllm.batch import Batch, LayerCache, read_only
 from tinyvllm.interfaces import Attention, AttentionCall
 from tinyvllm.layers import AttentionProjection, Linear, Norm
 from tinyvllm.models.rotary import RotaryConfig
@@ -87,17 +87,18 @@ class Decoder:
 
     def forward(self, batch: Batch, caches: Sequence[LayerCache]) -> Array:
         """The residual stream after the last layer, ``[T, E]``; keys and values of the step go into ``caches``."""
-        plan = self._attention.plan(batch)
+        seen = batch.read_only()  # by the attention, a plugin's
+        plan = self._attention.plan(seen)
         x = self._embedding(batch.token_ids, self._weights.embedding)
         for layer, cache in zip(self._weights.layers, caches, strict=True):
             projection = layer.projection
             query, key, value = self._qkv(x, layer.input_norm, projection, cache, batch)
             call = AttentionCall(
-                query=query,
-                key=key,
-                value=value,
+                query=read_only(query),
+                key=read_only(key),
+                value=read_only(value),
                 cache=cache,
-                batch=batch,
+                batch=seen,
                 plan=plan,
                 scale=projection.head_dim**-0.5,
                 sliding_window=layer.sliding_window,

@@ -32,10 +32,17 @@ class DeviceDecoder:
         weights: on that device, linear layers as rows.
         op: from the name of an op to the callable that serves it here; see ``DeviceOps``.
         workspace: the device and the limits of a step.
+        is_greedy_here: whether :meth:`greedy` is ever called.
     """
 
     def __init__(
-        self, shape: ModelShape, weights: DecoderWeights, op: Callable[[str], Callable[..., None]], workspace: Workspace
+        self,
+        shape: ModelShape,
+        weights: DecoderWeights,
+        op: Callable[[str], Callable[..., None]],
+        workspace: Workspace,
+        *,
+        is_greedy_here: bool = True,
     ) -> None:
         self._shape, self._weights = shape, weights
         self._embedding = op("embedding")
@@ -44,7 +51,7 @@ class DeviceDecoder:
         self._linear_residual = op("linear_residual")
         self._gate_up = op("rms_norm_gate_up_silu")
         self._lm_head = op("rms_norm_lm_head")
-        self._lm_head_argmax = op("lm_head_argmax")
+        self._lm_head_argmax = op("lm_head_argmax") if is_greedy_here else None
         self._attention_layers = [
             AttentionLayer(layer.sliding_window, is_first=i == 0) for i, layer in enumerate(weights.layers)
         ]
@@ -85,6 +92,7 @@ class DeviceDecoder:
 
     def greedy(self, rows: Buffer | None, token_ids: Buffer) -> None:
         """Queue the most likely next token of some rows, into ``token_ids``; see :meth:`logits`."""
+        assert self._lm_head_argmax is not None, "made with is_greedy_here=False"
         hidden = self._hidden(rows, token_ids.shape[0])
         self._lm_head_argmax(token_ids, hidden, self._weights.final_norm, self._weights.head)
 

@@ -9,13 +9,17 @@ from typing import Any
 from pydantic import ValidationError
 
 from tinyvllm.config import Resolved
-from tinyvllm.engine.devices import choose_device
+from tinyvllm.engine.checked_attention import CheckedAttention
+from tinyvllm.engine.devices import NUMPY_ALONE, attention_on_device, choose_device, is_attention_of_devices
 from tinyvllm.engine.model_files import resolve_model
 from tinyvllm.engine.op_spec import op_spec
 from tinyvllm.errors import PluginError, TinyvllmError
 from tinyvllm.interfaces import AttentionSpec, Kernel, Kind, OpSpec, PluginContext
+from tinyvllm.kernels.checked_kernel import CheckedKernel
+from tinyvllm.kernels.ops import OPS
 from tinyvllm.models import read_config
 from tinyvllm.models.decoder import DecoderConfig
+from tinyvllm.plugin_call import PluginName
 from tinyvllm.registry import PluginInfo, State
 
 _NUM_BLOCKS = 64  # enough for a plugin that sizes something by it
@@ -69,16 +73,16 @@ def _verdict(info: PluginInfo, resolved: Resolved, model: DecoderConfig) -> Verd
         plugin = registry.get(info.kind, info.name)
         options = _options(resolved, info, plugin.options)
         filled = registry.create(info.kind, info.name, replace(context, options=options))
-        reasons = list(_reasons(info.kind, filled, context, model, resolved))
+        reasons = list(_reasons(registry.named(info.kind, info.name), filled, context, model, resolved))
     except ValidationError as error:
         missing = ", ".join(str(detail["loc"][0]) for detail in error.errors() if detail["loc"])
         return Verdict(info, "needs options", missing)
     except TinyvllmError as error:
         return Verdict(info, "broken", str(error))
-    except Exception as error:  # of its supports()
-        return Verdict(info, "broken", f"supports failed: {type(error).__name__}: {error}")
     if reasons:
         return Verdict(info, "cannot serve", "; ".join(dict.fromkeys(reasons)))
+    if info.kind is Kind.ATTENTION and context.device != "cpu":
+        return Verdict(info, "ok", attention_on_device(context.device))
     return Verdict(info, "ok", plugin.description)
 
 
@@ -107,14 +111,19 @@ def _context(resolved: Resolved, model: DecoderConfig) -> PluginContext:
 
 
 def _reasons(
-    kind: Kind, filled: Any, context: PluginContext, model: DecoderConfig, resolved: Resolved
+    plugin: PluginName, filled: Any, context: PluginContext, model: DecoderConfig, resolved: Resolved
 ) -> Iterator[str]:
     """Why it cannot serve; loaders, schedulers and samplers serve everything."""
-    if kind is Kind.ATTENTION:
+    if plugin.kind is Kind.ATTENTION and context.device != "cpu":
+        if not is_attention_of_devices(plugin.name):
+            yield NUMPY_ALONE
+            yield attention_on_device(context.device)
+    elif plugin.kind is Kind.ATTENTION:
+        attention = CheckedAttention(filled, plugin)
         for window in dict.fromkeys(model.sliding_windows):
-            yield from filled.supports(_attention_spec(context, window))
-    elif kind is Kind.KERNEL:
-        yield from _reasons_of_ops(filled, _op_spec(context, model, resolved))
+            yield from attention.supports(_attention_spec(context, window))
+    elif plugin.kind is Kind.KERNEL:
+        yield from _reasons_of_ops(CheckedKernel(filled, plugin), _op_spec(context, model, resolved))
 
 
 def _attention_spec(context: PluginContext, sliding_window: int | None) -> AttentionSpec:
@@ -140,7 +149,8 @@ def _reasons_of_ops(kernel: Kernel, spec: OpSpec) -> Iterator[str]:
     ops = kernel.ops()
     refused: dict[str, list[str]] = {}
     for op in ops:
-        for reason in kernel.supports(op, spec):
+        is_called = OPS[op].is_on(spec.device)
+        for reason in kernel.supports(op, spec) if is_called else [f"a model calls no such op on {spec.device}"]:
             refused.setdefault(reason, []).append(op)
     for reason, concerned in refused.items():
         yield reason if len(concerned) == len(ops) else f"{', '.join(concerned)}: {reason}"

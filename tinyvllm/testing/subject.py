@@ -10,6 +10,7 @@ import numpy as np
 from tinyvllm.devices.interface import Device
 from tinyvllm.errors import PluginError, TinyvllmError
 from tinyvllm.interfaces import BindContext, Kernel, Kind, OpSpec, PluginContext
+from tinyvllm.kernels.checked_kernel import CheckedKernel
 from tinyvllm.kernels.device_values import DeviceLimits, Workspace
 from tinyvllm.kernels.ops import OPS
 from tinyvllm.kernels.table import DEFAULT_KERNELS, OpTable
@@ -156,15 +157,37 @@ def implementations(op: str, device_name: str, registry: Registry, device: Devic
             continue
         try:
             kernel = create_kernel(registry, info.name, device_name, smallest)
+            if op in kernel.ops() and not kernel.supports(op, spec_of(device_name, smallest, device)):
+                found.append(info.name)
         except TinyvllmError:
-            continue  # a plugin that cannot be created matters once it is named: plugins check says why
-        if op in kernel.ops() and not kernel.supports(op, spec_of(device_name, smallest, device)):
-            found.append(info.name)
+            continue  # a broken plugin matters once it is named: plugins check says why
     return [*found, *([PARTS] if OPS[op].parts_on(device_name) else [])]
 
 
+def why_not(op: str, name: str, registry: Registry, device_names: Sequence[str]) -> str:
+    """Why the implementation ``name`` serves ``op`` on none of these devices, in a sentence.
+
+    Raises:
+        PluginError: there is no such plugin, it cannot be created, or it breaks the rules of its socket.
+    """
+    if name == PARTS:
+        return f"{op} is not made of parts on {' or '.join(device_names)}"
+    smallest = Parameters(MODELS[0], (1,), (0,))
+    reasons: list[str] = []
+    for device_name in device_names:
+        kernel = create_kernel(registry, name, device_name, smallest)
+        if op not in kernel.ops():
+            return f"{name} does not implement {op}; it implements {', '.join(kernel.ops()) or 'nothing'}"
+        if not OPS[op].is_on(device_name):
+            reasons.append(f"a model calls no such op on {device_name}")
+        else:
+            found = kernel.supports(op, spec_of(device_name, smallest, None))
+            reasons.append("; ".join(found) or f"device {device_name} is not present")
+    return f"{name} cannot serve {op}: {'; '.join(dict.fromkeys(reasons))}"
+
+
 def create_kernel(registry: Registry, name: str, device_name: str, parameters: Parameters) -> Kernel:
-    """The kernel plugin ``name`` with its default options.
+    """The kernel plugin ``name`` with its default options, checked as an engine checks it.
 
     Raises:
         PluginError: it does not exist, cannot be created, or its options have no defaults.
@@ -191,7 +214,7 @@ def create_kernel(registry: Registry, name: str, device_name: str, parameters: P
             seed=0,
         ),
     )
-    return kernel
+    return CheckedKernel(kernel, registry.named(Kind.KERNEL, name))
 
 
 def spec_of(device_name: str, parameters: Parameters, device: Device | None) -> OpSpec:

@@ -41,11 +41,13 @@ def failure_of(
         recent: kernels launched since the last synchronisation, the newest last.
     """
     if code in _STICKY:
-        return KernelError(
+        failed = KernelError(
             f"{where}: {_STICKY[code]}: {name}, reported by {function}. Launched since the last wait, newest last: "
             f"{', '.join(recent) or 'nothing'}. The card refuses this process from now on: start it again. To find "
             "the kernel, make the device with check_each_launch=True, or run the kernel on device emulator"
         )
+        failed.is_of_earlier_launch = True
+        return failed
     if code == OUT_OF_MEMORY:
         return CapacityError(f"{where}: out of memory in {function} ({text})")
     return DeviceError(f"{where}: {function} failed: {name} ({text})")

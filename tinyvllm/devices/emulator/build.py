@@ -19,10 +19,12 @@ _RUNTIME_DIR = Path(__file__).resolve().parent / "cpp"
 # Version 4 of the line tables: some tools take the wrong file from those of version 5 when a source is preprocessed.
 _COMMON_FLAGS = ("-std=c++17", "-fPIC", "-g1", "-gdwarf-4", "-pthread", "-DTINYVLLM_EMULATOR")
 # Kernels reinterpret memory freely and CUDA has no errno; contraction to fused multiply-add is the CUDA default too.
-# A tail call into the runtime would hide the line that made it.
+# A tail call into the runtime would hide the line that made it. Warnings that CUDA's compiler does not give are off:
+# threadIdx.x is compared with an int in every kernel, and uint64_t is another type there, which printf would see.
 _KERNEL_FLAGS = (
     "-O2", "-fno-strict-aliasing", "-fno-math-errno", "-fno-trapping-math", "-fno-exceptions", "-fno-rtti",
     "-fno-semantic-interposition", "-fno-optimize-sibling-calls", "-Wall", "-Wno-unknown-pragmas", "-Wno-unused",
+    "-Wno-sign-compare", "-Wno-format",
 )  # fmt: skip
 
 

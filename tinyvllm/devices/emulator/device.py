@@ -21,6 +21,7 @@ from tinyvllm.devices.emulator.stream import HostTask, Stream, Task
 from tinyvllm.devices.emulator.task import EmulatorFunction, KernelTask, Watch, pack_arguments
 from tinyvllm.devices.interface import Argument, Buffer, DeviceProperties, Dim3, Function, TensorMap
 from tinyvllm.errors import KernelError
+from tinyvllm.plugin_call import PluginName
 
 _MAX_EARLY_FIBRES = 1024
 _TENSOR_MAP = struct.Struct("=QIIII104x")
@@ -72,6 +73,9 @@ class EmulatorDevice:
         compiler: the C++ compiler to call.
         runtime_flags: further options for the runtime's compilation.
         can_watch: ``watch`` works; a runtime of its own, with one worker.
+
+    Attributes:
+        launched_by: the plugin that launches kernels now; a kernel that fails when it runs names it. None: the core.
     """
 
     def __init__(
@@ -96,6 +100,7 @@ class EmulatorDevice:
         self._watch: Watch | None = None
         self._runtime = RuntimeLibrary(self._runtime_path, sanitizer)
         self._seeds = itertools.count(seed)
+        self.launched_by: PluginName | None = None
         self._num_workers = num_workers if sanitizer is Sanitizer.NONE and not can_watch else 1
         self._properties = properties_of(arch, num_sms, memory_bytes=16 * 1024**3)
         # ThreadSanitizer counts 8128 fibres at most, of the launch that runs and of the one that starts early.
@@ -155,7 +160,11 @@ class EmulatorDevice:
         )
         starts_early = pdl and self._properties.arch >= 90
         packed = pack_arguments(what, function.info, arguments)
-        self._stream.submit(KernelTask(self._runtime, self._seeds, function, config, packed, starts_early, self._watch))
+        self._stream.submit(
+            KernelTask(
+                self._runtime, self._seeds, function, config, packed, starts_early, self._watch, self.launched_by
+            )
+        )
 
     def tensor_map(self, matrix: Buffer, box_rows: int, *, paired: bool = False) -> TensorMap:
         """A matrix as ``cpp/hopper.cpp`` reads it; see ``Device.tensor_map``."""

@@ -6,7 +6,9 @@ import ctypes
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
+
+import numpy as np
 
 from tinyvllm.devices.emulator.build import Sanitizer
 from tinyvllm.errors import DeviceError, KernelError
@@ -83,7 +85,12 @@ class FailureKind(IntEnum):
 class ParameterStruct(ctypes.Structure):
     """``Parameter``."""
 
-    _fields_: ClassVar = [("size", ctypes.c_uint32), ("kind", ctypes.c_uint32)]
+    _fields_: ClassVar = [
+        ("size", ctypes.c_uint32),
+        ("kind", ctypes.c_uint32),
+        ("number", ctypes.c_uint32),
+        ("number_bytes", ctypes.c_uint32),
+    ]
 
 
 class KernelInfoStruct(ctypes.Structure):
@@ -105,12 +112,49 @@ class ParameterKind(IntEnum):
     INPUT = 2
 
 
+class NumberKind(IntEnum):
+    """``NumberKind``: what a value is, or what a pointer leads to; ``OTHER`` is a struct."""
+
+    OTHER = 0
+    BOOLEAN = 1
+    INTEGER = 2
+    FLOATING = 3
+
+
+_NUMBERS = {NumberKind.BOOLEAN: "bool", NumberKind.INTEGER: "integer", NumberKind.FLOATING: "floating-point number"}
+_KINDS = {NumberKind.BOOLEAN: "b", NumberKind.INTEGER: "iu", NumberKind.FLOATING: "f"}
+"""Kinds of NumPy's dtypes that are such numbers."""
+
+
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One parameter of a kernel, as its signature declares it."""
+    """One parameter of a kernel, as its signature declares it.
+
+    Attributes:
+        size: in bytes.
+        kind: a value or a pointer.
+        number: what the value is, or what the pointer leads to.
+        number_bytes: of that number; 0 for a struct.
+    """
 
     size: int
     kind: ParameterKind
+    number: NumberKind
+    number_bytes: int
+
+    def __str__(self) -> str:
+        """For messages: ``a value of 4 bytes (integer)``."""
+        number = _NUMBERS.get(self.number)
+        if self.kind is ParameterKind.VALUE:
+            return f"a value of {self.size} bytes" + (f" ({number})" if number else "")
+        return "a buffer" + (f" of {self.number_bytes}-byte {number}s" if number else "")
+
+    def holds(self, dtype: np.dtype[Any]) -> bool:
+        """Whether values of ``dtype`` are such numbers. A struct holds anything, and so do integers in memory: bits."""
+        is_bits = self.kind is not ParameterKind.VALUE and self.number is NumberKind.INTEGER
+        if self.number is NumberKind.OTHER or is_bits:
+            return True
+        return dtype.kind in _KINDS[self.number] and dtype.itemsize == self.number_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +215,7 @@ def read_kernel_info(library: ctypes.CDLL, name: str, source: Path) -> KernelInf
     except ValueError as error:
         raise KernelError(f'{source}: no kernel {name}; expected extern "C" __global__ void {name}(...)') from error
     parameters = tuple(
-        Parameter(found.parameters[i].size, ParameterKind(found.parameters[i].kind))
-        for i in range(found.num_parameters)
+        Parameter(each.size, ParameterKind(each.kind), NumberKind(each.number), each.number_bytes)
+        for each in found.parameters[: found.num_parameters]
     )
     return KernelInfo(found.call, parameters, found.max_threads)

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyvllm.devices.interface import Buffer
-from tinyvllm.errors import KernelError
+from tinyvllm.errors import KernelError, TinyvllmError
 
 _MAX_HELD = 3
 
@@ -55,6 +55,10 @@ class Task(Protocol):
         """Called instead of ``run`` when an earlier task failed."""
         ...
 
+    def failed(self, message: str) -> TinyvllmError:
+        """The error for what went wrong in it."""
+        ...
+
 
 class HostTask:
     """A copy, a fill or a GEMM: plain Python at its place in the stream."""
@@ -80,6 +84,10 @@ class HostTask:
 
     def drop(self) -> None:
         """Nothing to give back."""
+
+    def failed(self, message: str) -> TinyvllmError:
+        """The error for what went wrong in it."""
+        return KernelError(message)
 
 
 class Stream:
@@ -155,7 +163,7 @@ class Stream:
 def _check_untouched(task: Task, poisoned: Sequence[tuple[Task, npt.NDArray[np.uint8], npt.NDArray[np.uint8]]]) -> None:
     for predecessor, memory, _ in poisoned:
         if not (memory == 0xFF).all():
-            raise KernelError(
+            raise task.failed(
                 f"kernel {task.name} writes what its predecessor {predecessor.name} writes before its pdl_wait(); "
                 "move the wait up"
             )

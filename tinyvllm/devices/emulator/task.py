@@ -9,10 +9,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from tinyvllm.devices.emulator.failures import describe, describe_place, describe_split
-from tinyvllm.devices.emulator.library import KernelInfo, LaunchConfig, ParameterKind, RuntimeLibrary, SplitBarrier
+from tinyvllm.devices.emulator.library import (
+    KernelInfo,
+    LaunchConfig,
+    NumberKind,
+    Parameter,
+    ParameterKind,
+    RuntimeLibrary,
+    SplitBarrier,
+)
 from tinyvllm.devices.emulator.memory import Allocation
 from tinyvllm.devices.interface import Argument, Buffer, TensorMap
-from tinyvllm.errors import KernelError
+from tinyvllm.errors import KernelError, PluginError
+from tinyvllm.plugin_call import PluginName
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +49,7 @@ def pack_arguments(what: str, info: KernelInfo, arguments: Sequence[Argument]) -
     """The arguments, checked against the kernel's signature.
 
     Raises:
-        KernelError: too few or too many, a pointer for a value, or a value of another size.
+        KernelError: too few or too many, a pointer for a value, or a value of another size or kind.
     """
     if len(arguments) != len(info.parameters):
         raise KernelError(f"{what}: {len(arguments)} arguments, the kernel has {len(info.parameters)} parameters")
@@ -50,10 +59,11 @@ def pack_arguments(what: str, info: KernelInfo, arguments: Sequence[Argument]) -
         is_pointer = isinstance(argument, Buffer) or argument is None
         data = b"" if is_pointer else _bytes_of(argument)
         size = 8 if is_pointer else len(data)
-        if is_pointer == (parameter.kind is ParameterKind.VALUE) or size != parameter.size:
-            expected = f"a value of {parameter.size} bytes" if parameter.kind is ParameterKind.VALUE else "a buffer"
-            got = "a buffer" if is_pointer else f"{type(argument).__name__} of {size} bytes"
-            raise KernelError(f"{what}: argument {i} is {got}, the kernel's parameter is {expected}")
+        is_value = parameter.kind is ParameterKind.VALUE
+        if is_pointer == is_value or size != parameter.size or not _is_of_kind(argument, parameter):
+            in_it = f" of {argument.dtype}" if isinstance(argument, Buffer) and not is_value else ""
+            got = f"a buffer{in_it}" if is_pointer else f"{type(argument).__name__} of {size} bytes"
+            raise KernelError(f"{what}: argument {i} is {got}, the kernel's parameter is {parameter}")
         value: object
         if is_pointer:
             value = ctypes.c_uint64(argument.pointer if isinstance(argument, Buffer) else 0)
@@ -72,6 +82,15 @@ def pack_arguments(what: str, info: KernelInfo, arguments: Sequence[Argument]) -
 
 def _bytes_of(argument: Argument) -> bytes:
     return argument.words if isinstance(argument, TensorMap) else np.asarray(argument).tobytes()
+
+
+def _is_of_kind(argument: Argument, parameter: Parameter) -> bool:
+    """Whether a value, or what is in a buffer, is of the type that the kernel's signature gives it."""
+    if argument is None:
+        return True
+    if isinstance(argument, TensorMap):
+        return parameter.number is NumberKind.OTHER
+    return parameter.holds(argument.dtype)
 
 
 class Watch:
@@ -113,6 +132,7 @@ class KernelTask:
         arguments: PackedArguments,
         starts_early: bool,
         watch: Watch | None = None,
+        launched_by: PluginName | None = None,
     ) -> None:
         self.name = function.name
         self._watch = watch
@@ -123,13 +143,15 @@ class KernelTask:
         self._function = function
         self._config = config
         self._arguments = arguments
+        self._launched_by = launched_by
         self._launch: int | None = None
 
     def again(self) -> KernelTask:
         """The same launch, with the next seed."""
         return KernelTask(
-            self._runtime, self._seeds, self._function, self._config, self._arguments, self.starts_early, self._watch
-        )
+            self._runtime, self._seeds, self._function, self._config, self._arguments, self.starts_early, self._watch,
+            self._launched_by,
+        )  # fmt: skip
 
     def start_early(self) -> bool:
         """Runs up to the wait on the predecessor."""
@@ -168,13 +190,21 @@ class KernelTask:
         for i in range(self._runtime.split_barriers(self._launch, ctypes.byref(first))):
             message = describe_split(self.name, first[i])
             if message is not None:
-                raise KernelError(message)
+                raise self.failed(message)
         failure = self._runtime.failure(self._launch).contents
         if failure.kind != 0:
-            raise KernelError(describe(self.name, failure))
+            raise self.failed(describe(self.name, failure))
         for i, buffer in enumerate(self._arguments.buffers):
             if isinstance(buffer.owner, Allocation) and not buffer.owner.is_intact():
-                raise KernelError(
+                raise self.failed(
                     f"kernel {self.name}: wrote outside the bounds of buffer argument {i} {buffer.shape}; "
                     "python -m tinyvllm.devices.emulator.check --bounds names the line"
                 )
+
+    def failed(self, message: str) -> KernelError | PluginError:
+        """The error for a kernel that failed while it ran, which names the plugin that launched it if one did."""
+        if self._launched_by is not None:
+            return PluginError(f"{self._launched_by}: {message}")
+        error = KernelError(message)
+        error.is_of_earlier_launch = True
+        return error

@@ -199,10 +199,13 @@ TINYVLLM_INLINE T shuffle(uint32_t mask, T value, int source) {
 
 // What Python reads of a kernel: how to call it, and what its parameters are.
 enum class ParameterKind : uint32_t { value, output, input };  // output: a pointer to what is not const
+enum class NumberKind : uint32_t { other, boolean, integer, floating };  // other: a struct
 
 struct Parameter {
     uint32_t size;
     ParameterKind kind;
+    NumberKind number;      // of the value, or of what the pointer leads to
+    uint32_t number_bytes;  // 0 where it is other
 };
 
 struct KernelInfo {
@@ -212,17 +215,42 @@ struct KernelInfo {
     uint32_t max_threads;  // of __launch_bounds__, or 1024
 };
 
+struct Number {
+    NumberKind kind;
+    uint32_t bytes;
+};
+template <class T>
+inline constexpr Number number = {NumberKind::other, 0};
+#define TINYVLLM_NUMBER(T, KIND) \
+    template <>                  \
+    inline constexpr Number number<T> = {NumberKind::KIND, sizeof(T)};
+TINYVLLM_NUMBER(bool, boolean)
+TINYVLLM_NUMBER(float, floating)
+TINYVLLM_NUMBER(double, floating)
+TINYVLLM_NUMBER(char, integer)
+TINYVLLM_NUMBER(signed char, integer)
+TINYVLLM_NUMBER(unsigned char, integer)
+TINYVLLM_NUMBER(short, integer)
+TINYVLLM_NUMBER(unsigned short, integer)
+TINYVLLM_NUMBER(int, integer)
+TINYVLLM_NUMBER(unsigned, integer)
+TINYVLLM_NUMBER(long, integer)
+TINYVLLM_NUMBER(unsigned long, integer)
+TINYVLLM_NUMBER(long long, integer)
+TINYVLLM_NUMBER(unsigned long long, integer)
+#undef TINYVLLM_NUMBER
+
 template <class T>
 struct Describe {
-    static constexpr Parameter value = {sizeof(T), ParameterKind::value};
+    static constexpr Parameter value = {sizeof(T), ParameterKind::value, number<T>.kind, number<T>.bytes};
 };
 template <class T>
 struct Describe<T*> {
-    static constexpr Parameter value = {sizeof(T*), ParameterKind::output};
+    static constexpr Parameter value = {sizeof(T*), ParameterKind::output, number<T>.kind, number<T>.bytes};
 };
 template <class T>
 struct Describe<const T*> {
-    static constexpr Parameter value = {sizeof(T*), ParameterKind::input};
+    static constexpr Parameter value = {sizeof(T*), ParameterKind::input, number<T>.kind, number<T>.bytes};
 };
 template <class T>
 struct Describe<T* const> : Describe<T*> {};
@@ -236,7 +264,7 @@ using MakeIndices = Indices<__integer_pack(count)...>;
 
 template <class... P>
 struct Signature {
-    static constexpr Parameter parameters[sizeof...(P) + 1] = {Describe<P>::value..., {0, ParameterKind::value}};
+    static constexpr Parameter parameters[sizeof...(P) + 1] = {Describe<P>::value..., {0, ParameterKind::value, NumberKind::other, 0}};
     static constexpr uint32_t num_parameters = sizeof...(P);
 
     template <size_t... i>
