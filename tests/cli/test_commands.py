@@ -15,7 +15,8 @@ import pytest
 
 import tinyvllm.cli.doctor
 from tinyvllm import errors
-from tinyvllm.cli.main import COMMANDS, LATER_COMMANDS, main, parser
+from tinyvllm.cli.commands import COMMANDS, LATER_COMMANDS
+from tinyvllm.cli.main import main, parser
 from tinyvllm.cli.table import aligned
 from tinyvllm.demo import tasks
 from tinyvllm.devices.cuda import probe

@@ -72,7 +72,18 @@ def resolve_model(model: str, base: Path | None = None, cache: Path | None = Non
 def hugging_face_cache(environ: Mapping[str, str]) -> Path:
     """Where Hugging Face's tools keep what they fetched: ``HF_HUB_CACHE``, ``HUGGINGFACE_HUB_CACHE``, ``HF_HOME`` and
     ``XDG_CACHE_HOME`` decide, in this order; otherwise ``~/.cache/huggingface/hub``.
+
+    Raises:
+        LoadError: none of them is set, or one begins with ``~``, and there is no home folder.
     """
+    try:
+        return _hugging_face_cache(environ)
+    except RuntimeError as error:
+        remedy = "set HF_HUB_CACHE to the folder of the cache, or name the folder of the model"
+        raise LoadError(f"the Hugging Face cache is in the home folder, and this user has none; {remedy}") from error
+
+
+def _hugging_face_cache(environ: Mapping[str, str]) -> Path:
     for name, below in (("HF_HUB_CACHE", ""), ("HUGGINGFACE_HUB_CACHE", ""), ("HF_HOME", "hub")):
         if environ.get(name):
             return Path(environ[name]).expanduser() / below
