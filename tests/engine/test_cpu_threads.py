@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from typing import Any, cast
 
 import pytest
@@ -16,7 +17,7 @@ from tinyvllm.shapes import ModelShape
 
 
 @pytest.fixture
-def blas(monkeypatch: pytest.MonkeyPatch) -> Blas:
+def blas(monkeypatch: pytest.MonkeyPatch) -> Iterator[Blas]:
     """NumPy's, with four threads."""
     found = find_blas()
     if found is None:

@@ -59,6 +59,13 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--ignore-eos", action="store_true", default=None, help="go on after the end of the text")
 
 
+def add_result_arguments(parser: argparse.ArgumentParser) -> None:
+    """``--json`` and ``--quiet``."""
+    group = parser.add_argument_group("results")
+    group.add_argument("--json", action="store_true", help="a JSON line for each prompt, as its text ends")
+    group.add_argument("--quiet", action="store_true", help="texts without their prompts, no progress and no table")
+
+
 def resolve(args: argparse.Namespace, extra: Mapping[tuple[str, ...], Any] | None = None) -> Resolved:
     """The configuration of a command: its file if it has one, then ``--set``, then the flags that were given.
 

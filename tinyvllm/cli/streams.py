@@ -37,7 +37,7 @@ class ClosedOutput(io.TextIOBase):
 class StandardOutput(io.FileIO):
     """Descriptor 1, whose failures are errors of ours, except that of a reader who has gone."""
 
-    def write(self, data: Buffer) -> int:  # type: ignore[override]
+    def write(self, data: Buffer) -> int:
         """Write what fits.
 
         Raises:

@@ -77,7 +77,7 @@ def with_threads(runner: Runner, shape: ModelShape, num_threads: int | None, *, 
         return ThreadedRunner(runner, blas, shape, num_threads, batch_invariant=batch_invariant)
     if num_threads is not None:
         raise ConfigError(
-            f"num_threads is {num_threads}, but NumPy computes with {blas_name()}, and only OpenBLAS can be told while it "
-            "runs; leave it out and set MKL_NUM_THREADS or OMP_NUM_THREADS before Python starts"
+            f"num_threads is {num_threads}, but NumPy computes with {blas_name()}, and only OpenBLAS can be told while "
+            "it runs; leave it out and set MKL_NUM_THREADS or OMP_NUM_THREADS before Python starts"
         )
     return runner
