@@ -43,7 +43,7 @@ COMMANDS = {
         "Complete prompts given on the command line or on standard input.",
         (
             'generate "12+7=" "sort 31425=" --temperature 0',
-            "generate --json < prompts.txt > results.jsonl",
+            "generate --json < prompt.txt",
             'generate "Once upon a time" --max-tokens 100 --seed 7 --quiet',
         ),
     ),

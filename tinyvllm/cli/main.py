@@ -20,6 +20,8 @@ _BUG = 1
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141  # what a shell reports for a program that ended by SIGPIPE
 
+_COMMAND_WORDS = 4  # of "python -m tinyvllm bench", which is no verb
+
 _EPILOG = """\
 COMMAND --help shows its flags, their defaults and examples.
 
@@ -68,11 +70,19 @@ def parser() -> argparse.ArgumentParser:
         each = groups.add_parser(name, help=command.summary, description=command.summary)
         command.module.add_arguments(each)
         for verb in verbs_of(each):
-            verb.formatter_class = HelpFormatter
             verb.set_defaults(parser=verb)
-        each.formatter_class = HelpFormatter
-        each.epilog = "\n".join(["examples:", *(f"  python -m tinyvllm {example}" for example in command.examples)])
+            _explain(verb, command.examples)
+        _explain(each, command.examples)
     return whole
+
+
+def _explain(one: argparse.ArgumentParser, examples: Sequence[str]) -> None:
+    """Let the help of a command or verb show defaults, and those of the examples that are of it."""
+    one.formatter_class = HelpFormatter
+    commands = [f"python -m tinyvllm {example}" for example in examples]
+    own = [command for command in commands if command.startswith(one.prog) or len(one.prog.split()) == _COMMAND_WORDS]
+    if own:
+        one.epilog = "\n".join(["examples:", *(f"  {command}" for command in own)])
 
 
 def verbs_of(command: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
