@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from tinyvllm.engine.engine import Engine
-from tinyvllm.notice import is_terminal
+from tinyvllm.notice import can_redraw
 
 if TYPE_CHECKING:
     import rich.progress
@@ -31,8 +30,7 @@ class Progress:
         self._task: rich.progress.TaskID | None = None
         self._began = self._shown_at = time.perf_counter()
         self._tokens_before = engine.stats().num_generation_tokens
-        # A terminal that cannot move its cursor would keep every state of the bar.
-        if is_shown and is_terminal() and os.environ.get("TERM") not in ("dumb", "unknown"):
+        if is_shown and can_redraw():
             self._open(total)
 
     def _open(self, total: int) -> None:

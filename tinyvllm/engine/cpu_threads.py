@@ -60,6 +60,10 @@ class ThreadedRunner:
         with self._blas.threads(self._many if is_large else self._few):
             return self._runner.launch(step)
 
+    def recover(self) -> None:
+        """Let the runner within recover."""
+        self._runner.recover()
+
 
 def with_threads(runner: Runner, shape: ModelShape, num_threads: int | None, *, batch_invariant: bool) -> Runner:
     """``runner`` with the number of BLAS threads that suits each step; as it is where the BLAS cannot be told.
