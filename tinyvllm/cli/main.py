@@ -43,7 +43,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         streams.say("interrupted")
         return _INTERRUPTED
     except BrokenPipeError:
-        streams.give_up_output()  # whoever read it has gone
         return _BROKEN_PIPE
     except Exception as error:
         known = _as_ours(error)
@@ -52,8 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--traceback" in arguments:
             traceback.print_exc()
         streams.say(f"error: {known}")
-        streams.give_up_output()
         return known.exit_code
+    finally:
+        streams.give_up()
 
 
 def parser() -> argparse.ArgumentParser:

@@ -77,15 +77,16 @@ def prepare() -> None:
         )
 
 
-def give_up_output() -> None:
-    """If standard output cannot take what it still holds, send that to nowhere: Python writes it when it ends."""
-    try:
-        sys.stdout.flush()
-    except (OSError, ValueError, CapacityError):
-        with contextlib.suppress(OSError, ValueError):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, sys.stdout.fileno())
-            os.close(nowhere)
+def give_up() -> None:
+    """Send to nowhere what a stream holds and cannot write: Python tries again when it ends, and would fail."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, CapacityError):
+            with contextlib.suppress(OSError, ValueError):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, stream.fileno())
+                os.close(nowhere)
 
 
 def say(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from array import array
@@ -76,16 +77,17 @@ class Summary:
         return [*rows, ("preemptions", f"{preemptions}")] if preemptions else rows
 
     def print(self) -> None:
-        """Print the table and the notes on standard error."""
+        """Print the table and the notes on standard error, if that can be written."""
         table = Table(show_header=False)
         table.add_column(style="bold")
         table.add_column(justify="right")
         for row in self.rows():
             table.add_row(*map(escape, row))
         console = Console(file=sys.stderr, highlight=False)
-        console.print(table)
-        for text in [*self._notes, *self._cut_short()]:
-            console.print(text, markup=False, soft_wrap=True)
+        with contextlib.suppress(OSError):  # a standard error that is full or broken takes nothing from the results
+            console.print(table)
+            for text in [*self._notes, *self._cut_short()]:
+                console.print(text, markup=False, soft_wrap=True)
 
     def _cut_short(self) -> Iterator[str]:
         for limit, number in sorted(self._num_cut_short.items()):
