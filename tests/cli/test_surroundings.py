@@ -134,6 +134,11 @@ def test_memory_that_runs_out_anywhere_is_a_matter_of_capacity(
     assert capsys.readouterr().err.startswith("error: memory ran out")
 
 
+def test_a_home_folder_that_there_is_not_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "a", "--set", "run.output=~nobody-of-this-name/out.jsonl"]) == 2
+    assert capsys.readouterr().err.startswith("error: a path begins with ~, and there is no such home folder")
+
+
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(args: object) -> int:
         raise ValueError("a bug")
@@ -144,10 +149,15 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_interrupt_at_any_time_since_the_first_line_of_ours_is_exit_code_130() -> None:
-    ready = "import sys; from tinyvllm.__main__ import main; print(flush=True); sys.exit(main())"
+    program = (
+        "import sys; from tinyvllm.__main__ import main\n"
+        "try:\n    print(flush=True)\n    code = main()\n"
+        "except KeyboardInterrupt as error:\n    code = 1 if error.__traceback__.tb_next else 130  # 130: before main\n"
+        "sys.exit(code)"
+    )
     for wait_s in (0.0, 0.03, 0.1, 0.2, 0.3, 0.5):
         process = subprocess.Popen(
-            [sys.executable, "-c", ready, "generate", "Once upon a time", "--max-tokens", "400", "--ignore-eos"],
+            [sys.executable, "-c", program, "generate", "Once upon a time", "--max-tokens", "400", "--ignore-eos"],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),

@@ -151,6 +151,8 @@ def _as_ours(error: Exception) -> TinyvllmError | None:
             f"memory ran out: {error or 'no more could be had'}; lower max_model_len, scheduler.max_num_seqs or "
             "scheduler.max_num_batched_tokens, or raise the limit of this process (ulimit -v)"
         )
+    if isinstance(error, RuntimeError) and "home directory" in str(error):
+        return ConfigError("a path begins with ~, and there is no such home folder; write the whole path")
     if not isinstance(error, OSError):
         return None
     if _is_folder_gone():
