@@ -19,6 +19,7 @@ import pytest
 
 import tinyvllm.cli.doctor
 from tinyvllm.cli.main import main
+from tinyvllm.errors import PluginError
 
 WriteConfig = Callable[[str], Path]
 COMMAND = [sys.executable, "-m", "tinyvllm"]
@@ -100,7 +101,7 @@ def test_a_current_folder_that_was_deleted_is_one_line(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (2, expected)
 
 
-@pytest.mark.parametrize("size_mib", [230, 260, 300])
+@pytest.mark.parametrize("size_mib", [150, 190, 230, 260, 300])
 def test_too_little_memory_is_one_line_and_exit_code_5(size_mib: int) -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (size_mib * 2**20, size_mib * 2**20))
@@ -114,10 +115,16 @@ def test_too_little_memory_is_one_line_and_exit_code_5(size_mib: int) -> None:
     assert re.fullmatch(r"error: .*(memory|no room).*\n", done.stderr)
 
 
+def caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
     "error",
     [
         MemoryError(),
+        caused(PluginError("loader 'mine' failed"), MemoryError("of 2 GiB")),
         OSError(12, "Cannot allocate memory"),
         RuntimeError("can't start new thread"),
         ImportError("x.so: failed to map segment from shared object"),

@@ -144,13 +144,16 @@ def ascii_or_as_is(text: str) -> str:
 
 def _as_ours(error: Exception) -> TinyvllmError | None:
     """The error to report in place of ``error``; None for a bug, of which the traceback is wanted."""
-    if isinstance(error, TinyvllmError):
+    if isinstance(error, CapacityError):
         return error
-    if _is_out_of_memory(error):
+    reason = error.__cause__ if isinstance(error, TinyvllmError) else error  # a plugin is not to blame for it
+    if _is_out_of_memory(reason):
         return CapacityError(
-            f"memory ran out: {error or 'no more could be had'}; lower max_model_len, scheduler.max_num_seqs or "
+            f"memory ran out{f': {reason}' if str(reason) else ''}; lower max_model_len, scheduler.max_num_seqs or "
             "scheduler.max_num_batched_tokens, or raise the limit of this process (ulimit -v)"
         )
+    if isinstance(error, TinyvllmError):
+        return error
     if isinstance(error, RuntimeError) and "home directory" in str(error):
         return ConfigError("a path begins with ~, and there is no such home folder; write the whole path")
     if not isinstance(error, OSError):
@@ -163,7 +166,7 @@ def _as_ours(error: Exception) -> TinyvllmError | None:
     return failed
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def _is_out_of_memory(error: BaseException | None) -> bool:
     """Memory, or address space, or threads, which need both."""
     if isinstance(error, ImportError):
         return "failed to map segment" in str(error) or "annot allocate memory" in str(error)
