@@ -3,6 +3,7 @@
 Distributions are made up: a module and a dist-info folder in a temporary path, which is all that an installation is.
 """
 
+import os
 import sys
 from pathlib import Path
 from textwrap import dedent
@@ -279,3 +280,27 @@ def test_of_two_installations_of_one_distribution_the_first_on_the_path_counts(
     monkeypatch.syspath_prepend(str(newer.folder))
     (info,) = [info for info in Registry().available() if info.name == "acme"]
     assert (info.version, info.state) == ("2", State.READY)
+
+
+def test_a_local_plugin_that_is_no_file_is_refused_and_nobody_waits_for_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.py")
+    (tmp_path / "text.yaml").write_text("a: 1")
+    (tmp_path / "loop.py").symlink_to("loop.py")
+    for reference, reason in [
+        ("./pipe.py", "it is a pipe, not a file"),
+        ("/dev/zero", "it is a device, not a file"),
+        ("./a\0.py", "embedded null byte"),
+        ("./text.yaml", "is no Python source; name a file that ends in .py"),
+        ("./loop.py", "cannot read"),
+        ("~nobody-of-this-name/a.py", "give the whole path of the file"),
+    ]:
+        with pytest.raises(PluginError, match="local plugin") as refused:
+            Registry([reference], tmp_path)
+        assert reason in str(refused.value)
+
+
+def test_a_local_plugin_of_any_size_is_not_read_into_memory(tmp_path: Path) -> None:
+    with (tmp_path / "large.py").open("wb") as file:
+        file.truncate(2**33)
+    with pytest.raises(PluginError, match="has more than 16,777,216 bytes"):
+        Registry(["./large.py"], tmp_path)

@@ -15,8 +15,10 @@ from typing import Any
 
 from tinyvllm.errors import PluginError, TinyvllmError
 from tinyvllm.interfaces import Kind
+from tinyvllm.regular_file import read_regular
 
 _GROUP = re.compile(r"tinyvllm\.(?P<plural>\w+)\.v(?P<version>[0-9]+)")
+_MAX_SOURCE_BYTES = 16 * 2**20
 _PLURALS = {kind.entry_point_group.split(".")[1]: kind for kind in Kind}
 
 
@@ -78,7 +80,11 @@ def import_local(reference: str, base: Path) -> Any:
         PluginError: there is no such file or module, or it cannot be imported.
     """
     if reference.endswith(".py") or "/" in reference:
-        return _import_file(base / Path(reference).expanduser(), reference)
+        try:
+            path = base / Path(reference).expanduser()
+        except RuntimeError as error:
+            raise PluginError(f"local plugin {reference!a}: {error}; give the whole path of the file") from error
+        return _import_file(path, reference)
     try:
         return importlib.import_module(reference)
     except ModuleNotFoundError as error:
@@ -116,9 +122,10 @@ def _announcement(entry: importlib.metadata.EntryPoint, distribution: str, versi
 
 def _import_file(path: Path, reference: str) -> Any:
     try:
-        source = path.resolve().read_bytes()
-    except OSError as error:
-        raise PluginError(f"local plugin {reference!r}: cannot read {path}: {error.strerror}") from error
+        source = read_regular(path.resolve(), _MAX_SOURCE_BYTES)
+    except (OSError, ValueError, RuntimeError) as error:  # ValueError: a NUL in it; RuntimeError: links in a circle
+        reason = getattr(error, "strerror", None) or str(error)
+        raise PluginError(f"local plugin {reference!a}: cannot read {str(path)[:300]!a}: {reason}") from error
     # Named after its content: the same file gives the same module (and so the same classes) to every engine,
     # an edited file gives a new one.
     digest = hashlib.sha256(str(path.resolve()).encode() + source).hexdigest()[:12]
@@ -126,8 +133,10 @@ def _import_file(path: Path, reference: str) -> Any:
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path.resolve())
-    assert spec is not None
-    assert spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise PluginError(
+            f"local plugin {reference!a}: {path.name!a} is no Python source; name a file that ends in .py"
+        )
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # before it runs: dataclasses and pydantic look their module up
     try:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from tinyvllm.engine.engine import Engine
+from tinyvllm.notice import can_redraw
 
 if TYPE_CHECKING:
     import rich.progress
@@ -30,7 +30,7 @@ class Progress:
         self._task: rich.progress.TaskID | None = None
         self._began = self._shown_at = time.perf_counter()
         self._tokens_before = engine.stats().num_generation_tokens
-        if is_shown and sys.stderr.isatty():
+        if is_shown and can_redraw():
             self._open(total)
 
     def _open(self, total: int) -> None:
@@ -44,7 +44,11 @@ class Progress:
             TextColumn("{task.fields[tokens_per_s]:.0f} tok/s  KV {task.fields[kv_use]:.0%}"),
             TimeElapsedColumn(),
             console=Console(stderr=True),
-            transient=True,
+            transient=True,  # nothing remains
+            # The bar writes to standard error, and what others write is none of its business: rich would send results
+            # on standard output there as well.
+            redirect_stdout=False,
+            redirect_stderr=False,
         )
         self._task = self._bar.add_task("generating", total=total, tokens_per_s=0.0, kv_use=0.0)
 

@@ -52,7 +52,7 @@ def test_a_second_run_does_nothing_again(config: Path, tmp_path: Path, capsys: p
     before = (tmp_path / "out.jsonl").read_bytes()
     assert main(["--config", str(config)]) == 0
     assert (tmp_path / "out.jsonl").read_bytes() == before
-    assert f"{NUM_LINES} results in" in capsys.readouterr().out
+    assert f"{NUM_LINES} results in" in capsys.readouterr().err
 
 
 def test_an_interruption_at_any_byte_changes_no_result(config: Path, tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_bad_line_spoils_only_itself(
     assert set(found[1]) == {"index", "id", "error"}
     assert expected in found[1]["error"]
     assert all(len(found[i]["token_ids"]) == 6 for i in (0, 2))
-    assert capsys.readouterr().err == '1 of 3 prompts could not be served; see "error" in out.jsonl\n'
+    assert capsys.readouterr().err.endswith('\n1 of 3 prompts could not be served; see "error" in out.jsonl\n')
     assert main(["--config", str(tmp_path / "run.yaml")]) == 2, "a bad line is still a bad line when nothing is left"
 
 

@@ -4,6 +4,8 @@ import functools
 import io
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,7 +17,9 @@ import pytest
 
 import tinyvllm.cli.doctor
 from tinyvllm import errors
-from tinyvllm.cli.main import COMMANDS, LATER_COMMANDS, main, parser
+from tinyvllm.cli.bench_table import cell
+from tinyvllm.cli.commands import COMMANDS, LATER_COMMANDS
+from tinyvllm.cli.main import main, parser
 from tinyvllm.cli.table import aligned
 from tinyvllm.demo import tasks
 from tinyvllm.devices.cuda import probe
@@ -267,3 +271,108 @@ def test_chat_answers_line_by_line(
 
 def test_every_command_has_a_help_line() -> None:
     assert all(name in parser().format_help() for name in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "usage", "hint"),
+    [
+        (["generate", "a", "--tempature", "0"], "usage: python -m tinyvllm generate ", "did you mean '--temperature'?"),
+        (
+            ["bench", "latency", "--batchsize=4"],
+            "usage: python -m tinyvllm bench latency ",
+            "did you mean '--batch-size'?",
+        ),
+        (["plugins", "list", "extra"], "usage: python -m tinyvllm plugins list ", "unrecognized arguments: extra"),
+        (["--config", "a.yaml", "--modle", "x"], "usage: python -m tinyvllm run ", "did you mean '--model'?"),
+        (["config", "schema", "a\x1b[2J"], "usage: python -m tinyvllm config schema ", "'a\\x1b[2J'"),
+    ],
+)
+def test_a_wrong_flag_shows_the_usage_of_its_verb_and_the_nearest_flag(
+    arguments: list[str], usage: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    err = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert err.startswith(usage)
+    assert hint in err.splitlines()[-1]
+
+
+def test_version_has_a_short_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["-V"])
+    assert capsys.readouterr().out == f"tinyvllm {tinyvllm.__version__}\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command_has_examples_that_are_of_it_and_can_be_parsed(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    out = capsys.readouterr().out
+    for example in COMMANDS[name].examples:
+        assert f"  python -m tinyvllm {example}\n" in out
+        words = shlex.split(example.partition(" <")[0].partition(" >")[0])
+        parser().parse_args(words if words[0] == name else ["run", *words])
+
+
+def test_help_shows_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb, expected in [
+        ("generate", ["(default: demo)", "(default: auto)", "(default: 16 or the checkpoint's)", "(default: 1)"]),
+        ("bench latency", ["(default: 32)", "(default: 128)", "(default: 5)"]),
+    ]:
+        with pytest.raises(SystemExit):
+            main([*verb.split(), "--help"])
+        out = " ".join(capsys.readouterr().out.split())
+        assert all(each in out for each in expected)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown_as"),
+    [
+        (("ms_per_token", 1.5637), "1.564 ms"),
+        (("host_us_per_step", 18.9), "18.9 us"),
+        (("tokens_per_s", 6881.23), "6881.2 tokens/s"),
+        (("duration_s", 2.5), "2.5 s"),
+        (("bandwidth", 1.918e10), "19.18 GB/s"),
+        (("matrix_rate", 9.5e10), "95 GFLOP/s"),
+        (("matrix_rate", 9.5e14), "950 TFLOP/s"),
+        (("weight_bytes", 7864320.0), "7.864 MB"),
+        (("input_len", 32), "32 tokens"),
+        (("transformers:ms_per_token", 2.0), "2 ms"),
+        (("price", 2.32), "2.32 x"),
+        (("batch_size", 64), "64"),
+        (("device", "cpu"), "cpu"),
+        (("is_bit_equal", True), "True"),
+        (("fraction_of_datasheet", None), ""),
+    ],
+)
+def test_figures_of_benchmarks_have_their_units(value: tuple[str, object], shown_as: str) -> None:
+    assert cell(*value) == shown_as
+
+
+def test_bench_overhead_times_a_local_scheduler(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from tinyvllm.hookspecs import hookimpl\nfrom tinyvllm.interfaces import Plugin\n"
+        "from tinyvllm_schedulers.packing import pack\n"
+        "class Mine:\n    def __init__(self, context): pass\n"
+        "    def schedule(self, view): return pack(view, view.running, view.waiting)\n"
+        "@hookimpl\ndef register_schedulers():\n    return [Plugin('mine', Mine)]\n"
+    )
+    sizes = ["--num-seqs", "2", "--context-len", "10", "--num-steps", "5"]
+    plugin = ["--plugin", str(tmp_path / "mine.py")]
+    assert main(["bench", "overhead", "--scheduler", "mine", *plugin, *sizes]) == 0
+    assert re.search(r"us_per_step +[\d.]+ us", capsys.readouterr().out)
+    assert main(["bench", "overhead", "--num-steps", "0"]) == 2
+
+
+@pytest.mark.parametrize("command", ["bench overhead", "kernels bench rms_norm"])
+def test_figures_that_could_not_be_written_are_refused_before_they_are_measured(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tinyvllm.bench.overhead.measure_overhead", None)
+    monkeypatch.setattr("tinyvllm.bench.kernels.measure_kernels", None)
+    for path, reason in [(tmp_path / "no" / "a.json", "there is no such folder"), (tmp_path, "it is a folder")]:
+        assert main([*command.split(), "--output-json", str(path)]) == 2
+        assert f"--output-json: cannot write {path}: {reason}" in capsys.readouterr().err

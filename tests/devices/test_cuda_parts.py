@@ -129,7 +129,17 @@ def test_a_choice_is_found_again_by_another_process_and_only_for_its_shape(tmp_p
     assert AlgorithmStore(tmp_path, "a card", 130100).get(shape, False) is None
 
 
-@pytest.mark.parametrize("contents", ["", "not json", '{"bfloat16 8x2048x8192 align 256": "beef"}'])
+@pytest.mark.parametrize(
+    "contents",
+    [
+        "",
+        "not json",
+        "[1]",
+        '{"bfloat16 8x2048x8192 align 256": "beef"}',
+        '{"bfloat16 8x2048x8192 align 256": 7}',
+        f'{{"bfloat16 8x2048x8192 align 256": "{"x" * 2 * ALGORITHM_BYTES}"}}',
+    ],
+)
 def test_a_damaged_file_of_choices_counts_as_empty(tmp_path: Path, contents: str) -> None:
     path = AlgorithmStore(tmp_path, "a card", 130000).path
     path.parent.mkdir(parents=True)

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tinyvllm import errors
-from tinyvllm.cli.main import COMMANDS, parser
+from tinyvllm.cli.commands import COMMANDS
+from tinyvllm.cli.main import parser
 from tinyvllm.config.check_core import walk
 from tinyvllm.config.schema import Config
 from tinyvllm.config.yaml_source import parse_value
@@ -98,6 +99,6 @@ def test_every_shared_flag_is_documented() -> None:
     documented = {cell.split()[0] for cell in first_cells(page("cli.md")) if cell.startswith("--")}
     for name in ("run", "generate", "chat"):
         one = argparse.ArgumentParser(add_help=False)
-        COMMANDS[name].add_arguments(one)
+        COMMANDS[name].module.add_arguments(one)
         flags = {flag for action in one._actions for flag in action.option_strings if flag.startswith("--")}
         assert flags - {"--system", "--prompt"} <= documented, name

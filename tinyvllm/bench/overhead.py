@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -53,9 +54,11 @@ class _NoModel:
         """A step leaves nothing behind."""
 
 
-def measure_overhead(scheduler: str, num_running: int, context_len: int, num_steps: int) -> OverheadResult:
-    """The median cost of a decode step of ``num_running`` sequences."""
-    engine = _engine(scheduler, num_running, context_len + num_steps + 2 * _WARM_UP_STEPS)
+def measure_overhead(
+    scheduler: str, num_running: int, context_len: int, num_steps: int, plugins: Sequence[str] = ()
+) -> OverheadResult:
+    """The median cost of a decode step of ``num_running`` sequences under a scheduler, maybe one of ``plugins``."""
+    engine = _engine(scheduler, num_running, context_len + num_steps + 2 * _WARM_UP_STEPS, plugins)
     params = SamplingParams(temperature=0.0, max_tokens=num_steps + 2 * _WARM_UP_STEPS, ignore_eos=True)
     for i in range(num_running):
         engine.add_request(str(i), [3] * context_len, params, stream=False)
@@ -69,11 +72,11 @@ def measure_overhead(scheduler: str, num_running: int, context_len: int, num_ste
     return OverheadResult(scheduler, num_running, context_len, 1e6 * median(costs))
 
 
-def _engine(scheduler: str, num_running: int, max_model_len: int) -> Engine:
+def _engine(scheduler: str, num_running: int, max_model_len: int, plugins: Sequence[str]) -> Engine:
     num_blocks = num_running * -(-max_model_len // _BLOCK_SIZE)
     budget = num_running * max_model_len
     shape = ModelShape(1, 8, 1, 1, 8, 8, 64, max_model_len)
-    registry = Registry()
+    registry = Registry(plugins)
     options = registry.get(Kind.SCHEDULER, scheduler).options()
     context = PluginContext(
         options, "cpu", shape, max_model_len, num_running, budget, _BLOCK_SIZE, num_blocks, False, 0

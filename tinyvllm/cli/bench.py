@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from tinyvllm.cli.bench_table import shown
 from tinyvllm.cli.options import add_config_arguments, add_engine_arguments, add_traceback_argument, resolve
-from tinyvllm.cli.table import aligned
+from tinyvllm.cli.output_json import add_output_json_argument, check_output_json, write_output_json
 from tinyvllm.config import Resolved
 from tinyvllm.errors import ConfigError
 
@@ -49,26 +49,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_lengths(invariance, input_len=32, output_len=64)
     invariance.add_argument("--repeats", type=int, default=5, help="runs of each after the warm-up")
     _add(verbs, "load", _load, "seconds and peak memory of loading a checkpoint")
-    overhead = verbs.add_parser("overhead", help="scheduling, batching and bookkeeping a step, without a model")
+    text = "scheduling, batching and bookkeeping a step, without a model"
+    overhead = verbs.add_parser("overhead", help=text, description=text)
     overhead.set_defaults(benchmark=_overhead)
     add_traceback_argument(overhead)
     overhead.add_argument("--scheduler", default="continuous", help="which scheduler")
     overhead.add_argument("--num-seqs", type=int, nargs="+", default=[1, 64, 256], help="running sequences")
     overhead.add_argument("--context-len", type=int, nargs="+", default=[100, 1000, 8000], help="tokens of each")
     overhead.add_argument("--num-steps", type=int, default=300, help="steps that are measured")
-    overhead.add_argument("--output-json", type=Path, metavar="FILE", help="write the results there as well")
+    overhead.add_argument(
+        "--plugin", metavar="PLUGIN", action="append", default=[], help="a local plugin: ./file.py or package.module"
+    )
+    add_output_json_argument(overhead)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the benchmark and print its table; 1 if it checks something that does not hold."""
+    check_output_json(arguments.output_json)
     results = arguments.benchmark(arguments)
-    print(_shown(results))
+    print(shown(results))
     for result in results:
         for peer in result.get("peers", ()):
             if peer["error"] is not None:
                 print(f"peer {peer['peer']} failed: {peer['error']}")
-    if arguments.output_json is not None:
-        arguments.output_json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    write_output_json(arguments.output_json, results)
     return int(any(result.get("broken") for result in results))
 
 
@@ -77,7 +81,7 @@ def _add(verbs: Any, name: str, benchmark: Callable[..., Any], text: str) -> arg
     add_config_arguments(parser)
     add_engine_arguments(parser)
     parser.add_argument("--load-format", help="dummy: random weights from config.json alone")
-    parser.add_argument("--output-json", type=Path, metavar="FILE", help="write the results there as well")
+    add_output_json_argument(parser)
     parser.set_defaults(benchmark=benchmark)
     return parser
 
@@ -241,8 +245,10 @@ def _load(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 def _overhead(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     from tinyvllm.bench.overhead import measure_overhead
 
+    if min(*arguments.num_seqs, *arguments.context_len, arguments.num_steps) < 1:
+        raise ConfigError("--num-seqs, --context-len and --num-steps must be at least 1")
     return [
-        asdict(measure_overhead(arguments.scheduler, num_seqs, context_len, arguments.num_steps))
+        asdict(measure_overhead(arguments.scheduler, num_seqs, context_len, arguments.num_steps, arguments.plugin))
         for num_seqs in arguments.num_seqs
         for context_len in arguments.context_len
     ]
@@ -290,27 +296,3 @@ def _check_lengths(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name, minimum)
         if value < minimum:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least {minimum}, got {value}")
-
-
-def _shown(results: Sequence[dict[str, Any]]) -> str:
-    """A table with a row a result, or a column a result if that is narrower."""
-    rows = [_flat(result) for result in results]
-    names = [name for name in rows[0] if any(row.get(name) is not None for row in rows)]
-    cells = [[_cell(row.get(name)) for name in names] for row in rows]
-    if len(names) <= len(rows):
-        return aligned(names, cells)
-    first, *others = zip(names, *cells, strict=True)
-    return aligned(first, others)
-
-
-def _flat(result: dict[str, Any]) -> dict[str, Any]:
-    columns = {name: value for name, value in result.items() if name != "peers"}
-    for peer in result.get("peers", ()):
-        columns |= {f"{peer['peer']}:{name}": peer[name] for name in ("ms_per_token", "tokens_per_s", "speedup")}
-    return columns
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.3e}" if value >= 1e6 else f"{value:.4g}" if value < 1000 else f"{value:.1f}"
-    return "" if value is None else str(value)

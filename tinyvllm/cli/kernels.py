@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinyvllm.cli.options import add_config_arguments, add_traceback_argument, resolve
+from tinyvllm.cli.output_json import add_output_json_argument, check_output_json, write_output_json
 from tinyvllm.cli.table import aligned
 from tinyvllm.errors import ConfigError
 
@@ -47,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     bench.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32, 256], help="tokens of a step")
     bench.add_argument("--context-len", type=int, default=1024, help="of each sequence, this step included")
     bench.add_argument("--implementation", help="a kernel plugin, or parts; default: each")
-    bench.add_argument("--output-json", type=Path, metavar="FILE", help="write the results there as well")
+    add_output_json_argument(bench)
     add_config_arguments(bench)
     bench.set_defaults(run=run_bench)
 
@@ -97,6 +96,7 @@ def run_bench(args: argparse.Namespace) -> int:
     from tinyvllm.models import read_config
 
     _check_op(args.op)
+    check_output_json(args.output_json)
     if min(args.rows) < 1 or args.context_len < 1:
         raise ConfigError("--rows and --context-len must be at least 1")
     resolved = resolve(args)
@@ -125,8 +125,7 @@ def run_bench(args: argparse.Namespace) -> int:
         for each in timings
     ]  # fmt: skip
     print(aligned(("OP", "IMPLEMENTATION", "ROWS", "US", "MB", "GB/S", "OF BANDWIDTH", "TFLOP/S", "OF MATRIX"), rows))
-    if args.output_json is not None:
-        args.output_json.write_text(json.dumps([asdict(each) for each in timings], indent=2) + "\n", encoding="utf-8")
+    write_output_json(args.output_json, [asdict(each) for each in timings])
     return 0
 
 

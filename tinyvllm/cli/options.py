@@ -6,18 +6,19 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from tinyvllm.config import Resolved, Setting, config_from_mapping, load_config
+from tinyvllm.config import Config, Resolved, Setting, config_from_mapping, load_config
+from tinyvllm.request import SamplingParams
 
 # Flag, type and help; the key is the flag with underscores.
 _ENGINE_FLAGS = (
-    ("--model", str, "'demo' (the default), a folder in Hugging Face layout, or org/name from the local cache"),
-    ("--tokenizer", str, "folder of the tokenizer, if it is not the model's own"),
+    ("--model", str, "'demo', a folder in Hugging Face layout, or org/name from the local cache"),
+    ("--tokenizer", str, "folder of the tokenizer; default: the model's own"),
     ("--device", str, "auto, cpu, cuda or emulator"),
     ("--dtype", str, "auto, bfloat16, float16 or float32"),
-    ("--max-model-len", int, "longest sequence, in tokens"),
+    ("--max-model-len", int, "longest sequence, in tokens; default: the checkpoint's limit"),
 )
 _SAMPLING_FLAGS = (
-    ("--max-tokens", int, "most tokens of a completion"),
+    ("--max-tokens", int, "maximum number of tokens of a completion"),
     ("--temperature", float, "0 is greedy"),
     ("--top-p", float, "keep the most likely tokens that have this mass together"),
     ("--top-k", int, "keep this many most likely tokens; 0 keeps all"),
@@ -25,6 +26,7 @@ _SAMPLING_FLAGS = (
     ("--seed", int, "of the random stream of each prompt"),
     ("--n", int, "completions of each prompt"),
 )
+_NEVER_OF_A_CHECKPOINT = ("--n", "--seed")
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, *, is_required: bool = False) -> None:
@@ -47,16 +49,30 @@ def add_traceback_argument(parser: argparse.ArgumentParser) -> None:
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """``--model`` and other keys that are often given by hand."""
     for flag, kind, text in _ENGINE_FLAGS:
-        parser.add_argument(flag, type=kind, help=text)
+        default = "demo" if flag == "--model" else Config.model_fields[_name(flag)].default
+        shown = "" if default is None else f" (default: {default})"
+        parser.add_argument(flag, type=kind, help=f"{text}{shown}")
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     """``--max-tokens``, ``--temperature`` and other fields of SamplingParams."""
     group = parser.add_argument_group("sampling (all other fields: --set run.sampling.FIELD=VALUE)")
+    defaults = SamplingParams()
     for flag, kind, text in _SAMPLING_FLAGS:
-        group.add_argument(flag, type=kind, help=text)
+        default = getattr(defaults, _name(flag))
+        # A checkpoint may have its own in generation_config.json, except for seed and n.
+        whose = "" if flag in _NEVER_OF_A_CHECKPOINT else " or the checkpoint's"
+        shown = "" if default is None else f" (default: {default}{whose})"
+        group.add_argument(flag, type=kind, help=f"{text}{shown}")
     group.add_argument("--stop", metavar="TEXT", action="append", help="end a completion here; may be repeated")
     group.add_argument("--ignore-eos", action="store_true", default=None, help="go on after the end of the text")
+
+
+def add_result_arguments(parser: argparse.ArgumentParser) -> None:
+    """``--json`` and ``--quiet``."""
+    group = parser.add_argument_group("results")
+    group.add_argument("--json", action="store_true", help="a JSON line for each prompt, as its text ends")
+    group.add_argument("--quiet", action="store_true", help="texts without their prompts, no progress and no table")
 
 
 def resolve(args: argparse.Namespace, extra: Mapping[tuple[str, ...], Any] | None = None) -> Resolved:

@@ -166,6 +166,9 @@ class Config(_Strict):
         None, ge=1, le=_INT32_MAX, description="Longest sequence; null: the checkpoint's own limit."
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Of dummy weights and of requests without a seed.")
+    num_threads: int | None = Field(
+        None, ge=1, le=1024, description="Threads of matrix products on the CPU; null: one for small products."
+    )
     batch_invariant: bool = Field(False, description="Bit-equal logits in any company, at a price.")
     enforce_eager: bool = Field(False, description="On a device: launch kernels one by one, record no graphs.")
     autotune: bool = Field(

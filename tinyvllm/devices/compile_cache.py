@@ -1,19 +1,24 @@
 """Compiled kernels on disk, shared by processes that may compile the same thing at the same time.
 
 An entry is named by the hash of everything it depends on, written under a temporary name and renamed, so a reader
-sees a whole file or none. Knows nothing about compilers.
+sees a whole file or none. Where the folder cannot be written, what is built lives in a temporary folder as long as the
+process. Knows nothing about compilers.
 """
 
 from __future__ import annotations
 
+import atexit
+import functools
 import hashlib
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tinyvllm.errors import KernelError
+from tinyvllm.errors import CapacityError, KernelError
+from tinyvllm.notice import warn
 
 _INCLUDE = re.compile(rb'^[ \t]*#[ \t]*include[ \t]*"([^"]+)"', re.MULTILINE)
 
@@ -21,9 +26,39 @@ INCLUDE_DIR = Path(__file__).resolve().parent.parent / "kernels" / "include"
 """Where ``tinyvllm/prelude.cuh`` is found."""
 
 
+_REMEDY = "set XDG_CACHE_HOME to a folder that can be written"
+
+
 def default_cache_dir() -> Path:
-    """``tinyvllm`` in the user's cache folder (``XDG_CACHE_HOME``, or ``~/.cache``)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinyvllm"
+    """``tinyvllm`` in the user's cache folder (``XDG_CACHE_HOME``, or ``~/.cache``).
+
+    A temporary folder, with one line on standard error, where there is no such folder.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinyvllm"
+    except RuntimeError:
+        note_unwritable("the cache", "this user has no home folder")
+        return _temporary_dir()
+
+
+def why_unwritable(folder: Path) -> str | None:
+    """Why nothing can be kept in ``folder``, found by writing a file there; None if it can be written.
+
+    The folder is made if it is not there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"tinyvllm")
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL
+        return getattr(error, "strerror", None) or str(error)
+    return None
+
+
+@functools.cache
+def note_unwritable(what: str, reason: str) -> None:
+    """Say on standard error, once a process, that nothing can be kept in ``what``."""
+    warn(f"{what} cannot be written ({reason}): what is found out now is found out again next time; {_REMEDY}")
 
 
 def read_sources(source: Path, include_dirs: Sequence[Path]) -> dict[Path, bytes]:
@@ -60,12 +95,31 @@ def key_of(*parts: bytes | str) -> str:
 
 
 def cached(path: Path, build: Callable[[Path], None]) -> Path:
-    """``path``, which ``build(temporary_path)`` has written if it was not there.
+    """The file that ``build(temporary_path)`` has written, now or earlier.
 
-    Two processes may build at once; the later rename wins, and both files are the same.
+    It is ``path``, or lies in a temporary folder of this process if ``path`` cannot be written, which is said once on
+    standard error. Two processes may build at once; the later rename wins, and both files are the same.
+
+    Raises:
+        CapacityError: the temporary folder cannot be written either.
     """
-    if path.exists():
+    if os.access(path, os.R_OK):
         return path
+    try:
+        return _built(path, build)
+    except OSError as error:
+        note_unwritable(f"the cache {path.parent}", error.strerror or str(error))
+    try:
+        spare = _temporary_dir() / path.parent.name / path.name
+        return spare if spare.exists() else _built(spare, build)
+    except OSError as error:
+        raise CapacityError(
+            f"{path}: neither the cache nor the temporary folder {tempfile.gettempdir()} can be written: "
+            f"{error.strerror or error}; make room, or {_REMEDY}"
+        ) from error
+
+
+def _built(path: Path, build: Callable[[Path], None]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem[:16]}-", suffix=path.suffix)
     os.close(handle)
@@ -76,3 +130,11 @@ def cached(path: Path, build: Callable[[Path], None]) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+@functools.cache
+def _temporary_dir() -> Path:
+    """A folder that is removed when the process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="tinyvllm-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder

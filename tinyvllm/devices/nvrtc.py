@@ -84,8 +84,7 @@ def compile_cubin(
     described = " ".join(flag for flag in flags if not flag.startswith("--include-path"))
     key = key_of(described, f"nvrtc {major}.{minor}", str(source), *contents)
     path = (cache_dir or default_cache_dir()) / "cubin" / f"{source.stem}-{key[:32]}.cubin"
-    cached(path, lambda target: _write(target, *_compile(nvrtc, source, sources[source], flags), arch))
-    return _read(path)
+    return _read(cached(path, lambda target: _write(target, *_compile(nvrtc, source, sources[source], flags), arch)))
 
 
 def _load_nvrtc() -> Any:

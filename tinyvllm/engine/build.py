@@ -14,6 +14,7 @@ from tinyvllm.engine.blocks import BlockManager
 from tinyvllm.engine.checked_attention import CheckedAttention
 from tinyvllm.engine.checked_loader import CheckedCheckpoint, open_checkpoint
 from tinyvllm.engine.checked_sampler import CheckedSampler
+from tinyvllm.engine.cpu_threads import with_threads
 from tinyvllm.engine.devices import choose_device
 from tinyvllm.engine.engine import Engine
 from tinyvllm.engine.generation_config import GenerationDefaults, generation_defaults
@@ -254,7 +255,11 @@ class _Builder:
         ops.check_used()
         self._report_ops(ops)
         sampler = self._sampler(context)
-        return ModelRunner(decoder, allocate_caches(shape, num_blocks, cache.block_size), sampler), num_blocks
+        runner = ModelRunner(decoder, allocate_caches(shape, num_blocks, cache.block_size), sampler)
+        threaded = with_threads(runner, shape, config.num_threads, batch_invariant=config.batch_invariant)
+        if threaded is not runner:
+            self._report.append(f"threads: {threaded}")
+        return threaded, num_blocks
 
     def _device_runner(
         self, decoder_config: DecoderConfig, checkpoint: Checkpoint, context: PluginContext, dtype: str

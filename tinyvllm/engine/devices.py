@@ -48,8 +48,10 @@ def choose_device(wanted: str) -> DeviceChoice:
     """
     if wanted != "auto":
         return DeviceChoice(wanted, "named in the configuration")
-    from tinyvllm.devices.cuda import probe
+    from tinyvllm.devices.cuda import find_driver, probe
 
+    if find_driver() is None:  # no extra of ours would help
+        return DeviceChoice("cpu", "auto: no NVIDIA driver here")
     found = probe()
     if found.is_usable:
         return DeviceChoice("cuda", f"auto: {found.device_name}")

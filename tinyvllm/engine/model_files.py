@@ -77,18 +77,20 @@ def hugging_face_cache(environ: Mapping[str, str]) -> Path:
     ``XDG_CACHE_HOME`` decide, in this order; otherwise ``~/.cache/huggingface/hub``.
 
     Raises:
-        LoadError: none of them is set, and there is no home directory.
+        LoadError: none of them is set, or one begins with ``~``, and there is no home folder.
     """
     try:
-        for name, below in (("HF_HUB_CACHE", ""), ("HUGGINGFACE_HUB_CACHE", ""), ("HF_HOME", "hub")):
-            if environ.get(name):
-                return Path(environ[name]).expanduser() / below
-        return Path(environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "huggingface" / "hub"
+        return _hugging_face_cache(environ)
     except RuntimeError as error:
-        raise LoadError(
-            "there is no home directory to look for Hugging Face's cache in; set HF_HUB_CACHE to its folder, "
-            "or name the model by its own folder"
-        ) from error
+        remedy = "set HF_HUB_CACHE to the folder of the cache, or name the folder of the model"
+        raise LoadError(f"the Hugging Face cache is in the home folder, and this user has none; {remedy}") from error
+
+
+def _hugging_face_cache(environ: Mapping[str, str]) -> Path:
+    for name, below in (("HF_HUB_CACHE", ""), ("HUGGINGFACE_HUB_CACHE", ""), ("HF_HOME", "hub")):
+        if environ.get(name):
+            return Path(environ[name]).expanduser() / below
+    return Path(environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "huggingface" / "hub"
 
 
 def _checked(folder: Path) -> ModelFiles:

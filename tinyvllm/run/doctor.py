@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import ctypes.util
 import importlib.metadata
 import os
 import platform
@@ -15,7 +14,10 @@ from pathlib import Path
 import numpy as np
 
 import tinyvllm
-from tinyvllm.devices.cuda import CudaProbe, probe
+from tinyvllm.devices.blas import blas_name, find_blas
+from tinyvllm.devices.compile_cache import default_cache_dir, why_unwritable
+from tinyvllm.devices.cuda import CudaProbe, find_driver, probe
+from tinyvllm.devices.cuda.facts import DRIVER_LIBRARY
 from tinyvllm.devices.emulator.build import find_compiler
 from tinyvllm.engine.devices import choose_device
 from tinyvllm.errors import DeviceError
@@ -30,6 +32,8 @@ def findings() -> Iterator[tuple[str, str]]:
     yield "machine", f"{platform.system()} {platform.machine()}, {_num_cores()} cores, {_memory()}"
     yield "NumPy", np.__version__
     yield "BLAS", _blas()
+    yield "CPU threads", _threads()
+    yield "kernel cache", _cache()
     yield "CUDA driver", _cuda_driver()
     cuda = probe()
     yield "NVRTC", cuda.nvrtc_version or _installed("nvidia-cuda-nvrtc")
@@ -59,41 +63,35 @@ def _memory() -> str:
 
 def _blas() -> str:
     """Name and version as NumPy was built with it, then core type and threads as the library itself says."""
-    build = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
-    text = f"{build.get('name', '?')} {build.get('version', '?')}"
-    library = _openblas()
-    if library is None:
-        return f"{text}, core type and threads unknown"
-    core = _call(library, "get_corename", ctypes.c_char_p)
-    threads = _call(library, "get_num_threads", ctypes.c_int)
-    core_name = core.decode() if isinstance(core, bytes) else "unknown"
-    return f"{text}, core type {core_name} (OPENBLAS_CORETYPE), {threads} threads (OPENBLAS_NUM_THREADS)"
+    blas = find_blas()
+    if blas is None:
+        return f"{blas_name()}, core type and threads unknown"
+    threads = f"{blas.num_threads} threads (OPENBLAS_NUM_THREADS)"
+    return f"{blas_name()}, core type {blas.core_name} (OPENBLAS_CORETYPE), {threads}"
 
 
-def _openblas() -> ctypes.CDLL | None:
-    """The OpenBLAS that came with NumPy, already loaded; None if NumPy has another BLAS."""
-    folder = Path(np.__file__).parent
-    for path in [*folder.parent.glob("numpy.libs/*openblas*"), *folder.glob(".dylibs/*openblas*")]:
-        with contextlib.suppress(OSError):
-            return ctypes.CDLL(str(path))
-    return None
+def _threads() -> str:
+    """How many threads the CPU device gives to products."""
+    blas = find_blas()
+    if blas is None:
+        return "as many as the BLAS takes by itself; num_threads cannot be set"
+    if blas.num_threads == 1:
+        return "1 for every product (num_threads sets another number)"
+    return f"1 for small products, {blas.num_threads} for large ones (num_threads sets one number for all)"
 
 
-def _call(library: ctypes.CDLL, name: str, result: type[ctypes.c_char_p] | type[ctypes.c_int]) -> object:
-    for pattern in ("scipy_openblas_{}64_", "scipy_openblas_{}", "openblas_{}64_", "openblas_{}"):
-        function = getattr(library, pattern.format(name), None)
-        if function is not None:
-            function.restype = result
-            return function()
-    return "unknown"
+def _cache() -> str:
+    folder = default_cache_dir()
+    reason = why_unwritable(folder)
+    if reason is not None:
+        return f"{folder} cannot be written ({reason}): kernels are compiled again each time; set XDG_CACHE_HOME"
+    return f"{folder} can be written"
 
 
 def _cuda_driver() -> str:
-    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
-    try:
-        driver = ctypes.CDLL(name)
-    except OSError:
-        return f"none ({name} not found): no NVIDIA GPU can be used"
+    driver = find_driver()
+    if driver is None:
+        return f"none ({DRIVER_LIBRARY} not found): no NVIDIA GPU can be used"
     version, count = ctypes.c_int(), ctypes.c_int()
     failed = driver.cuInit(0)
     if failed != _CUDA_SUCCESS or driver.cuDriverGetVersion(ctypes.byref(version)) != _CUDA_SUCCESS:

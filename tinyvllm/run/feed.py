@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -34,20 +34,20 @@ class Result:
 
 
 def complete(
-    engine: Engine, jobs: Iterable[Job], most_at_once: int, on_step: Callable[[int], None] = lambda num_ended: None
-) -> Iterator[Result]:
+    engine: Engine, jobs: Iterable[Job], max_at_once: int, on_step: Callable[[int], None] = lambda num_ended: None
+) -> Generator[Result, None, None]:
     """The result of each job, in the order in which they end.
 
     Args:
         engine: to run them; what is unfinished is aborted if the caller stops early.
         jobs: taken one by one as there is room.
-        most_at_once: jobs in the engine, waiting ones included.
+        max_at_once: jobs in the engine, waiting ones included.
         on_step: called after every step with the number of jobs that have ended.
     """
     waiting, live, num_ended = iter(jobs), dict[str, Job](), 0
     try:
         while True:
-            while len(live) < most_at_once and (job := next(waiting, None)) is not None:
+            while len(live) < max_at_once and (job := next(waiting, None)) is not None:
                 refused = _add(engine, job)
                 if refused is None:
                     live[_request_id(job)] = job
@@ -59,11 +59,19 @@ def complete(
             for output in engine.step():
                 if output.finished:
                     num_ended += 1
-                    yield _result(live.pop(output.request_id), output)
+                    yield result_of(live.pop(output.request_id), output)
             on_step(num_ended)
     finally:
         for request_id in live:
             engine.abort_request(request_id)
+
+
+def result_of(job: Job, output: RequestOutput) -> Result:
+    """The result of a job that has ended; an error if it was aborted."""
+    for completion in output.outputs:
+        if completion.finish_reason == "abort":
+            return Result(job, error=f"aborted: {completion.stop_reason or 'no reason was given'}")
+    return Result(job, output)
 
 
 def _add(engine: Engine, job: Job) -> Result | None:
@@ -75,13 +83,6 @@ def _add(engine: Engine, job: Job) -> Result | None:
     except RequestError as error:
         return Result(job, error=str(error))
     return None
-
-
-def _result(job: Job, output: RequestOutput) -> Result:
-    for completion in output.outputs:
-        if completion.finish_reason == "abort":
-            return Result(job, error=f"aborted: {completion.stop_reason or 'no reason was given'}")
-    return Result(job, output)
 
 
 def _request_id(job: Job) -> str:

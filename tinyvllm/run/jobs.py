@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -106,17 +105,6 @@ def merged_params(defaults: SamplingParams, sampling: Mapping[str, Any]) -> Samp
         RequestError: a field that there is not, or a bad value.
     """
     return SamplingParams.from_mapping({**asdict(defaults), **sampling}) if sampling else defaults
-
-
-def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The numbered lines of a file, one at a time; of a line longer than 16 MiB only the beginning."""
-    with path.open("rb") as file:
-        index = 0
-        while line := file.readline(MAX_LINE_BYTES):
-            yield index, line
-            while not line.endswith(b"\n") and (line := file.readline(MAX_LINE_BYTES)):
-                pass
-            index += 1
 
 
 def line_of(prompt: str) -> bytes:

@@ -8,19 +8,25 @@ and a run with something else is refused rather than mixed in.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tinyvllm.errors import CapacityError, ConfigError
-from tinyvllm.run.seal import InputSeal
+from tinyvllm.regular_file import open_regular, read_regular
+from tinyvllm.run.seal import SealedInput
 
 try:
     import fcntl
 except ImportError:  # not on Windows, where two runs on one file are not noticed
     fcntl = None  # type: ignore[assignment]
+
+_BEGINNING = b'{"index": '  # of every result
+_PIECE_BYTES = 2**16
+_MAX_NOTE_BYTES = 2**20
 
 
 class Journal:
@@ -36,17 +42,20 @@ class Journal:
             belong to another input or other settings.
     """
 
-    def __init__(self, path: Path, seal: InputSeal, settings: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, seal: SealedInput, settings: Mapping[str, Any]) -> None:
         self._path = path
         try:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            self._file = open_regular(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         except OSError as error:
-            raise ConfigError(f"run.output: cannot write {path}: {error.strerror}") from error
+            remedy = "; leave output out to have results on standard output" if error.errno == errno.EINVAL else ""
+            raise ConfigError(f"run.output: cannot write {path}: {error.strerror}{remedy}") from error
         self.num_done = self.num_errors = 0
         self._done = bytearray(seal.num_lines)  # by index: 1 where there is a result
         self._remedy = f"move {path.name} away to begin anew, or name another output"
         try:
             self._lock()
+            if seal.is_file(path):
+                raise ConfigError(f"run.output: {path} is also run.prompts_file; name another output")
             self._read(seal)
             self._check_begun(seal, settings)
         except BaseException:
@@ -97,22 +106,25 @@ class Journal:
         self.num_done += 1
         self.num_errors += "error" in result
 
-    def _read(self, seal: InputSeal) -> None:
+    def _read(self, seal: SealedInput) -> None:
         """Take note of what is done, and cut a torn last line off."""
         end = 0
-        with self._path.open("rb") as file:
-            for number, line in enumerate(file, 1):
+        with os.fdopen(os.dup(self._file), "rb") as file:
+            for number, line in enumerate(_lines_of(file), 1):
+                where = f"{self._path}:{number}"
                 if not line.endswith(b"\n"):
+                    if not _is_torn(line):
+                        raise ConfigError(f"{where}: not a line of results; {self._remedy}")
                     break
-                self._note(self._parse(line, f"{self._path}:{number}", seal))
+                self._note(self._parse(line, where, seal))
                 end += len(line)
         if end < os.fstat(self._file).st_size:
             os.ftruncate(self._file, end)
 
-    def _parse(self, line: bytes, where: str, seal: InputSeal) -> dict[str, Any]:
+    def _parse(self, line: bytes, where: str, seal: SealedInput) -> dict[str, Any]:
         try:
             result = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{where}: not a line of results (not JSON); {self._remedy}") from error
         index = result.get("index") if isinstance(result, dict) else None
         if not isinstance(index, int) or isinstance(index, bool) or index < 0:
@@ -124,12 +136,13 @@ class Journal:
             raise ConfigError(f"{where}: a second result of index {index}; {self._remedy}")
         return {**result}
 
-    def _check_begun(self, seal: InputSeal, settings: Mapping[str, Any]) -> None:
+    def _check_begun(self, seal: SealedInput, settings: Mapping[str, Any]) -> None:
         """Refuse to mix results; then write down what they belong to."""
-        note = self._path.with_name(f"{self._path.name}.run.json")
+        real = self._path.resolve()  # /dev/stdout may be a file
+        note = real.with_name(f"{real.name}.run.json")
         begun = _read_note(note) if self.num_done else None
         if begun is not None:
-            if not seal.continues(begun.get("input", {})):
+            if not seal.continues(begun.get("input")):
                 raise ConfigError(f"{self._path}: {seal.name} has changed since this file was begun; {self._remedy}")
             for key, value in settings.items():
                 if begun.get(key) != value:
@@ -140,12 +153,31 @@ class Journal:
             fresh.write_text(json.dumps({"input": seal.as_json(), **settings}, indent=1) + "\n", encoding="utf-8")
             os.replace(fresh, note)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                fresh.unlink()
             raise ConfigError(f"run.output: cannot write {note}: {error.strerror}") from error
 
 
+def _lines_of(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file of results; of a line that does not begin like one only the beginning."""
+    while line := file.readline(_PIECE_BYTES):
+        if line.startswith(b"{"):
+            pieces = [line]
+            while not pieces[-1].endswith(b"\n") and (piece := file.readline(_PIECE_BYTES)):
+                pieces.append(piece)
+            line = b"".join(pieces)
+        yield line
+
+
+def _is_torn(line: bytes) -> bool:
+    """Whether the last line of a file may be the beginning of a result, or zeros that a file system left there."""
+    is_zeros = len(line) < _PIECE_BYTES and not line.strip(b"\0")
+    return is_zeros or _BEGINNING.startswith(line[: len(_BEGINNING)])
+
+
 def _read_note(note: Path) -> dict[str, Any] | None:
-    with contextlib.suppress(OSError, ValueError):
-        read = json.loads(note.read_text(encoding="utf-8"))
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        read = json.loads(read_regular(note, _MAX_NOTE_BYTES))
         if isinstance(read, dict):
             return read
     return None  # deleted, or of another program: the indexes are all there is to go by

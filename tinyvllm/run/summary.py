@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from array import array
+from collections.abc import Iterator
 from statistics import median
 
 from rich.markup import escape
@@ -27,20 +29,27 @@ class Summary:
         self._before = engine.stats()
         self._began = time.perf_counter()
         self._ttft_s = array("d")
-        self._num_served = self._num_errors = 0
+        self._num_served = self.num_errors = 0
+        self._num_cut_short: dict[int, int] = {}  # by max_tokens
         self._notes: list[str] = []
 
     @property
     def num_results(self) -> int:
         """Results counted so far, errors included."""
-        return self._num_served + self._num_errors
+        return self._num_served + self.num_errors
 
     def add(self, result: Result) -> None:
         """Count one result."""
         if result.output is None:
-            self._num_errors += 1
+            self.num_errors += 1
             return
         self._num_served += 1
+        limit = result.job.params.max_tokens if result.job.params is not None else None
+        if limit is not None:
+            num_cut = sum(
+                len(each.token_ids) == limit for each in result.output.outputs if each.finish_reason == "length"
+            )
+            self._num_cut_short[limit] = self._num_cut_short.get(limit, 0) + num_cut
         metrics = result.output.metrics
         if metrics is not None and metrics.ttft_s is not None:
             self._ttft_s.append(metrics.ttft_s)
@@ -53,7 +62,7 @@ class Summary:
         """What the table shows: name and value."""
         stats, seconds = self._engine.stats(), time.perf_counter() - self._began
         generated = stats.num_generation_tokens - self._before.num_generation_tokens
-        failed = f", {self._num_errors} failed" if self._num_errors else ""
+        failed = f", {self.num_errors} failed" if self.num_errors else ""
         rows = [
             ("requests", f"{self._num_served}{failed}"),
             ("prompt tokens", f"{stats.num_prompt_tokens - self._before.num_prompt_tokens}"),
@@ -67,17 +76,24 @@ class Summary:
         preemptions = stats.num_preemptions - self._before.num_preemptions
         return [*rows, ("preemptions", f"{preemptions}")] if preemptions else rows
 
-    def print(self, *, to_stderr: bool = False) -> None:
-        """Print the table and the notes."""
+    def print(self) -> None:
+        """Print the table and the notes on standard error, if that can be written."""
         table = Table(show_header=False)
         table.add_column(style="bold")
         table.add_column(justify="right")
         for row in self.rows():
             table.add_row(*map(escape, row))
-        console = Console(file=sys.stderr if to_stderr else sys.stdout, highlight=False)
-        console.print(table)
-        for text in self._notes:
-            console.print(text, markup=False, soft_wrap=True)
+        console = Console(file=sys.stderr, highlight=False)
+        with contextlib.suppress(OSError):  # a standard error that is full or broken takes nothing from the results
+            console.print(table)
+            for text in [*self._notes, *self._cut_short()]:
+                console.print(text, markup=False, soft_wrap=True)
+
+    def _cut_short(self) -> Iterator[str]:
+        for limit, number in sorted(self._num_cut_short.items()):
+            if number:
+                texts = "1 text" if number == 1 else f"{number} texts"
+                yield f"{texts} ended at max_tokens = {limit}; --max-tokens N allows more"
 
     def _ttft(self) -> str:
         if not self._ttft_s:

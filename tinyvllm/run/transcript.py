@@ -7,6 +7,7 @@ import sys
 
 from tinyvllm.run.console import Console
 from tinyvllm.run.feed import Result
+from tinyvllm.run.jobs import Job
 
 # Everything that moves the cursor or changes the terminal, which text of a model must not.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -20,7 +21,7 @@ def printable(text: str) -> str:
 def print_result(result: Result) -> None:
     """The prompt, then its text, or each of its texts, or why there is none."""
     console = Console(file=sys.stdout, markup=False, highlight=False, emoji=False, soft_wrap=True)
-    console.print(f"> {printable(_prompt_of(result))}", style="bold")
+    console.print(f"> {printable(prompt_of(result.job))}", style="bold")
     if result.output is None:
         console.print(f"error: {result.error}", style="red")
     else:
@@ -30,8 +31,9 @@ def print_result(result: Result) -> None:
     console.print()
 
 
-def _prompt_of(result: Result) -> str:
-    prompt = result.job.prompt
+def prompt_of(job: Job) -> str:
+    """What the job asks, as text."""
+    prompt = job.prompt
     if isinstance(prompt, str):
         return prompt
-    return str((prompt or {}).get("prompt") or (prompt or {}).get("prompt_token_ids") or f"line {result.job.index + 1}")
+    return str((prompt or {}).get("prompt") or (prompt or {}).get("prompt_token_ids") or f"line {job.index + 1}")

@@ -7,6 +7,6 @@ Needs the extra ``tinyvllm[cuda]`` and an NVIDIA driver. Importing this package 
 from __future__ import annotations
 
 from tinyvllm.devices.cuda.device import CudaDevice
-from tinyvllm.devices.cuda.facts import CudaProbe, probe
+from tinyvllm.devices.cuda.facts import CudaProbe, find_driver, probe
 
-__all__ = ["CudaDevice", "CudaProbe", "probe"]
+__all__ = ["CudaDevice", "CudaProbe", "find_driver", "probe"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -36,6 +38,17 @@ class CudaProbe:
     def is_usable(self) -> bool:
         """True if nothing is missing."""
         return not self.problems
+
+
+DRIVER_LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+
+
+def find_driver() -> ctypes.CDLL | None:
+    """The NVIDIA driver's library; None where no driver is installed."""
+    try:
+        return ctypes.CDLL(DRIVER_LIBRARY)
+    except OSError:
+        return None
 
 
 def probe(ordinal: int = 0) -> CudaProbe:

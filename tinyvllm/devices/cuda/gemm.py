@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinyvllm.devices.compile_cache import key_of
+from tinyvllm.devices.compile_cache import key_of, note_unwritable
 from tinyvllm.devices.cuda.cublaslt import (
     ALGORITHM_BYTES,
     CublasLt,
@@ -34,6 +34,7 @@ _NEARBY_ROWS = (16, 32, 64, 128, 256, 512)
 """The library proposes a few algorithms for each number of rows; tuning also tries those for these."""
 _SPLITS = (2, 3, 4, 6, 8)
 _INVARIANT_ROWS = 128
+_ALGORITHM = re.compile(rf"[0-9a-f]{{{2 * ALGORITHM_BYTES}}}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,19 +81,31 @@ class AlgorithmStore:
         return [algorithm for _, algorithm in sorted(found)]
 
     def put(self, shape: GemmShape, accumulate: bool, algorithm: bytes) -> None:
-        """Remembers a choice, beside what other processes have written meanwhile."""
+        """Remembers a choice, beside what other processes have written meanwhile.
+
+        Where the file cannot be written, the choice holds as long as the process, and a line on standard error says so.
+        """
         self._choices = {**self._read(), **self._choices, _name_of(shape, accumulate): algorithm.hex()}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=self.path.parent, suffix=".json", delete=False) as file:
-            json.dump(self._choices, file, indent=0, sort_keys=True)
-        Path(file.name).replace(self.path)
+        temporary: Path | None = None
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", dir=self.path.parent, suffix=".json", delete=False) as file:
+                temporary = Path(file.name)
+                json.dump(self._choices, file, indent=0, sort_keys=True)
+            temporary.replace(self.path)
+        except OSError as error:
+            note_unwritable(f"the cache {self.path.parent}", error.strerror or str(error))
+            if temporary is not None:
+                temporary.unlink(missing_ok=True)
 
     def _read(self) -> dict[str, str]:
         try:
             choices = json.loads(self.path.read_text())
         except (OSError, ValueError):
             return {}
-        return {name: text for name, text in choices.items() if len(text) == 2 * ALGORITHM_BYTES}
+        if not isinstance(choices, dict):
+            return {}
+        return {name: text for name, text in choices.items() if isinstance(text, str) and _ALGORITHM.fullmatch(text)}
 
 
 class Gemm:
