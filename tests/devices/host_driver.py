@@ -13,6 +13,9 @@ class HostDriver:
     where = "device fake"
 
     def __init__(self) -> None:
+        self.stream = 0
+        self.retired: list[int] = []
+        self.freed: list[int] = []
         self._pending: list[tuple[int, int, int]] = []
         self._memory: list[Any] = []
         self.recorded: dict[int, int] = {}
@@ -20,7 +23,8 @@ class HostDriver:
         self.num_events = 0
         self.api = SimpleNamespace(
             cuMemHostAlloc=self._allocate,
-            cuMemFreeHost=lambda address: None,
+            cuMemFreeHost=self.freed.append,
+            cuStreamSynchronize=self._synchronize,
             cuEventCreate=self._create_event,
             cuEventDestroy=lambda handle: None,
             cuEventRecord=self._record,
@@ -30,6 +34,10 @@ class HostDriver:
 
     def call(self, function: Any, *arguments: Any) -> Any:
         return function(*arguments)
+
+    def _synchronize(self, stream: Any) -> tuple[int]:
+        self.finish()
+        return (0,)
 
     def finish(self) -> None:
         self._run(len(self._pending) + self.num_done)

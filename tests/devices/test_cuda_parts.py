@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import struct
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ from tinyvllm.devices.cuda.failures import failure_of, out_of_memory
 from tinyvllm.devices.cuda.gemm import AlgorithmStore, Gemm, shape_of
 from tinyvllm.devices.cuda.module import ArgumentPack
 from tinyvllm.devices.cuda.nvrtc_version import compile_arch, nvrtc_version
-from tinyvllm.devices.cuda.pinned import DownloadPool, UploadRing
+from tinyvllm.devices.cuda.pinned import DownloadPool, PinnedMemory, UploadRing
 from tinyvllm.devices.interface import Argument, Buffer
 from tinyvllm.devices.nvrtc import compile_cubin
 from tinyvllm.errors import CapacityError, DeviceError, KernelError, ShapeError
@@ -114,6 +115,38 @@ def test_a_download_piece_is_used_again_only_after_it_has_been_given_back() -> N
     assert first[0] is not second[0]
     pool.give_back(*first)
     assert pool.take(6000)[0] is first[0]
+
+
+def test_memory_that_a_copy_may_still_write_to_is_given_back_only_after_it() -> None:
+    """Whoever started a download may drop it: what comes then must not reach memory that is somebody else's."""
+    driver: Any = HostDriver()
+    pool = DownloadPool(driver)
+    memory, event = pool.take(5000)
+    source = np.arange(5000, dtype=np.uint8)
+    driver.api.copy(memory.address, source.ctypes.data, 5000)
+    address = memory.address
+    del memory, event
+    gc.collect()
+    assert driver.freed == []
+    PinnedMemory(driver, 100)
+    assert driver.num_done == 1
+    assert driver.freed == [address]
+
+
+def test_memory_lives_as_long_as_an_array_of_it() -> None:
+    driver: Any = HostDriver()
+    memory = PinnedMemory(driver, 64)
+    view = memory.bytes[8:].view(np.int32)[2:]
+    address = memory.address
+    del memory
+    gc.collect()
+    PinnedMemory(driver, 100)
+    assert driver.freed == []
+    assert view.nbytes == 48
+    del view
+    gc.collect()
+    PinnedMemory(driver, 100)
+    assert address in driver.freed
 
 
 def test_a_choice_is_found_again_by_another_process_and_only_for_its_shape(tmp_path: Path) -> None:

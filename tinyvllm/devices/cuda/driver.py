@@ -34,6 +34,8 @@ class Driver:
         self.where = f"device cuda:{ordinal}"
         self.recent: deque[str] = deque(maxlen=_NUM_RECENT)
         """Kernels launched since the last synchronisation."""
+        self.retired: list[int] = []
+        """Addresses of page-locked memory that nobody refers to, and that queued work may still write to."""
         self.version = start(self.api)
         self.device = find_card(self.api, ordinal)
         self.arch = self._read_arch()
@@ -42,6 +44,7 @@ class Driver:
         self.enter()
         self.stream = self.call(self.api.cuStreamCreate, _NON_BLOCKING)
         weakref.finalize(self, self.api.cuStreamDestroy, self.stream)
+        weakref.finalize(self, free_retired, self.api, self.stream, self.retired)  # the last made is the first called
 
     def enter(self) -> None:
         """Makes the card's context that of the calling thread; ``call`` does so by itself."""
@@ -91,6 +94,16 @@ class Driver:
                 "use device: cpu"
             )
         return arch
+
+
+def free_retired(api: Any, stream: Any, retired: list[int]) -> None:
+    """Wait for the stream, and give the page-locked memory that nobody refers to back to the system.
+
+    Whatever could write to it was queued before the last reference to it went. ``retired`` is empty afterwards.
+    """
+    if retired and int(api.cuStreamSynchronize(stream)[0]) == 0:
+        while retired:
+            api.cuMemFreeHost(retired.pop())
 
 
 def load_bindings() -> Any:

@@ -153,6 +153,7 @@ class CudaMemory:
 
     def alloc_host(self, shape: Shape, dtype: npt.DTypeLike) -> HostBuffer:
         """New page-locked memory, zeros; see ``Memory.alloc_host``."""
+        self._refuse_in_capture("alloc_host")
         kind = np.dtype(dtype)
         size_bytes = math.prod(shape) * kind.itemsize
         pinned = PinnedMemory(self._driver, max(1, size_bytes))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tinyvllm.devices.cuda.driver import Driver
+from tinyvllm.devices.cuda.driver import Driver, free_retired
 
 _DISABLE_TIMING = 2  # CU_EVENT_DISABLE_TIMING: such events are cheaper
 _SEGMENT_BYTES = 4 * 1024**2
@@ -22,15 +22,19 @@ _SMALLEST_PIECE = 4096
 
 
 class PinnedMemory:
-    """A piece of page-locked memory, freed when nothing refers to it any more."""
+    """A piece of page-locked memory. It lives as long as this object, ``bytes`` or a view of ``bytes``.
+
+    Afterwards it is only retired: a copy or a kernel that was queued may still write to it. It is given back to the
+    system once the stream has been waited for: before more is taken, or with the driver.
+    """
 
     def __init__(self, driver: Driver, size_bytes: int) -> None:
+        free_retired(driver.api, driver.stream, driver.retired)
         self.size_bytes = size_bytes
         self.address = int(driver.call(driver.api.cuMemHostAlloc, size_bytes, 0))
-        self.bytes: npt.NDArray[np.uint8] = np.ctypeslib.as_array(
-            (ctypes.c_uint8 * size_bytes).from_address(self.address)
-        )
-        weakref.finalize(self, _free, driver, self.address)
+        memory = (ctypes.c_uint8 * size_bytes).from_address(self.address)  # what all arrays of it refer to
+        self.bytes: npt.NDArray[np.uint8] = np.ctypeslib.as_array(memory)
+        weakref.finalize(memory, driver.retired.append, self.address)
 
 
 class Event:
@@ -96,10 +100,6 @@ class DownloadPool:
     def give_back(self, memory: PinnedMemory, event: Event) -> None:
         """Called when the copy into ``memory`` is over and has been read."""
         self._free.setdefault(memory.size_bytes, []).append((memory, event))
-
-
-def _free(driver: Driver, address: int) -> None:
-    driver.api.cuMemFreeHost(address)
 
 
 def _destroy_event(driver: Driver, handle: Any) -> None:
