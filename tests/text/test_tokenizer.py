@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,12 @@ def test_half_a_surrogate_pair_is_a_request_error(byte_level: Tokenizer) -> None
         ("tokenizer.json", None, "tokenizer.json: there is no tokenizer"),
         ("tokenizer.json", b"{", "is not a tokenizer"),
         ("tokenizer.json", b'{"model": 1}', "is not a tokenizer"),
-        ("tokenizer.json", b"\xff\xfe", "is not a tokenizer"),
+        ("tokenizer.json", b"\xff\xfe", "tokenizer.json: is text in UTF-16"),
+        ("tokenizer.json", b"\xff", "is not a tokenizer"),
+        ("tokenizer.json", b"version https://git-lfs.github.com/spec/v1\n", "tokenizer.json: is a Git LFS pointer"),
+        ("tokenizer.json", b"<!DOCTYPE html>", "tokenizer.json: is a web page"),
+        ("tokenizer.json", b"", "tokenizer.json: is empty"),
+        ("tokenizer_config.json", b"version https://git-lfs", "tokenizer_config.json: is a Git LFS pointer"),
         ("tokenizer_config.json", b'{\n"eos_token": ,}', "tokenizer_config.json:2: is not valid JSON"),
         ("tokenizer_config.json", b'{"a": 1, "a": 2}', "'a' is there twice"),
         ("tokenizer_config.json", b"[]", "must hold a mapping"),
@@ -91,7 +97,8 @@ def test_a_missing_or_damaged_file_is_a_load_error_naming_it(
         ("tokenizer_config.json", b'{"chat_template": 3}', "chat_template must be a string"),
         ("tokenizer_config.json", b'{"chat_template": [{"name": "default"}]}', r"at chat_template\[0\]"),
         ("tokenizer_config.json", b'{"chat_template": "a\\n{% if %}"}', "tokenizer_config.json:2: the chat template"),
-        ("chat_template.jinja", b"\xff", "chat_template.jinja: the chat template cannot be read"),
+        ("chat_template.jinja", b"\xff", "chat_template.jinja: the chat template cannot be read: it is not UTF-8"),
+        ("chat_template.jinja", b"version https://git-lfs", "chat_template.jinja: is a Git LFS pointer"),
         ("chat_template.jinja", b"{{", "chat_template.jinja:1: the chat template is malformed"),
     ],
 )
@@ -131,6 +138,50 @@ def test_a_tokenizer_in_another_format_is_refused_with_the_command_that_converts
     assert re.search(command, str(caught.value))
     with pytest.raises(LoadError, match=f"is not a tokenizer .* convert it: .*{command}"):
         Tokenizer.from_folder(tokenizer_folder / files[0])
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(tokenizer_folder: Path) -> None:
+    (tokenizer_folder / "chat_template.jinja").write_text("{{ messages[0].role }}")
+    expected = Tokenizer.from_folder(tokenizer_folder).apply_chat_template(MESSAGES)
+    for file in tokenizer_folder.iterdir():
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert Tokenizer.from_folder(tokenizer_folder).apply_chat_template(MESSAGES) == expected == "user"
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"])
+def test_a_file_that_is_a_pipe_or_far_too_large_is_refused_at_once(tokenizer_folder: Path, name: str) -> None:
+    config = tokenizer_folder / "tokenizer_config.json"
+    config.write_text("{}")
+    file = tokenizer_folder / name
+    file.unlink(missing_ok=True)
+    os.mkfifo(file)
+    with pytest.raises(LoadError, match=rf"{name}: is no regular file"):
+        Tokenizer.from_folder(tokenizer_folder)
+    file.unlink()
+    file.touch()
+    os.truncate(file, 2**33)
+    with pytest.raises(LoadError, match=rf"{name}: has {2**33} bytes, at most"):
+        Tokenizer.from_folder(tokenizer_folder)
+
+
+def test_a_template_that_is_a_pipe_or_far_too_large_leaves_prompts_alone(tokenizer_folder: Path) -> None:
+    file = tokenizer_folder / "chat_template.jinja"
+    os.mkfifo(file)
+    with pytest.raises(RequestError, match="is no regular file"):
+        Tokenizer.from_folder(tokenizer_folder).apply_chat_template(MESSAGES)
+    file.unlink()
+    file.touch()
+    os.truncate(file, 2**33)
+    with pytest.raises(RequestError, match=f"has {2**33} bytes"):
+        Tokenizer.from_folder(tokenizer_folder).apply_chat_template(MESSAGES)
+
+
+def test_a_path_that_no_file_can_have_is_refused() -> None:
+    for name in ("x" * 5_000, "a\0b"):
+        with pytest.raises(LoadError, match="there is no tokenizer") as caught:
+            Tokenizer.from_folder(Path(name))
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 500
 
 
 def _broken(**parts: Any) -> dict[str, Any]:

@@ -138,7 +138,7 @@ class _Builder:
         defaults = generation_defaults(
             raw,
             files.read_json("generation_config.json") or {},
-            self._tokenizer_eos(tokenizer, context.model.vocab_size),
+            None if tokenizer is None else tokenizer.eos_token_id,
             vocab_size=decoder_config.shape.vocab_size,
             takes_sampling=config.generation_config == "auto",
         )
@@ -209,15 +209,6 @@ class _Builder:
         tokenizer = Tokenizer.from_folder(base / folder, chat_template=None if template is None else base / template)
         self._report.extend(tokenizer.report)
         return tokenizer
-
-    def _tokenizer_eos(self, tokenizer: Tokenizer | None, vocab_size: int) -> int | None:
-        token_id = None if tokenizer is None else tokenizer.eos_token_id
-        if token_id is None or token_id < vocab_size:
-            return token_id
-        self._report.append(
-            f"tokenizer: eos_token is token {token_id}, and the model has {vocab_size}; it ends nothing"
-        )
-        return None
 
     def _open(self, files: ModelFiles, decoder_config: DecoderConfig, context: PluginContext) -> CheckedCheckpoint:
         loader: Loader = self._create(Kind.LOADER, self._config.loader, context)

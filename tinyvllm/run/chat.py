@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
-from tinyvllm.errors import RequestError
+from tinyvllm.errors import RequestError, TinyvllmError
 from tinyvllm.llm import LLM
 from tinyvllm.nearest import did_you_mean
 from tinyvllm.request import SamplingParams
@@ -55,7 +55,6 @@ class Conversation:
         self._params = replace(params, n=1)
         self._options = options
         self._system: list[Message] = [{"role": "system", "content": system}] if system else []
-        self._num_answers = 0
         self.messages = list(self._system)
         self.num_dropped = 0
 
@@ -86,23 +85,17 @@ class Conversation:
         return self._pieces(messages, prompt)
 
     def _pieces(self, messages: list[Message], prompt: dict[str, Any]) -> Iterator[str]:
-        engine, request_id = self._llm.engine, f"chat-{self._num_answers}"
-        self._num_answers += 1
-        said, error, is_taken = "", None, False
+        said, has_failed = "", False
         try:
-            engine.add_request(request_id, prompt, self._params)
-            is_taken = True
-            while engine.has_unfinished_requests():
-                for output in engine.step():
-                    news, said = output.outputs[0].text[len(said) :], output.outputs[0].text
-                    error = output.error
-                    yield news
+            for delta in self._llm.stream(prompt, self._params):
+                said += delta.text
+                yield delta.text
+        except TinyvllmError:
+            has_failed = True
+            raise
         finally:
-            engine.abort_request(request_id)
-            if is_taken and error is None:
+            if not has_failed:
                 self.messages = [*messages, {"role": "assistant", "content": said}]
-        if error is not None:
-            raise error
 
     def _shortened(self, messages: list[Message]) -> tuple[list[Message], dict[str, Any]]:
         """The messages that fit, and their prompt; the last message stays even if it does not fit."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from tinyvllm.checks import refuse, shown
+from tinyvllm.checks import escaped, refuse, shown
 from tinyvllm.errors import RequestError
 from tinyvllm.nearest import did_you_mean
 from tinyvllm.text.chat_options import DEFAULT_OPTIONS, ChatOptions
@@ -22,7 +21,6 @@ _END_OF_TEXT = "TINYVLLM_CONTINUES_HERE "
 _CACHED_TEMPLATES = 8
 # Templates read some twenty variables; a search among very many would take seconds.
 _MAX_HINTS = 500
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +64,7 @@ class ChatTemplate:
             try:
                 self._syntax = analysed(source.text)
             except MalformedTemplateError as error:
-                self.problem = f"{self._at(error.line)}: the chat template is malformed: {_escaped(str(error))}"
+                self.problem = f"{self._at(error.line)}: the chat template is malformed: {escaped(str(error))}"
 
     def render(self, messages: Messages, options: ChatOptions = DEFAULT_OPTIONS, where: str = "messages") -> str:
         """The text of a conversation.
@@ -100,7 +98,7 @@ class ChatTemplate:
         rendered = self._process.render(self._source.text, variables)
         if rendered.error is not None:
             raise RequestError(
-                f"{self._at(rendered.line)}: the chat template does not take these messages: {_escaped(rendered.error)}"
+                f"{self._at(rendered.line)}: the chat template does not take these messages: {escaped(rendered.error)}"
             )
         return rendered.text
 
@@ -129,7 +127,7 @@ class ChatTemplate:
         for name in variables:
             hint = "" if name in self._syntax.variables else did_you_mean(name, known)
             if hint:
-                raise RequestError(f"chat_template_kwargs.{_escaped(name)} is not read by the chat template{hint}")
+                raise RequestError(f"chat_template_kwargs.{escaped(name)} is not read by the chat template{hint}")
 
     def _at(self, line: int | None) -> str:
         return self._source.where if line is None else f"{self._source.where}:{line}"
@@ -183,7 +181,7 @@ class ChatTemplates:
         if name in self._by_name:
             return self._by_name[name]
         if self._by_name:
-            names = ", ".join(map(_escaped, self._by_name))
+            names = ", ".join(map(escaped, self._by_name))
             raise RequestError(
                 f"this checkpoint has several chat templates and none is the default; give chat_template: {names}"
             )
@@ -197,7 +195,7 @@ class ChatTemplates:
         if chat_template in self._by_name:
             return self._by_name[chat_template]
         if "{" not in chat_template:
-            names = f", or one of the names {', '.join(map(_escaped, self._by_name))}" if self._by_name else ""
+            names = f", or one of the names {', '.join(map(escaped, self._by_name))}" if self._by_name else ""
             raise RequestError(
                 f"chat_template must be the text of a Jinja template{names}, got {shown(chat_template)}; for a file, "
                 "give its text"
@@ -214,8 +212,3 @@ def _mark_end(message: dict[str, Any], where: str) -> None:
         content[-1]["text"] += _END_OF_TEXT
     else:
         refuse(f"{where}.content", content, "text, because continue_final_message is set")
-
-
-def _escaped(text: str) -> str:
-    """``text`` with control characters made visible; it comes from a file."""
-    return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
+import os.path
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tinyvllm.checkpoint_file import FIRST_BYTES, is_there, read_bounded, what_it_is
 from tinyvllm.checks import shown
 from tinyvllm.errors import LoadError
 from tinyvllm.json_file import read_json_object
@@ -24,6 +27,9 @@ _CONVERT = (
     ".save_pretrained('{folder}')\""
 )
 # In real vocabularies the first tokens are the special ones and the single bytes or characters.
+_MAX_TOKENIZER_BYTES = 2**28  # the largest that are published have 35 MB
+_MAX_TEMPLATE_BYTES = 2**22
+_MAX_NAME = 1000
 _NUM_PROBED = 256
 _NUM_ENCODED = 16
 
@@ -54,12 +60,13 @@ def read_tokenizer_files(path: Path, chat_template: Path | None) -> TokenizerFil
     Raises:
         LoadError: a file is missing or malformed, naming it; or the tokenizer cannot encode or decode anything.
     """
-    folder, file = (path, path / "tokenizer.json") if path.is_dir() else (path.parent, path)
-    if not file.is_file():
+    # Path.is_dir raises for a name that is too long.
+    folder, file = (path, path / "tokenizer.json") if os.path.isdir(path) else (path.parent, path)
+    if not is_there(file):
         raise LoadError(_nothing_there(folder, file))
     inner = _read_tokenizer(file)
     config_path = folder / "tokenizer_config.json"
-    config = read_json_object(config_path) if config_path.is_file() else {}
+    config = read_json_object(config_path) if is_there(config_path) else {}
     declared = read_declared_tokens(folder, config, config_path)
     try:
         report = add_tokens(inner, declared)
@@ -77,14 +84,14 @@ def read_tokenizer_files(path: Path, chat_template: Path | None) -> TokenizerFil
 
 
 def _nothing_there(folder: Path, file: Path) -> str:
-    others = [name for name in _OTHER_FORMATS if (folder / name).is_file()]
+    name = str(file)
+    where = name if len(name) <= _MAX_NAME and name.isprintable() else shown(name)
+    others = [other for other in _OTHER_FORMATS if is_there(folder / other)]
     if others and file.name == "tokenizer.json":
-        return (
-            f"{file}: is missing; {' and '.join(others)} must be converted to it first: "
-            f"{_CONVERT.format(folder=folder)}"
-        )
+        convert = _CONVERT.format(folder=folder)
+        return f"{where}: is missing; {' and '.join(others)} must be converted to it first: {convert}"
     return (
-        f"{file}: there is no tokenizer; put tokenizer.json there, name another folder with tokenizer:, "
+        f"{where}: there is no tokenizer; put tokenizer.json there, name another folder with tokenizer:, "
         "or set skip_tokenizer_init and give token ids"
     )
 
@@ -92,14 +99,18 @@ def _nothing_there(folder: Path, file: Path) -> str:
 def _read_tokenizer(file: Path) -> tokenizers.Tokenizer:
     from tokenizers import Tokenizer as Inner  # slow to import, and not needed for token-id prompts
 
+    raw = read_bounded(file, _MAX_TOKENIZER_BYTES)
     try:
-        return Inner.from_file(str(file))
+        return Inner.from_buffer(raw.removeprefix(codecs.BOM_UTF8))
     except BaseException as error:  # the library raises plain Exception, and where it panics, a BaseException
         if is_fatal(error):
             raise
+        what = what_it_is(raw[:FIRST_BYTES])
+        if what is not None:
+            raise LoadError(f"{file}: {what}") from None
         remedy = f"; convert it: {_CONVERT.format(folder=file.parent)}" if file.name in _OTHER_FORMATS else ""
-        what = f"{file}: is not a tokenizer of the tokenizers package: {shown(str(error))}"
-        raise LoadError(what + remedy) from error
+        reason = shown(str(error))
+        raise LoadError(f"{file}: is not a tokenizer of the tokenizers package: {reason}{remedy}") from error
 
 
 def _check_works(inner: tokenizers.Tokenizer, file: Path) -> None:
@@ -139,7 +150,7 @@ def _template_sources(
         return {"default": _template_file(configured)}
     sources = _templates_in(config, config_path)
     plain = folder / "chat_template.jinja"
-    if plain.is_file():
+    if is_there(plain):
         sources["default"] = _template_file(plain)
     more = folder / "additional_chat_templates"
     if more.is_dir():
@@ -149,9 +160,15 @@ def _template_sources(
 
 def _template_file(path: Path) -> TemplateSource:
     try:
-        return TemplateSource(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, ValueError) as error:
-        return TemplateSource("", str(path), f"{path}: the chat template cannot be read: {error}")
+        raw = read_bounded(path, _MAX_TEMPLATE_BYTES)
+        what = what_it_is(raw[:FIRST_BYTES])
+        if raw and what is not None:
+            return TemplateSource("", str(path), f"{path}: {what}")
+        return TemplateSource(raw.decode("utf-8-sig"), str(path))
+    except LoadError as error:
+        return TemplateSource("", str(path), f"the chat template cannot be read: {error}")
+    except UnicodeDecodeError as error:
+        return TemplateSource("", str(path), f"{path}: the chat template cannot be read: it is not UTF-8: {error}")
 
 
 def _templates_in(config: Mapping[str, Any], path: Path) -> dict[str, TemplateSource]:
