@@ -161,13 +161,19 @@ def test_plugins_check_gives_a_verdict_for_each(tiny_model: Path, capsys: pytest
 
 
 def test_plugins_check_tells_why_a_plugin_cannot_serve_a_device(
-    tiny_model: Path, capsys: pytest.CaptureFixture[str]
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = ["--model", str(tiny_model), "--kind", "attention", "--name", "paged", "--device", "cuda"]
-    assert main(["plugins", "check", *flags]) == 0
-    _, line = capsys.readouterr().out.splitlines()
-    assert line.startswith("attention  paged  cannot serve")
-    assert "cuda" in line
+    (tmp_path / "mine.py").write_text(
+        "from tinyvllm.hookspecs import hookimpl\nfrom tinyvllm.interfaces import Plugin\n"
+        "from tinyvllm_attention.paged import PagedAttention\n"
+        "@hookimpl\ndef register_attention():\n    return [Plugin('mine', PagedAttention)]\n"
+    )
+    flags = ["--model", str(tiny_model), "--kind", "attention", "--device", "cuda"]
+    assert main(["plugins", "check", *flags, "--plugin", str(tmp_path / "mine.py")]) == 0
+    _, paged, mine = sorted(capsys.readouterr().out.splitlines(), key=lambda line: "mine" in line)
+    assert paged.startswith("attention  paged  ok")
+    assert mine.startswith("attention  mine   cannot serve")
+    assert "on cuda attention is the ops attention_decode and attention_prefill" in mine
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def test_tensors_that_are_not_used_are_listed(tmp_path: Path, capsys: pytest.Cap
     (tmp_path / "in.jsonl").write_text('{"prompt_token_ids": [1, 2], "sampling": {"detokenize": false}}')
     (tmp_path / "run.yaml").write_text("model: model\nskip_tokenizer_init: true\nrun: {prompts_file: in.jsonl}\n")
     assert main(["--config", str(tmp_path / "run.yaml")]) == 0
-    assert "checkpoint: 9 tensors not used: model.layers.1.input_layernorm.weight, " in capsys.readouterr().err
+    assert "checkpoint: 9 tensors not used: 'model.layers.1.input_layernorm.weight', " in capsys.readouterr().err
 
 
 def test_the_verb_run_is_the_same(write_config: WriteConfig, capsys: pytest.CaptureFixture[str]) -> None:

@@ -141,8 +141,8 @@ def test_memory_that_runs_out_anywhere_is_a_matter_of_capacity(
     assert capsys.readouterr().err.startswith("error: memory ran out")
 
 
-def test_a_home_folder_that_there_is_not_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["generate", "a", "--set", "run.output=~nobody-of-this-name/out.jsonl"]) == 2
+def test_a_home_folder_that_there_is_not_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "a", "--plugin", "~nobody-of-this-name/mine.py"]) == 2
     assert capsys.readouterr().err.startswith("error: a path begins with ~, and there is no such home folder")
 
 
