@@ -93,7 +93,7 @@ class OpTable:
             is_or_are = "are" if len(whole) > 1 else "is"
             return f"because {', '.join(whole)} {is_or_are} replaced as a whole; leave {name} out, or what contains it"
         return (
-            f"because nothing that contains it is called with attention {self._spec.attention!r} and sampler "
+            f"nor anything that contains it, with attention {self._spec.attention!r} and sampler "
             f"{self._spec.sampler!r}; leave it out"
         )
 
