@@ -69,6 +69,19 @@ def test_a_wrong_answer_names_plugin_method_answer_and_rule(
     assert message in text
 
 
+def test_weights_cannot_be_changed_by_a_kernel(tiny: Path, tmp_path: Path) -> None:
+    for op, change in [
+        ("rms_norm", "norm.weight[:] = 0"),
+        ("linear", "norm.weight += 1"),
+        ("embedding", "norm[0] = 1"),
+    ]:
+        change = f"def spoil(x, norm):\n    {change}\nMine.bind = lambda self, op, context: spoil"
+        plugin = write_plugin(tmp_path, KERNEL, change, op=op)
+        text = complaint(tiny, plugins=[str(plugin)], kernels={op: "mine"})
+        assert f"{op} raised ValueError: " in text
+        assert "read-only" in text
+
+
 @pytest.mark.parametrize("op", ["embedding", "rms_norm", "kv_append", "rope_append", "linear_residual", "silu_mul"])
 def test_a_right_answer_is_used(op: str, tiny: Path, tmp_path: Path) -> None:
     plugin = write_plugin(tmp_path, KERNEL, "", op=op)
