@@ -36,7 +36,8 @@ WRONG = [
         "Mine.bind = lambda self, op, context: lambda x: x",
         "bind('rms_norm') returned a callable that does not take (x: 'Float32', norm: 'Norm') -> 'Float32'; expected",
     ),
-    ("rms_norm", "Mine.bind = lambda self, op, context: context.op('rms_nrom')", "bind('rms_norm') raised KeyError"),
+    ("rms_norm", "Mine.bind = lambda self, op, context: context.op('rms_nrom')", "no such op; did you mean 'rms_norm'"),
+    ("rms_norm", "Mine.bind = lambda self, op, context: context.op('argmax')", "a model calls no such op"),
     ("rms_norm", "answer = fail", "rms_norm raised ValueError: spoilt"),
     ("rms_norm", "answer = lambda result: None", f"rms_norm returned None; {NORMED}"),
     ("rms_norm", "answer = lambda result: result[:1]", f"rms_norm returned float32 of shape (1, 48); {NORMED}"),
@@ -109,6 +110,7 @@ ON_A_DEVICE = [
     (CALL, CALL.replace(", norm.eps", ""), "rms_norm raised KernelError: kernel my_rms_norm: 4 arguments, the kernel "),
     (CALL, CALL.replace("256", "2000"), "rms_norm raised KernelError: kernel my_rms_norm: block.x is 2000"),
     (CALL, CALL.replace("my_rms_norm", "other"), "rms_norm raised KernelError: "),
+    (CALL, CALL + "; return x", "rms_norm returned an object of type Buffer; expected None: on a device an op"),
     (CALL, "raise ValueError('spoilt')", "rms_norm raised ValueError: spoilt"),
     (CALL, "kernel.launch('my_rms_norm', x.shape[0], 256, (out, x, None, 2**40, 1.0))", "rms_norm raised OverflowErro"),
     ("rms_norm(kernel, out, x, norm)", "rms_norm(kernel, out, x)", "bind('rms_norm') returned a callable that does no"),
@@ -140,7 +142,7 @@ def test_a_launch_that_is_refused_names_the_plugin_and_its_line(
     plugin.write_text(text.replace(old, new))
     said = run_on_emulator(tiny, plugin)
     assert said.startswith(f"kernel 'my_rms_norm' of local plugin {plugin}: {message}")
-    assert f'File "{plugin}", line' in said or "bind" in said
+    assert f'File "{plugin}", line' in said or "returned" in message
 
 
 FAILS_LATER = [
