@@ -129,11 +129,16 @@ def test_the_device_goes_on_after_a_failure(device: EmulatorDevice, tmp_path: Pa
             np.testing.assert_array_equal(device.memory.download(out), np.arange(64))
 
 
-def test_exited_threads_do_not_hold_up_a_barrier(device: EmulatorDevice, tmp_path: Path) -> None:
+def test_exited_threads_do_not_hold_up_a_barrier(
+    device: EmulatorDevice, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = tmp_path / "exits.cu"
     source.write_text(
         f'{PRELUDE}extern "C" __global__ void exits(int* out) {{\n'
-        "    if (threadIdx.x % 3 == 0) return;\n"
+        "    if (threadIdx.x % 3 == 0)\n"
+        "        return\n"
+        "            ;\n"
+        '    if (threadIdx.x == 1) printf("return;%c", \'"\');\n'
         "    __syncthreads();\n"
         "    out[threadIdx.x] = __shfl_sync(0xffffffffu, int(threadIdx.x), threadIdx.x % 32); }\n"
     )
@@ -141,6 +146,7 @@ def test_exited_threads_do_not_hold_up_a_barrier(device: EmulatorDevice, tmp_pat
     device.launch(device.compile(source).function("exits"), (1, 1, 1), BLOCK, [out])
     found, expected = device.memory.download(out), np.arange(64)
     np.testing.assert_array_equal(found, np.where(expected % 3 == 0, -1, expected))
+    assert capsys.readouterr().out == 'return;"'
 
 
 PRINTING = """
