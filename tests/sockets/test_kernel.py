@@ -204,7 +204,6 @@ def test_a_source_that_does_not_compile_stays_a_kernels_error(tiny: Path, tmp_pa
             "there is no such op; did you mean 'rms_norm'? the ops are embedding, ",
         ),
         ('"rms_norm", Path', '"rope", Path', "a model calls no such op on a device; the ops are embedding, rms_norm"),
-        ('"my_rms_norm.cu"', '"my_rms.cu"', "my_rms.cu; expected the path of a .cu file"),
     ],
 )
 def test_a_registration_that_can_serve_nothing_is_refused(
@@ -218,3 +217,16 @@ def test_a_registration_that_can_serve_nothing_is_refused(
         assert message in err
         assert "cuda_kernel('my_rms_norm', " in err
         assert "Traceback" not in err
+
+
+def test_a_source_that_is_not_there_is_named_by_every_check_and_by_the_engine(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plugin = write_own_kernel(tmp_path)
+    plugin.with_suffix(".cu").unlink()
+    problem = f"there is no file {plugin.with_suffix('.cu')}; expected the path of a .cu file"
+    for command in (["kernels", "check", "rms_norm"], ["plugins", "check", "--device", "emulator", "--kind", "kernel"]):
+        assert main([*command, "--plugin", str(plugin)]) == 2
+        assert problem in "".join(capsys.readouterr())
+    with pytest.raises(PluginError, match=r"cuda_kernel\('my_rms_norm', 'rms_norm', ...\): there is no file"):
+        on_emulator(tiny, plugin)
