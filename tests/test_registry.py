@@ -211,6 +211,15 @@ def test_a_create_that_fails_is_shown_with_its_traceback(site: Site) -> None:
         Registry().create(Kind.SCHEDULER, "acme", context())
 
 
+@pytest.mark.parametrize(
+    "end", ["__import__('sys').exit(0)", "(_ for _ in ()).throw(type('Panic', (BaseException,), {})())"]
+)
+def test_a_create_that_would_end_the_program_is_a_failure(site: Site, end: str) -> None:
+    site.install("acme-sched", "acme", SCHEDULER.replace("Mine())", f"{end})"))
+    with pytest.raises(PluginError, match=r"scheduler 'acme' of acme-sched 1.2 cannot be created: (SystemExit|Panic)"):
+        Registry().create(Kind.SCHEDULER, "acme", context())
+
+
 def test_create_fills_the_socket(site: Site) -> None:
     site.install("acme-sched", "acme", SCHEDULER)
     assert type(Registry().create(Kind.SCHEDULER, "acme", context())).__name__ == "Mine"

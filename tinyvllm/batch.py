@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Int32 = NDArray[np.int32]
 Float32 = NDArray[np.float32]
+_Any = TypeVar("_Any", bound=NDArray[Any])
 
 # In the columns of logprobs: this row wants none; -1 asks for the whole vocabulary, as in vLLM.
 NO_LOGPROBS = -2
@@ -66,11 +67,11 @@ class Batch:
         return Batch(*(read_only(getattr(self, name)) for name in Batch.__slots__))
 
 
-def read_only(array: Array) -> Array:
+def read_only(array: _Any) -> _Any:
     """A view of ``array`` that refuses to be written; who holds ``array`` itself can write on."""
-    view: Array = array[...]
+    view = array[...]
     view.setflags(write=False)
-    return view
+    return view  # type: ignore[return-value]  # of the same dtype
 
 
 @dataclass(frozen=True, slots=True)

@@ -435,7 +435,8 @@ class Kernel(Protocol):
     def bind(self, op: str, context: BindContext) -> Callable[..., Any]:
         """A callable with the signature of the op's reference; on a device with that of ``DeviceOps``.
 
-        What it returns on the CPU has the shapes that the reference returns, and is float32.
+        What it returns on the CPU has the shapes that the reference returns, and is float32. Weights are read-only
+        there.
         """
         ...
 

@@ -139,6 +139,8 @@ def _text(error: BaseException) -> str:
 
 
 def _shortened(value: str | bytes | float) -> str:
+    if isinstance(value, int) and value.bit_length() > 4 * _MAX_VALUE:  # Python refuses to write out very long ones
+        return f"of {value.bit_length()} bits"
     text = ascii(value[: _MAX_VALUE + 1] if isinstance(value, (str, bytes)) else value)
     return text if len(text) <= _MAX_VALUE else f"{text[:_MAX_VALUE]}..."
 

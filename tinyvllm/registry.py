@@ -133,9 +133,9 @@ class Registry:
         what = f"{kind.value} {name!r} of {self.origin(kind, name)}"
         try:
             filled = plugin.create(context)
-        except TinyvllmError:
+        except (TinyvllmError, KeyboardInterrupt):
             raise
-        except Exception as error:
+        except BaseException as error:  # SystemExit, and what a library in another language panics with, included
             raise PluginError(f"{what} cannot be created: {describe_failure(error)}") from error
         missing = missing_methods(kind, filled)
         if missing:
@@ -207,7 +207,9 @@ class Registry:
         others = [plugin for plugin in self._manager.get_plugins() if plugin is not module]
         try:
             results = self._manager.subset_hook_caller(HOOKS[kind], others)()
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # SystemExit, and what a library in another language panics with, included
             raise PluginError(f"{HOOKS[kind]} of {origin} failed: {describe_failure(error)}") from error
         # pluggy leaves None out of the results.
         returned = results[0] if results else None

@@ -24,6 +24,25 @@ WRONG = {
         "    if (threadIdx.x < 32) __syncthreads();\n    else { __syncthreads(); out[1] = 0; }\n",
         r"divergent barrier: block .* waits at \S+wrong.cu:[34] and thread .* of the same block at \S+wrong.cu:[34]",
     ),
+    "barrier_in_a_branch_that_some_threads_pass_by": (
+        "    if (threadIdx.x < 16)\n        __syncthreads();\n    out[threadIdx.x] = 1;",
+        r"wrong.cu:4: kernel wrong, block .*: a barrier that not all threads reach: 48 of the block's 64 passed it by",
+    ),
+    "barrier_in_a_loop_of_as_many_rounds_as_the_thread_has": (
+        "    for (int i = 0; i < threadIdx.x; ++i) __syncthreads();",
+        r"wrong.cu:3: .*: a barrier that not all threads reach: \d+ of the block's 64 passed it by and",
+    ),
+    "barrier_in_the_branch_of_a_reduction": (
+        "    __shared__ int sums[64];\n    sums[threadIdx.x] = 1;\n    __syncthreads();\n"
+        "    for (int half = 32; half > 0; half /= 2)\n        if (threadIdx.x < half) {\n"
+        "            sums[threadIdx.x] += sums[threadIdx.x + half];\n            __syncthreads();\n        }\n"
+        "    __syncthreads();\n    out[threadIdx.x] = sums[0];",
+        r"divergent barrier: .*wrong.cu:(9|11) and .*wrong.cu:(9|11): barriers that not all threads reach",
+    ),
+    "barrier_against_warp_collective": (
+        "    if (threadIdx.x % 2)\n        __syncthreads();\n    __syncwarp();",
+        r"deadlock: .*; \S+wrong.cu:4 is a barrier that not all threads reach: every thread of a block must reach",
+    ),
     "deadlock_between_barrier_and_shuffle": (
         "    if (threadIdx.x == 40) __syncthreads();\n    else if (threadIdx.x > 31) __syncwarp();\n"
         "    else __syncthreads();\n    __syncthreads();",
@@ -110,11 +129,16 @@ def test_the_device_goes_on_after_a_failure(device: EmulatorDevice, tmp_path: Pa
             np.testing.assert_array_equal(device.memory.download(out), np.arange(64))
 
 
-def test_exited_threads_do_not_hold_up_a_barrier(device: EmulatorDevice, tmp_path: Path) -> None:
+def test_exited_threads_do_not_hold_up_a_barrier(
+    device: EmulatorDevice, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = tmp_path / "exits.cu"
     source.write_text(
         f'{PRELUDE}extern "C" __global__ void exits(int* out) {{\n'
-        "    if (threadIdx.x % 3 == 0) return;\n"
+        "    if (threadIdx.x % 3 == 0)\n"
+        "        return\n"
+        "            ;\n"
+        '    if (threadIdx.x == 1) printf("return;%c", \'"\');\n'
         "    __syncthreads();\n"
         "    out[threadIdx.x] = __shfl_sync(0xffffffffu, int(threadIdx.x), threadIdx.x % 32); }\n"
     )
@@ -122,6 +146,64 @@ def test_exited_threads_do_not_hold_up_a_barrier(device: EmulatorDevice, tmp_pat
     device.launch(device.compile(source).function("exits"), (1, 1, 1), BLOCK, [out])
     found, expected = device.memory.download(out), np.arange(64)
     np.testing.assert_array_equal(found, np.where(expected % 3 == 0, -1, expected))
+    assert capsys.readouterr().out == 'return;"'
+
+
+PRINTING = """
+extern "C" __global__ void prints(int* out, int bad) {
+    if (threadIdx.x == 0) printf("block %d of %u: %.2f %s %llu\\n", blockIdx.x, gridDim.x, 1.5f, "text", 1ull << 40);
+    __syncthreads();
+    device_assert(threadIdx.x != bad);
+    out[0] = printf("") == 0;
+}
+"""
+
+
+def test_what_a_kernel_prints_comes_out_in_order_and_before_its_failure(
+    device: EmulatorDevice, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "prints.cu"
+    source.write_text(PRELUDE + PRINTING)
+    function = device.compile(source).function("prints")
+    out = device.memory.alloc((1,), np.int32)
+    print("one")
+    device.launch(function, (1, 1, 1), BLOCK, [out, np.int32(-1)])
+    device.synchronize()
+    print("two")
+    device.launch(function, (1, 1, 1), BLOCK, [out, np.int32(7)])
+    with pytest.raises(KernelError, match="device_assert"):
+        device.synchronize()
+    printed = "block 0 of 1: 1.50 text 1099511627776"
+    assert capsys.readouterr().out.splitlines() == ["one", printed, "two", printed]
+
+
+def test_a_kernel_that_prints_without_end_is_cut_short_and_says_so(
+    device: EmulatorDevice, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "floods.cu"
+    source.write_text(
+        f'{PRELUDE}extern "C" __global__ void floods(int n) {{\n'
+        '    for (int i = 0; i < n; ++i) printf("%05d %02d\\n", i, threadIdx.x);\n}\n'
+    )
+    device.launch(device.compile(source).function("floods"), (1, 1, 1), BLOCK, [np.int32(3000)])
+    device.synchronize()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2**20 // 9 + 1
+    assert len(set(lines[:-1])) == len(lines) - 1
+    assert lines[-1] == "[more than 1 MiB printed by one launch: the rest is left out]"
+
+
+def test_a_comparison_of_an_index_with_an_int_is_no_warning(device: EmulatorDevice, tmp_path: Path) -> None:
+    """Where a source does not compile, the messages are of its mistakes alone."""
+    source = tmp_path / "compares.cu"
+    source.write_text(
+        f'{PRELUDE}extern "C" __global__ void compares(int* out, int n) {{\n'
+        "    for (int i = threadIdx.x; i < n; i += blockDim.x)\n"
+        '        if (threadIdx.x < n && i < blockDim.x) printf("%llu", uint64_t(i));\n    mistake;\n}}\n'
+    )
+    with pytest.raises(KernelError, match="mistake") as caught:
+        device.compile(source)
+    assert "warning" not in str(caught.value)
 
 
 def test_a_source_that_does_not_compile_says_where(device: EmulatorDevice, tmp_path: Path) -> None:

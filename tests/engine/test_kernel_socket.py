@@ -103,10 +103,10 @@ def test_the_command_line_says_who_serves_what_where_kernels_were_chosen(
         "kernels: {rms_norm: my_rms_norm}\nrun: {prompts: ['12+7='], sampling: {temperature: 0, max_tokens: 8}}\n"
     )
     assert main(["--config", str(path)]) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     assert "\n19\n" in out
-    assert "op rms_norm: my_rms_norm (named in the configuration)" in out
-    assert "op rms_norm_gate_up_silu: rms_norm + linear + silu_mul (rms_norm is replaced)" in out
+    assert "op rms_norm: my_rms_norm (named in the configuration)" in err
+    assert "op rms_norm_gate_up_silu: rms_norm + linear + silu_mul (rms_norm is replaced)" in err
 
 
 COUNTING = """

@@ -36,7 +36,8 @@ WRONG = [
         "Mine.bind = lambda self, op, context: lambda x: x",
         "bind('rms_norm') returned a callable that does not take (x: 'Float32', norm: 'Norm') -> 'Float32'; expected",
     ),
-    ("rms_norm", "Mine.bind = lambda self, op, context: context.op('rms_nrom')", "bind('rms_norm') raised KeyError"),
+    ("rms_norm", "Mine.bind = lambda self, op, context: context.op('rms_nrom')", "no such op; did you mean 'rms_norm'"),
+    ("rms_norm", "Mine.bind = lambda self, op, context: context.op('argmax')", "a model calls no such op"),
     ("rms_norm", "answer = fail", "rms_norm raised ValueError: spoilt"),
     ("rms_norm", "answer = lambda result: None", f"rms_norm returned None; {NORMED}"),
     ("rms_norm", "answer = lambda result: result[:1]", f"rms_norm returned float32 of shape (1, 48); {NORMED}"),
@@ -69,6 +70,19 @@ def test_a_wrong_answer_names_plugin_method_answer_and_rule(
     assert message in text
 
 
+def test_weights_cannot_be_changed_by_a_kernel(tiny: Path, tmp_path: Path) -> None:
+    for op, change in [
+        ("rms_norm", "norm.weight[:] = 0"),
+        ("linear", "norm.weight += 1"),
+        ("embedding", "norm[0] = 1"),
+    ]:
+        change = f"def spoil(x, norm):\n    {change}\nMine.bind = lambda self, op, context: spoil"
+        plugin = write_plugin(tmp_path, KERNEL, change, op=op)
+        text = complaint(tiny, plugins=[str(plugin)], kernels={op: "mine"})
+        assert f"{op} raised ValueError: " in text
+        assert "read-only" in text
+
+
 @pytest.mark.parametrize("op", ["embedding", "rms_norm", "kv_append", "rope_append", "linear_residual", "silu_mul"])
 def test_a_right_answer_is_used(op: str, tiny: Path, tmp_path: Path) -> None:
     plugin = write_plugin(tmp_path, KERNEL, "", op=op)
@@ -96,6 +110,7 @@ ON_A_DEVICE = [
     (CALL, CALL.replace(", norm.eps", ""), "rms_norm raised KernelError: kernel my_rms_norm: 4 arguments, the kernel "),
     (CALL, CALL.replace("256", "2000"), "rms_norm raised KernelError: kernel my_rms_norm: block.x is 2000"),
     (CALL, CALL.replace("my_rms_norm", "other"), "rms_norm raised KernelError: "),
+    (CALL, CALL + "; return x", "rms_norm returned an object of type Buffer; expected None: on a device an op"),
     (CALL, "raise ValueError('spoilt')", "rms_norm raised ValueError: spoilt"),
     (CALL, "kernel.launch('my_rms_norm', x.shape[0], 256, (out, x, None, 2**40, 1.0))", "rms_norm raised OverflowErro"),
     ("rms_norm(kernel, out, x, norm)", "rms_norm(kernel, out, x)", "bind('rms_norm') returned a callable that does no"),
@@ -127,7 +142,7 @@ def test_a_launch_that_is_refused_names_the_plugin_and_its_line(
     plugin.write_text(text.replace(old, new))
     said = run_on_emulator(tiny, plugin)
     assert said.startswith(f"kernel 'my_rms_norm' of local plugin {plugin}: {message}")
-    assert f'File "{plugin}", line' in said or "bind" in said
+    assert f'File "{plugin}", line' in said or "returned" in message
 
 
 FAILS_LATER = [
@@ -189,7 +204,6 @@ def test_a_source_that_does_not_compile_stays_a_kernels_error(tiny: Path, tmp_pa
             "there is no such op; did you mean 'rms_norm'? the ops are embedding, ",
         ),
         ('"rms_norm", Path', '"rope", Path', "a model calls no such op on a device; the ops are embedding, rms_norm"),
-        ('"my_rms_norm.cu"', '"my_rms.cu"', "my_rms.cu; expected the path of a .cu file"),
     ],
 )
 def test_a_registration_that_can_serve_nothing_is_refused(
@@ -203,3 +217,16 @@ def test_a_registration_that_can_serve_nothing_is_refused(
         assert message in err
         assert "cuda_kernel('my_rms_norm', " in err
         assert "Traceback" not in err
+
+
+def test_a_source_that_is_not_there_is_named_by_every_check_and_by_the_engine(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plugin = write_own_kernel(tmp_path)
+    plugin.with_suffix(".cu").unlink()
+    problem = f"there is no file {plugin.with_suffix('.cu')}; expected the path of a .cu file"
+    for command in (["kernels", "check", "rms_norm"], ["plugins", "check", "--device", "emulator", "--kind", "kernel"]):
+        assert main([*command, "--plugin", str(plugin)]) == 2
+        assert problem in "".join(capsys.readouterr())
+    with pytest.raises(PluginError, match=r"cuda_kernel\('my_rms_norm', 'rms_norm', ...\): there is no file"):
+        on_emulator(tiny, plugin)

@@ -24,6 +24,10 @@ WRONG = [
     ("Mine.open = lambda self, call: {}", "open returned a dict of 0 without names, meta, read, close; expected"),
     ("Mine.open = fail", "open raised ValueError: spoilt"),
     ("Mine.open = lambda self: None", "open raised TypeError: <lambda>() takes 1 positional argument but 2 were given"),
+    (
+        "Mine.open = lambda self, call: call.expected.clear()",
+        "open raised AttributeError: 'mappingproxy' object has no",
+    ),
     ("Tensors.names = lambda self: None", "names returned None; expected the names of all tensors, strings, each once"),
     ("Tensors.names = lambda self: 'lm_head.weight'", "names returned the str 'lm_head.weight'; expected the names"),
     ("Tensors.names = lambda self: 7", "Checkpoint.names returned the int 7; expected the names of all tensors"),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from tests.testing.own_kernel import write_own_kernel
 from tinyvllm.devices.emulator import Sanitizer
-from tinyvllm.errors import ConfigError, DeviceError
+from tinyvllm.errors import ConfigError, DeviceError, PluginError
 from tinyvllm.kernels.ops import OPS
 from tinyvllm.testing import check_op
 from tinyvllm.testing.check import find_subjects
@@ -166,6 +167,66 @@ extern "C\"""",
 )
 
 
+TREE = (
+    """    const float scale = 1.0f / sqrtf(block_sum(squares, scratch) / size + eps);
+""",
+    """    __shared__ float sums[256];
+    sums[threadIdx.x] = squares;
+    __syncthreads();
+    for (int half = 128; half > 0; half /= 2) {
+        if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
+        __syncthreads();
+    }
+    const float scale = 1.0f / sqrtf(sums[0] / size + eps);
+""",
+)
+
+
+@pytest.mark.parametrize("barrier", ["squares;\n    __syncthreads();", "half];\n        __syncthreads();"])
+def test_a_missing_barrier_is_a_verdict_and_not_a_failure_of_the_check(barrier: str, tmp_path: Path) -> None:
+    plugin = write_own_kernel(tmp_path, TREE, (barrier, barrier.split("\n")[0]))
+    for _ in range(3):
+        (outcome,) = check_op("rms_norm", device="emulator", plugins=[plugin], num_cases=30)
+        assert outcome.failure is not None
+        first = outcome.failure.splitlines()[0]
+        assert re.fullmatch(
+            r"differs from run to run \(\d+ of 40 wrong\): a missing barrier\? --race names the lines", first
+        )
+        assert "input: E=" in outcome.failure
+
+
+def test_a_tree_of_sums_with_its_barriers_is_right(tmp_path: Path) -> None:
+    (outcome,) = check_op("rms_norm", device="emulator", plugins=[write_own_kernel(tmp_path, TREE)], num_cases=30)
+    assert outcome.is_right, outcome.failure
+
+
+NOW_AND_THEN = ("return gate / (1 + np.exp(-gate)) * up", "return gate / (1 + np.exp(-gate)) * up * next(FACTORS)")
+
+
+def test_results_that_are_wrong_now_and_then_are_counted(tmp_path: Path) -> None:
+    """Every fourth call is wrong; a case calls once, or twice to see whether a row's bits depend on its company."""
+    plugin = tmp_path / "own_silu.py"
+    text = ON_THE_CPU.replace(*NOW_AND_THEN)
+    plugin.write_text(
+        f"import itertools\nimport numpy as np\nFACTORS = itertools.cycle(np.float32([1, 1, 1, 2])){text}"
+    )
+    (outcome,) = check_op("silu_mul", device="cpu", plugins=[plugin], num_cases=20)
+    assert outcome.failure is not None
+    found = re.match(r"differs from run to run \((\d+) of 40 wrong\)\n", outcome.failure)
+    assert found is not None
+    assert int(found[1]) in (10, 20, 21)
+
+
+def test_an_implementation_that_raises_is_wrong_and_shows_its_line(tmp_path: Path) -> None:
+    plugin = tmp_path / "own_silu.py"
+    plugin.write_text(ON_THE_CPU.replace("return gate / ", "raise ValueError('spoilt')\n            return gate / "))
+    (outcome,) = check_op("silu_mul", device="cpu", plugins=[plugin], num_cases=20)
+    assert outcome.failure is not None
+    assert "kernel 'own_silu' of local plugin" in outcome.failure
+    assert "silu_mul raised ValueError: spoilt" in outcome.failure
+    assert f'File "{plugin}", line' in outcome.failure
+
+
 def test_a_race_is_named_with_both_lines(tmp_path: Path) -> None:
     plugin = write_own_kernel(tmp_path, ("block_sum(", "sum_of("), WITHOUT_BARRIER)
     (outcome,) = check_sanitized("rms_norm", Sanitizer.RACE, plugins=[plugin])
@@ -201,5 +262,11 @@ def test_what_cannot_be_checked_says_so(tmp_path: Path) -> None:
         check_op("rms_nrom")
     with pytest.raises(ConfigError, match="my_rms_norm does not implement silu_mul; it implements rms_norm"):
         check_op("silu_mul", plugins=[write_own_kernel(tmp_path)])
+    with pytest.raises(ConfigError, match="reference cannot serve rms_norm: runs on the CPU, not on emulator"):
+        check_op("rms_norm", device="emulator", implementation="reference")
+    with pytest.raises(ConfigError, match="linear is not made of parts on cpu"):
+        check_op("linear", device="cpu", implementation="parts")
+    with pytest.raises(PluginError, match="no kernel plugin 'nvrcc'; did you mean 'nvrtc'"):
+        check_op("linear", implementation="nvrcc")
     with pytest.raises(ConfigError, match="nothing implements rope on emulator"):
         check_op("rope", device="emulator")

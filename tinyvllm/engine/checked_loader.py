@@ -6,7 +6,8 @@ Knows nothing of files. What a loader says of its files, a :class:`~tinyvllm.err
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from types import TracebackType
+from dataclasses import replace
+from types import MappingProxyType, TracebackType
 from typing import Any, Literal
 
 import ml_dtypes
@@ -35,6 +36,7 @@ def open_checkpoint(loader: Loader, plugin: PluginName, call: OpenCall) -> Check
         LoadError: what the loader says of the files.
         PluginError: the loader failed in another way, or what it opened breaks a rule.
     """
+    call = replace(call, expected=MappingProxyType(dict(call.expected)))  # the loader cannot change what is expected
     with _LoaderCall(plugin, "open"):
         opened = loader.open(call)
     missing = [name for name in _METHODS if not callable(getattr(opened, name, None))]

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tinyvllm.devices.interface import Device
-from tinyvllm.errors import KernelError
+from tinyvllm.errors import TinyvllmError
 from tinyvllm.interfaces import BindContext, Kernel, OpSpec
 from tinyvllm.kernels.device_ops import DeviceOps
 from tinyvllm.kernels.ops import OPS
@@ -60,9 +60,10 @@ class CheckedKernel:
 
         Raises:
             KernelError: the compiler refuses the plugin's source.
+            CapacityError: no memory for what the plugin keeps between its kernels.
         """
         method = f"bind({op!r})"
-        with PluginCall(self._plugin, method, passes=KernelError):
+        with PluginCall(self._plugin, method, passes=TinyvllmError):
             bound = self._kernel.bind(op, context)
         if not callable(bound):
             raise self._plugin.broken(method, shown(bound), f"a callable with the signature of {op}")
@@ -109,7 +110,9 @@ def _checked_on_device(op: str, bound: Callable[..., Any], plugin: PluginName, d
 
     def checked(*arguments: Any) -> None:
         with calling:
-            bound(*arguments)
+            returned: Any = bound(*arguments)
+        if returned is not None:
+            raise plugin.broken(op, shown(returned), "None: on a device an op writes to its first argument")
 
     return checked
 

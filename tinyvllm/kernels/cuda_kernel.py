@@ -115,7 +115,8 @@ def cuda_kernel(
         options: model of the plugin's options.
         description: one line.
     Raises:
-        PluginError: no device has such an op, naming the nearest; or there is no such file.
+        PluginError: no device has such an op, naming the nearest. That ``source`` is no file is said when an engine, or
+            a check, creates the kernel.
     """
     what = f"cuda_kernel({name!r}, {op!r}, ...)"
     if op not in OPS or not OPS[op].is_on_device:
@@ -123,10 +124,10 @@ def cuda_kernel(
         problem = "there is no such op" if op not in OPS else "a model calls no such op on a device"
         hint = did_you_mean(op, known) if op not in OPS else ""
         raise PluginError(f"{what}: {problem}{hint or ';'} the ops are {', '.join(known)}")
-    if not source.is_file():
-        raise PluginError(f"{what}: there is no file {source}; expected the path of a .cu file")
 
     def create(context: PluginContext) -> Kernel:
+        if not source.is_file():
+            raise PluginError(f"{what}: there is no file {source}; expected the path of a .cu file")
         return _OneOp(op, source, run, context.options, defines, supports)
 
     return Plugin(name, create, options, description or f"{op} from {source.name}")

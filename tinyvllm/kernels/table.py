@@ -61,15 +61,21 @@ class OpTable:
         self._resolutions: dict[str, Resolution] = {}
         self._unreplaced: OpTable | None = None
         for name in replacements:
-            if name not in OPS or not OPS[name].is_on(spec.device):
-                known = [op.name for op in OPS.values() if op.is_on(spec.device)]
-                what = "no such op" if name not in OPS else f"a model calls no such op on {spec.device}"
-                hint = did_you_mean(name, known) or ";"
-                raise ConfigError(f"kernels.{name}: {what}{hint} the ops are {', '.join(known)}")
+            problem = self._no_op(name)
+            if problem:
+                raise ConfigError(f"kernels.{name}: {problem}")
 
     def op(self, name: str) -> Callable[..., Any]:
-        """The callable that serves ``name``."""
+        """The callable that serves ``name``.
+
+        Raises:
+            ValueError: no such op is on this device; the caller, a kernel that is being bound, has a mistake.
+            PluginError: nothing serves it.
+        """
         if name not in self._bound:
+            problem = self._no_op(name)
+            if problem:
+                raise ValueError(f"op({name!r}): {problem}")
             self._bound[name] = self._resolve(name)
         return self._bound[name]
 
@@ -87,13 +93,21 @@ class OpTable:
             if name not in self._resolutions:
                 raise ConfigError(f"kernels.{name}: nothing calls it, {self._why_unused(name)}")
 
+    def _no_op(self, name: str) -> str:
+        """Why no such op is called here, with those that are; empty if it is."""
+        if name in OPS and OPS[name].is_on(self._spec.device):
+            return ""
+        known = [op.name for op in OPS.values() if op.is_on(self._spec.device)]
+        what = "no such op" if name not in OPS else f"a model calls no such op on {self._spec.device}"
+        return f"{what}{did_you_mean(name, known) or ';'} the ops are {', '.join(known)}"
+
     def _why_unused(self, name: str) -> str:
         whole = [other for other in self._replacements if name in self._all_parts(other)]
         if whole:
             is_or_are = "are" if len(whole) > 1 else "is"
             return f"because {', '.join(whole)} {is_or_are} replaced as a whole; leave {name} out, or what contains it"
         return (
-            f"because nothing that contains it is called with attention {self._spec.attention!r} and sampler "
+            f"nor anything that contains it, with attention {self._spec.attention!r} and sampler "
             f"{self._spec.sampler!r}; leave it out"
         )
 
@@ -121,7 +135,7 @@ class OpTable:
 
     def _op_of_a_whole(self, name: str) -> Callable[..., Any]:
         """What a kernel that is named for a whole op calls of others; no replacement serves only by being in one."""
-        if name not in self._replacements and not any(part in self._replacements for part in self._all_parts(name)):
+        if self._no_op(name) or not any(part in self._replacements for part in (name, *self._all_parts(name))):
             return self.op(name)
         if self._unreplaced is None:
             self._unreplaced = OpTable(self._spec, self._defaults, {}, self._workspace)

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyvllm.batch import Float32
+from tinyvllm.batch import Float32, read_only
 from tinyvllm.interfaces import Checkpoint
 from tinyvllm.layers import AttentionProjection, Linear, Norm, RotaryTable
 from tinyvllm.models.decoder import DecoderConfig, DecoderLayer, DecoderWeights
@@ -68,7 +68,8 @@ def load_weights(
 ) -> DecoderWeights:
     """The decoder's weights for the CPU: float32 holding values rounded to ``dtype``.
 
-    Tensors are read one at a time, so the peak is the weights plus the largest tensor.
+    Tensors are read one at a time, so the peak is the weights plus the largest tensor. The arrays are read-only:
+    kernels of plugins are given them.
 
     Args:
         config: of the decoder.
@@ -120,7 +121,7 @@ class _Reader:
         self._dtype = np.dtype(_DTYPES[dtype])
 
     def array(self, name: str) -> Float32:
-        return _to_float32(self._read(name))
+        return read_only(_to_float32(self._read(name)))
 
     def linear(self, *names: str, has_bias: bool = False) -> Linear:
         """One layer out of several that take the same input, their outputs side by side."""
@@ -131,7 +132,7 @@ class _Reader:
             _copy_transposed(self._read(f"{name}.weight"), weight[:, start : start + meta.shape[0]])
             start += meta.shape[0]
         bias = np.concatenate([self.array(f"{name}.bias") for name in names]) if has_bias else None
-        return Linear(weight, bias)
+        return Linear(read_only(weight), bias)
 
     def _read(self, name: str) -> NDArray[Any]:
         stored = self._checkpoint.read(name)

@@ -117,6 +117,8 @@ def _run(command: list[str], sanitizer: Sanitizer, timeout_s: float) -> str:
         )
     except subprocess.TimeoutExpired as error:
         raise DeviceError(f"the {sanitizer.value} check did not finish within {timeout_s:g} s") from error
+    sys.stdout.write(done.stdout)  # what the kernels print
+    sys.stdout.flush()
     return done.stderr
 
 

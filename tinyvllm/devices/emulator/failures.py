@@ -7,6 +7,8 @@ from tinyvllm.devices.emulator.symbols import kernel_line, source_lines
 
 _WAITING = ("runs", "wait at a block barrier", "wait in a warp collective", "wait for memory to change",
             "wait for the predecessor")  # fmt: skip
+_AT_BARRIER = 1
+_SAME_BARRIER = "every thread of a block must reach the same __syncthreads()"
 
 
 def describe(kernel: str, failure: Failure) -> str:
@@ -27,6 +29,8 @@ def describe(kernel: str, failure: Failure) -> str:
         case FailureKind.OVERRUN:
             block = f"block {_triple(place.block)}"
             return f"{kernel_line(place.pc)}: kernel {kernel}, {block}: wrote beyond the end of {detail}"
+        case FailureKind.BARRIER:
+            text = f"{detail}; {_SAME_BARRIER}"
         case FailureKind.STACK:
             text = f"local arrays overflow a thread's stack of {detail}"
         case _:
@@ -40,8 +44,8 @@ def describe_split(kernel: str, split: SplitBarrier) -> str | None:
         return None  # one barrier of the source that the compiler has duplicated
     return (
         f"kernel {kernel}: divergent barrier: {describe_place(split.first)} waits at {kernel_line(split.first.pc)} and "
-        f"thread {_triple(split.second.thread)} of the same block at {kernel_line(split.second.pc)}; "
-        "every thread of a block must reach the same __syncthreads()"
+        f"thread {_triple(split.second.thread)} of the same block at {kernel_line(split.second.pc)}: barriers that not "
+        f"all threads reach; {_SAME_BARRIER}"
     )
 
 
@@ -52,6 +56,9 @@ def _deadlock(failure: Failure) -> str:
     )
     spinning = any(place.waiting == 3 for place in failure.places[: failure.num_places])
     remedy = "; launch with cooperative=True if it is another block that they wait for" if spinning else ""
+    barrier = next((place for place in failure.places[: failure.num_places] if place.waiting == _AT_BARRIER), None)
+    if barrier is not None and not spinning:
+        remedy = f"; {kernel_line(barrier.pc)} is a barrier that not all threads reach: {_SAME_BARRIER}"
     return f"deadlock: no thread can go on: {groups}{remedy}"
 
 

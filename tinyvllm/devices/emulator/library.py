@@ -80,6 +80,7 @@ class FailureKind(IntEnum):
     OVERRUN = 6
     STACK = 7
     COLLECTIVE = 8
+    BARRIER = 9
 
 
 class ParameterStruct(ctypes.Structure):
@@ -189,12 +190,21 @@ class RuntimeLibrary:
             library, "launch_split_barriers", ctypes.c_uint32, ctypes.c_void_p,
             ctypes.POINTER(ctypes.POINTER(SplitBarrier)),
         )  # fmt: skip
+        self._printed = _typed(
+            library, "launch_printed", ctypes.c_void_p, ctypes.c_void_p, ctypes.POINTER(ctypes.c_size_t)
+        )
         self.destroy = _typed(library, "launch_destroy", None, ctypes.c_void_p)
         self.allocate = _typed(library, "allocate", ctypes.c_void_p, ctypes.c_size_t)
         self.release = _typed(library, "release", None, ctypes.c_void_p)
         self.watch = _typed(library, "watch", None, ctypes.c_void_p, ctypes.c_size_t)
         self.watch_writer = _typed(library, "watch_writer", ctypes.POINTER(Place))
         self.watch_host = _typed(library, "watch_host", ctypes.c_int)
+
+    def printed(self, launch: int) -> str:
+        """What the kernel of a launch has printed."""
+        num_bytes = ctypes.c_size_t()
+        text = self._printed(launch, ctypes.byref(num_bytes))
+        return ctypes.string_at(text, num_bytes.value).decode(errors="replace") if num_bytes.value else ""
 
 
 def _typed(library: ctypes.CDLL, name: str, result: type | None, *arguments: type) -> ctypes._NamedFuncPointer:

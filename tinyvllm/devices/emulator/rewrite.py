@@ -1,7 +1,8 @@
-"""From preprocessed CUDA C++ to C++17: the two things that macros cannot do.
+"""From preprocessed CUDA C++ to C++17: the three things that macros cannot do.
 
-A ``__shared__`` declaration becomes a reference to memory of the running block, and each kernel gets a description
-that Python reads. Everything stays on its line, so that compiler messages and reports point into the ``.cu`` file.
+A ``__shared__`` declaration becomes a reference to memory of the running block, a ``return;`` leaves a mark that tells
+a thread that gives up early from one that has passed by a barrier, and each kernel gets a description that Python
+reads. Everything stays on its line, so that compiler messages and reports point into the ``.cu`` file.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ _KERNEL = re.compile(
     + r"(?P<name>[A-Za-z_]\w*)\s*\("
 )  # fmt: skip
 _LINE_MARKER = re.compile(r'^# (?P<line>\d+) "(?P<file>[^"]*)"', re.MULTILINE)
+_RETURN = re.compile(r"""(?P<literal>"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])')|\breturn\s*;""")
 _SCOPE = re.compile(r'(?P<outer>\bnamespace\b[^{;()]*\{|\bextern\s+"C"\s*\{)|(?P<open>\{)|(?P<close>\})')
 
 
@@ -45,8 +47,13 @@ def rewrite(text: str) -> Rewritten:
         raise KernelError(f"{_where(text, text.index('__shared__'))}: this use of __shared__ is not understood")
     body = re.sub(r"__launch_bounds__\s*\([^()]*(?:\([^()]*\)[^()]*)*\)", "", body)
     body = re.sub(r"\b__global__\b", "", body)
+    body = _RETURN.sub(_leaving, body)
     description = "\n".join(_describe(name, bounds) for name, bounds in kernels)
     return Rewritten(f"{body}\n{description}\n", tuple(name for name, _ in kernels))
+
+
+def _leaving(found: re.Match[str]) -> str:
+    return found["literal"] or "return ::tinyvllm::emulator::leave();" + "\n" * found[0].count("\n")
 
 
 def _shared_variable(text: str, found: re.Match[str]) -> str:

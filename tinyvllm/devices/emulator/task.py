@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -170,6 +171,7 @@ class KernelTask:
         if self._watch is not None:
             self._watch.after(self.name)
         try:
+            self._write_printed()
             self._raise_failure()
         finally:
             self.drop()
@@ -184,6 +186,14 @@ class KernelTask:
         self._config.arguments = ctypes.addressof(self._arguments.pointers)
         self._config.seed = next(self._seeds)
         self._launch = self._runtime.create(ctypes.byref(self._config))
+
+    def _write_printed(self) -> None:
+        """Everything that the kernel printed goes to standard output, among what the host has written before."""
+        assert self._launch is not None
+        text = self._runtime.printed(self._launch)
+        if text and sys.stdout is not None:
+            sys.stdout.write(text)
+            sys.stdout.flush()
 
     def _raise_failure(self) -> None:
         first = ctypes.POINTER(SplitBarrier)()

@@ -16,7 +16,7 @@ void start_block(Worker& worker, Block& block, uint64_t linear_index) {
     block.num_warps = (num_threads + 31) / 32;
     block.ready_warps = block.num_warps == 32 ? ~0u : (1u << block.num_warps) - 1;
     block.alive = num_threads;
-    block.arrived = block.vote_sum = block.num_spinning = block.num_at_predecessor = block.phase = 0;
+    block.num_finished = block.arrived = block.vote_sum = block.num_spinning = block.num_at_predecessor = block.phase = 0;
     block.launched_dependents = false;
     block.first_at_barrier = nullptr;
     block.variables.clear();
@@ -49,7 +49,7 @@ void start_block(Worker& worker, Block& block, uint64_t linear_index) {
         fibre.thread = {i % shape.x, i / shape.x % shape.y, i / shape.x / shape.y};
         fibre.geometry = &block.geometry;
         fibre.index = i;
-        fibre.num_copies = fibre.copy_group = fibre.product_group = 0;
+        fibre.has_left = fibre.num_copies = fibre.copy_group = fibre.product_group = 0;
         fibre.products.clear();
         fibre.has_fenced_sums = false;
         fibre.owner = &block;

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <vector>
 
 #include "context.hpp"
@@ -23,7 +24,7 @@ constexpr uint32_t max_warps = 32;  // 1024 threads
 
 enum class Waiting : uint32_t { nothing, block_barrier, collective, spin, predecessor };
 
-enum class FailureKind : uint32_t { none, deadlock, trap, misaligned, signal, shared_memory, overrun, stack, collective };
+enum class FailureKind : uint32_t { none, deadlock, trap, misaligned, signal, shared_memory, overrun, stack, collective, barrier };
 
 /// Where a lane is: read by Python, which finds the source line of `pc`.
 struct Place {
@@ -145,6 +146,7 @@ struct Block {
     uint32_t num_warps;
     uint32_t ready_warps;
     uint32_t alive;
+    uint32_t num_finished;  // lanes that have come to the end of the kernel, not to a `return;`
     uint32_t arrived;
     uint32_t vote_sum;
     uint32_t vote_result;
@@ -154,7 +156,7 @@ struct Block {
     bool launched_dependents;
     uint8_t poison;
     uint32_t hop_mask;  // another warp's turn comes, on average, once in so many switches
-    const Fibre* first_at_barrier;
+    Fibre* first_at_barrier;
     uint32_t phase;
     std::vector<SharedVariable> variables;
     std::vector<BoxCopy> copies;
@@ -171,9 +173,11 @@ struct Launch {
     std::atomic<bool> failed{false};
     bool predecessor_done = true;
     std::atomic<bool> all_launched_dependents{true};
-    std::mutex mutex;  // guards failure, split_barriers
+    std::mutex mutex;  // guards failure, split_barriers, printed, is_print_full
     Failure failure{};
     std::vector<SplitBarrier> split_barriers;
+    std::string printed;
+    bool is_print_full = false;
     std::vector<std::unique_ptr<Team>> ended_teams;  // in a race check
     char order;                                      // what its lanes release when they end
 };

@@ -102,6 +102,7 @@ void leave_block(Fibre& fibre) {
     Warp& warp = *fibre.warp;
     warp.alive &= ~fibre.bit;
     --block.alive;
+    if (!fibre.has_left) ++block.num_finished;
     ++block.worker->events;
     uint32_t waiting = warp.collecting;
     while (waiting != 0) {
@@ -212,6 +213,10 @@ void perhaps_step_back(Fibre& fibre) {
 }
 
 void release_barrier(Block& block) {
+    if (block.num_finished != 0)
+        fail(*block.first_at_barrier, FailureKind::barrier, block.first_at_barrier->pc, 0,
+             "a barrier that not all threads reach: %u of the block's %u passed it by and ended", block.num_finished,
+             block.team->num_threads);
     const Fibre* running = block.worker->running;
     for (uint32_t w = 0; w < block.num_warps; ++w) {
         Warp& warp = block.warps[w];

@@ -40,6 +40,7 @@ struct alignas(64) Lane {
     AsyncCopy* copies;
     uint32_t num_copies;
     uint32_t copy_capacity;
+    uint32_t has_left;  // through a `return;`, so that no barrier waits for it
 };
 
 enum class Collective : uint32_t { sync, shuffle, any, all, ballot, mma, ldmatrix, ldmatrix_trans, wgmma, wgmma_wait, count };
@@ -75,9 +76,11 @@ void tinyvllm_wgmma_check(Lane*, uint32_t pending);
 void tinyvllm_wgmma_end(Lane*, uint32_t pending);
 [[noreturn]] void tinyvllm_fail_misaligned(Lane*, const void* address, uint32_t alignment);
 [[noreturn]] void tinyvllm_fail_assert(Lane*);
+int tinyvllm_print(Lane*, const char* format, ...);
 }
 
 TINYVLLM_INLINE Lane* self() { return tinyvllm_self(); }
+TINYVLLM_INLINE void leave() { self()->has_left = 1; }
 TINYVLLM_INLINE void yield() { tinyvllm_yield(self()); }
 TINYVLLM_INLINE void pdl_wait() { tinyvllm_pdl_wait(self()); }
 TINYVLLM_INLINE void pdl_launch_dependents() { tinyvllm_pdl_launch_dependents(self()); }

@@ -7,6 +7,7 @@
 #define blockDim (::tinyvllm::emulator::self()->geometry->block_dim)
 #define gridDim (::tinyvllm::emulator::self()->geometry->grid_dim)
 #define warpSize 32
+#define printf(...) ::tinyvllm::emulator::tinyvllm_print(::tinyvllm::emulator::self(), __VA_ARGS__)
 
 TINYVLLM_INLINE void __syncthreads() { tinyvllm::emulator::tinyvllm_block_barrier(tinyvllm::emulator::self()); }
 TINYVLLM_INLINE int __syncthreads_or(int p) { return tinyvllm::emulator::tinyvllm_block_vote(tinyvllm::emulator::self(), p, 0); }
