@@ -127,7 +127,7 @@ class Engine:
             except BaseException as error:
                 if is_fatal(error) or isinstance(error, TinyvllmError):
                     raise
-                raise request_failure_of(request_id, error) from error
+                raise request_failure_of(request_id, error, "the request cannot be taken") from error
             self._at_work_on = (state,)
             try:
                 self._enter(state)
@@ -220,15 +220,16 @@ class Engine:
             counts.schedule_s += time.perf_counter() - began - (counts.launch_s + counts.wait_s - outside_s)
 
     def take(self, owner: Hashable) -> list[RequestOutput]:
-        """The outputs of an owner's requests that have come since the last call."""
-        delivery = Delivery()
-        try:
-            with self._lock:
-                self._mend()
-                return self._requests.take(owner, delivery)
-        except BaseException:
-            self._requests.give_back(owner, delivery)
-            raise
+        """The outputs of an owner's requests that have come since the last call.
+
+        They are forgotten at once: who calls this has a thread that no signal reaches. Those that :meth:`step` returns
+        are kept until its next call, and returned again if they were lost to an interruption.
+        """
+        with self._lock:
+            self._mend()
+            outputs = self._requests.take(owner, Delivery())
+            self._requests.has_outputs(owner)
+            return outputs
 
     def stats(self) -> EngineStats:
         """Counts since the engine began, and what holds now; while a step is under way some may be of before it."""

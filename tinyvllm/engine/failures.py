@@ -24,12 +24,12 @@ def failure_of(error: BaseException) -> TinyvllmError:
     )
 
 
-def request_failure_of(request_id: str, error: BaseException) -> TinyvllmError:
-    """The error of one request whose token could not be taken: its text, its log-probabilities or its stop strings."""
+def request_failure_of(
+    request_id: str, error: BaseException, what: str = "its tokens cannot be made text"
+) -> TinyvllmError:
+    """The error of one request that fails alone: over its text, its log-probabilities or its stop strings."""
     if isinstance(error, TinyvllmError):
         return error
     if isinstance(error, MemoryError):
         return CapacityError(f"request {request_id!r}: the memory of this machine ran out{detail_of(error)}")
-    return RequestError(
-        f"request {request_id!r}: its tokens cannot be made text: {type(error).__name__}{detail_of(error)}"
-    )
+    return RequestError(f"request {request_id!r}: {what}: {type(error).__name__}{detail_of(error)}")
