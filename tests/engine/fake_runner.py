@@ -10,12 +10,13 @@ import numpy as np
 
 from tests.engine.fake_tokenizer import text_of
 from tests.engine.faults import FailingBlocks, Faults
-from tinyvllm.batch import NO_LOGPROBS, LogprobColumns, Sampled, SamplingRows
+from tinyvllm.batch import NO_LOGPROBS, LogprobColumns, SampleCall, Sampled, SamplingRows
 from tinyvllm.engine.admission import Admission
+from tinyvllm.engine.checked_sampler import CheckedSampler
 from tinyvllm.engine.engine import Engine
 from tinyvllm.engine.runner import Pending, PromptLogprobs, Step, StepResult
 from tinyvllm.engine.table import SequenceTable
-from tinyvllm.interfaces import Kind, PluginContext, Schedule, Scheduler, SchedulerView
+from tinyvllm.interfaces import Kind, PluginContext, Sampler, Schedule, Scheduler, SchedulerView
 from tinyvllm.plugin_call import PluginName
 from tinyvllm.request import SamplingParams, SamplingRules
 from tinyvllm.shapes import ModelShape
@@ -33,6 +34,14 @@ def next_token(tokens: list[int]) -> int:
     for position, token in enumerate(tokens):
         value = (value * 31 + token * (position + 1) + 7) % 1_000_003
     return value % VOCAB_SIZE
+
+
+def continuation(prompt: list[int], length: int) -> list[int]:
+    """The tokens that follow a prompt, whatever they are."""
+    tokens = list(prompt)
+    while len(tokens) < len(prompt) + length:
+        tokens.append(next_token(tokens))
+    return tokens[len(prompt) :]
 
 
 def complete(prompt: list[int], most_output: int, stop: str | None = None) -> tuple[list[int], str, str]:
@@ -140,7 +149,9 @@ class FakeRunner:
         is_late: bool = False,
         faults: Faults | None = None,
         watch: Watch | None = None,
+        sampler: CheckedSampler | None = None,
     ) -> None:
+        self._sampler = sampler
         self._stored = np.full(num_blocks * block_size, -1, np.int64)
         self._block_size, self._is_late = block_size, is_late
         self._faults, self._watch = faults or Faults(), watch or Watch()
@@ -175,6 +186,10 @@ class FakeRunner:
         if step.sampling is not None:
             self._check_parameters(step)
             sampled = Sampled(np.array(chosen, np.int32), _listed(before, chosen, step.sampling))
+            if self._sampler is not None:
+                logits = np.zeros((len(chosen), VOCAB_SIZE), np.float32)
+                logits[np.arange(len(chosen)), chosen] = 5
+                sampled = self._sampler.sample(SampleCall(logits, step.sampling, step.tokens))
         prompts = [_of_prompt(token_ids, wanted) for wanted in step.prompt_logprobs]
         can_be_late = all(self.can_run_ahead(tokens.params, tokens.rules) for tokens in step.tokens)
         is_done = not (self._is_late and chosen and can_be_late)
@@ -231,9 +246,15 @@ def fake_engine(
     tokenizer: Any = None,
     faults: Faults | None = None,
     watch: Watch | None = None,
+    sampler: Sampler | None = None,
 ) -> Engine:
-    """A real engine around a :class:`FakeRunner`; ``faults`` makes its parts fail, ``watch`` sees whom it serves."""
+    """A real engine around a :class:`FakeRunner`.
+
+    ``faults`` makes its parts fail, ``watch`` sees whom it serves; a ``sampler`` is asked in place of the runner, whose
+    choice is the most likely token.
+    """
     faults, watch = faults or Faults(), watch or Watch()
+    checked = None if sampler is None else CheckedSampler(sampler, PluginName(Kind.SAMPLER, "under test"), VOCAB_SIZE)
     shape = ModelShape(1, 8, 1, 1, 8, 8, VOCAB_SIZE, max_model_len)
     context = PluginContext(None, "cpu", shape, max_model_len, max_num_seqs, budget, block_size, num_blocks, False, 0)
     table = SequenceTable(
@@ -256,8 +277,8 @@ def fake_engine(
     chosen: Scheduler = SCHEDULERS[scheduler](context) if isinstance(scheduler, str) else scheduler
     return Engine(
         table=table,
-        runner=FakeRunner(num_blocks, block_size, is_late=is_late, faults=faults, watch=watch),
-        scheduler=WatchedScheduler(chosen, faults, watch, num_preemptions),
+        runner=FakeRunner(num_blocks, block_size, is_late=is_late, faults=faults, watch=watch, sampler=checked),
+        scheduler=WatchedScheduler(chosen, faults, watch, num_preemptions) if isinstance(scheduler, str) else chosen,
         scheduler_name=PluginName(Kind.SCHEDULER, scheduler if isinstance(scheduler, str) else "under test"),
         admission=admission,
         lag=lag,

@@ -5,13 +5,12 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.engine.fake_runner import EOS, complete, fake_engine, next_token
+from tests.engine.fake_runner import EOS, complete, continuation, fake_engine
 from tests.engine.fake_tokenizer import FakeTokenizer, text_of
 from tests.engine.faults import EXCEPTIONS, Faults, Panic
 from tests.engine.interrupts import Interruption, interrupting
@@ -38,11 +37,8 @@ def params(**asked: Any) -> SamplingParams:
     return SamplingParams(**{"max_tokens": LENGTH, "ignore_eos": True, **asked})
 
 
-def alone(prompt: Sequence[int], length: int = LENGTH) -> list[int]:
-    tokens = list(prompt)
-    while len(tokens) < len(prompt) + length:
-        tokens.append(next_token(tokens))
-    return tokens[len(prompt) :]
+def alone(prompt: list[int], length: int = LENGTH) -> list[int]:
+    return continuation(prompt, length)
 
 
 def rest_of(engine: Engine) -> tuple[dict[str, RequestOutput], list[BaseException]]:
@@ -66,7 +62,8 @@ def rest_of(engine: Engine) -> tuple[dict[str, RequestOutput], list[BaseExceptio
     return finished, raised
 
 
-def assert_serves(engine: Engine, prompt: Sequence[int] = (9, 9, 9)) -> None:
+def assert_serves(engine: Engine) -> None:
+    prompt = [9, 9, 9]
     engine.add_request("afterwards", prompt, params())
     finished, raised = rest_of(engine)
     assert not raised

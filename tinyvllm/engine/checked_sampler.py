@@ -39,7 +39,7 @@ class CheckedSampler:
             PluginError: the sampler raised, or its answer breaks a rule; names the sampler and the rule.
         """
         logits = call.logits.view()
-        logits.flags.writeable = False
+        logits.flags.writeable = call.rows.position.flags.writeable = False
         with self._call:  # the checks too: an answer may be any object, and fail when it is looked at
             return self._checked(self._sampler.sample(SampleCall(logits, call.rows, call.tokens)), call)
 
