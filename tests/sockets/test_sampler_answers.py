@@ -15,6 +15,7 @@ from tests.engine.fake_runner import VOCAB_SIZE, complete, continuation, fake_en
 from tinyvllm.batch import NO_LOGPROBS, LogprobColumns, SampleCall, Sampled
 from tinyvllm.errors import PluginError
 from tinyvllm.llm import LLM
+from tinyvllm.outputs import RequestOutput
 from tinyvllm.reference.logprobs import logprob_columns
 from tinyvllm.request import SamplingParams
 
@@ -106,7 +107,7 @@ WRONG: dict[str, tuple[Callable[[SampleCall], Any], str]] = {
         "logprobs None; expected LogprobColumns, as a row",
     ),
     "logprobs of another type": (
-        lambda call: replace(right(call), logprobs=np.zeros((2, 3))),
+        lambda call: replace(right(call), logprobs=np.zeros((2, 3))),  # type: ignore[arg-type]
         "logprobs float64 of shape (2, 3); expected LogprobColumns",
     ),
     "logprobs for one row": (
@@ -241,7 +242,7 @@ def test_rows_that_ask_for_no_logprobs_may_hold_anything() -> None:
     engine = fake_engine(sampler=Careless())
     engine.add_request("alice", [5, 3], SamplingParams(max_tokens=3, logprobs=1, ignore_eos=True))
     engine.add_request("bob", [7, 1], SamplingParams(max_tokens=3, ignore_eos=True))
-    finished = {}
+    finished: dict[str, RequestOutput] = {}
     while engine.has_unfinished_requests():
         finished |= {output.request_id: output for output in engine.step()}
     assert {name: output.error for name, output in finished.items()} == {"alice": None, "bob": None}

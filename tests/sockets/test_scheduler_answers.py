@@ -174,7 +174,7 @@ class ErrsOnce:
 def test_a_wrong_decision_is_named_not_obeyed_and_the_engine_goes_on(case: str, lag: int) -> None:
     answer, message = WRONG[case]
     num_blocks = 1 if case == "more blocks than there are" else 8
-    engine = fake_engine(ErrsOnce(answer), lag=lag, num_blocks=num_blocks, budget=8)  # type: ignore[arg-type]
+    engine = fake_engine(ErrsOnce(answer), lag=lag, num_blocks=num_blocks, budget=8)
     engine._admission._num_blocks = 8  # a sequence may be longer than what is free now
     engine.add_request("bad", PROMPT, SamplingParams(max_tokens=4))
     with pytest.raises(PluginError) as raised:
