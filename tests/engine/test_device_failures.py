@@ -13,6 +13,7 @@ from tests.engine.device_runs import random_prompts, start
 from tinyvllm import LLM, SamplingParams
 from tinyvllm.devices.cuda import probe
 from tinyvllm.errors import TinyvllmError
+from tinyvllm.outputs import RequestOutput
 
 SMALL = "llama with biases"
 LENGTH = 6
@@ -92,7 +93,8 @@ def test_a_failed_step_leaves_the_next_owner_of_its_slots_nothing(
     try:
         for kind, prompt in zip(kinds, prompts, strict=True):
             engine.add_request(kind, prompt, PARAMS[kind], stream=False)
-        finished, num_raised = {}, 0
+        finished: dict[str, RequestOutput] = {}
+        num_raised = 0
         while engine.has_unfinished_requests():
             try:
                 outputs = engine.step()
