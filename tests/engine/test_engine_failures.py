@@ -13,7 +13,7 @@ import pytest
 from tests.engine.fake_runner import EOS, complete, continuation, fake_engine
 from tests.engine.fake_tokenizer import FakeTokenizer, text_of
 from tests.engine.faults import EXCEPTIONS, Faults, Panic
-from tests.engine.interrupts import Interruption, interrupting
+from tests.engine.interrupts import Interruption, interrupt_recovery, interrupting
 from tinyvllm.engine.engine import Engine
 from tinyvllm.errors import (
     CapacityError,
@@ -323,6 +323,22 @@ def test_an_interrupted_abort_ends_the_request_and_its_output_comes_from_a_step_
         assert not engine.has_unfinished_requests()
         engine.check()
     assert num_aborted > 20
+
+
+def test_an_abort_whose_recovery_is_interrupted_too_loses_no_output() -> None:
+    for bytecodes in range(90, 190):  # of withdrawing the output, among others
+        engine = fake_engine()
+        engine.add_request("alice", ALICE, params(), stream=False)
+        engine.step()
+        interrupt_recovery(engine, Interruption("launch.py", 5))
+        outputs: list[RequestOutput | None] = []
+        try:
+            with interrupting(Interruption("live_requests.py", bytecodes)):
+                outputs.append(engine.abort_request("alice"))
+        except KeyboardInterrupt:
+            finished, _ = rest_of(engine)
+            outputs.append(finished["alice"])
+        assert [output is not None and output.finished for output in outputs] == [True]
 
 
 def test_the_exit_of_a_signal_handler_ends_the_program_and_not_a_request() -> None:

@@ -163,8 +163,9 @@ class Engine:
                 raise
             with self._lock:
                 self._at_work_on = (state,)
+                if state.is_finished:
+                    self._requests.put(state)  # it may have been withdrawn; before a recovery that may be interrupted
                 self._recover(error)
-                self._requests.put(state)
                 if is_fatal(error):
                     raise
                 return self._requests.withdraw(state)
