@@ -124,6 +124,24 @@ def test_a_refused_request_does_not_change_the_seeds_of_later_ones() -> None:
     assert seed_of_second(fails=True) == seed_of_second(fails=False)
 
 
+@pytest.mark.parametrize("request_id", [[1], None, 3, {}])
+def test_what_is_no_string_is_the_id_of_no_request(request_id: Any) -> None:
+    engine = fake_engine()
+    with pytest.raises(RequestError, match="request_id must be a string"):
+        engine.add_request(request_id, ALICE)
+    assert engine.abort_request(request_id) is None
+    assert_serves(engine)
+
+
+def test_an_id_that_is_being_served_is_refused() -> None:
+    engine = fake_engine()
+    engine.add_request("alice", ALICE, params())
+    with pytest.raises(RequestError, match="request 'alice' is already being served; give each request its own id"):
+        engine.add_request("alice", BOB, params())
+    finished, _ = rest_of(engine)
+    assert finished["alice"].outputs[0].token_ids == alone(ALICE)
+
+
 # ---------------------------------------------------------------- a step fails
 
 

@@ -36,7 +36,7 @@ from tinyvllm.errors import DeviceError, InvariantError, PluginError, RequestErr
 from tinyvllm.interfaces import Scheduler
 from tinyvllm.outputs import RequestOutput
 from tinyvllm.plugin_call import PluginCall, PluginName, is_fatal
-from tinyvllm.request import SamplingParams
+from tinyvllm.request import Request, SamplingParams
 
 
 class Engine:
@@ -115,15 +115,11 @@ class Engine:
         with self._lock:
             self._mend()
             self._check_device()
-            if self._requests.get(owner, request_id) is not None:
-                raise RequestError(f"request {request_id!r} is already being served; give each request its own id")
             try:
                 request = self._admission.admit(request_id, prompt, params, priority=priority, deadline=deadline)
-                state = self._admission.begin(request, stream=stream)
-                state.owner = owner
-                for completion in state.completions:
-                    tokens = completion.tokens
-                    completion.runs_ahead = self._runner.can_run_ahead(tokens.params, tokens.rules)
+                if self._requests.get(owner, request_id) is not None:
+                    raise RequestError(f"request {request_id!r} is already being served; give each request its own id")
+                state = self._begun(request, stream, owner)
             except BaseException as error:
                 if is_fatal(error) or isinstance(error, TinyvllmError):
                     raise
@@ -387,6 +383,15 @@ class Engine:
         return is_alive, is_looked_at
 
     # ------------------------------------------------------------ requests come and go
+
+    def _begun(self, request: Request, stream: bool, owner: Hashable) -> RequestState:
+        """The state of a request that is not entered yet."""
+        state = self._admission.begin(request, stream=stream)
+        state.owner = owner
+        for completion in state.completions:
+            tokens = completion.tokens
+            completion.runs_ahead = self._runner.can_run_ahead(tokens.params, tokens.rules)
+        return state
 
     def _enter(self, state: RequestState) -> None:
         """Give each completion its row, and let the first one wait for its turn."""

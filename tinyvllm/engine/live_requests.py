@@ -36,8 +36,8 @@ class LiveRequests:
                     yield completion
 
     def get(self, owner: Hashable, request_id: str) -> RequestState | None:
-        """The live request of that id, if there is one."""
-        return self._states.get(owner, {}).get(request_id)
+        """The live request of that id, if there is one; what is no string is the id of none."""
+        return self._states.get(owner, {}).get(request_id) if isinstance(request_id, str) else None
 
     def add(self, state: RequestState) -> None:
         """Know a request."""
