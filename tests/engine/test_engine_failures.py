@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import subprocess
 import sys
+import weakref
 from typing import Any
 
 import numpy as np
@@ -300,6 +302,25 @@ def test_an_id_may_be_used_again_before_the_output_of_the_first_was_taken() -> N
     engine.advance()
     assert [output.prompt_token_ids for output in engine.step()] == [ALICE, CAROL]
     assert not engine.has_unfinished_requests()
+
+
+def test_nothing_is_kept_of_an_owner_who_has_taken_everything() -> None:
+    class Owner:
+        pass
+
+    engine, owner = fake_engine(), Owner()
+    alive = weakref.ref(owner)
+    for stream in (True, False):
+        engine.add_request("alice", ALICE, params(), owner=owner, stream=stream)
+        outputs: list[RequestOutput] = []
+        while not (outputs and outputs[-1].finished):
+            engine.advance()
+            outputs += engine.take(owner)
+        assert outputs[-1].outputs[0].token_ids == alone(ALICE)
+    del owner
+    assert_serves(engine)  # the newest step is known until the next one
+    gc.collect()
+    assert alive() is None
 
 
 @pytest.mark.parametrize("bytecodes", range(0, 60, 3))
