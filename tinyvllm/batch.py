@@ -161,7 +161,7 @@ class Sampled:
     """What a sampler answers.
 
     Attributes:
-        token_ids: ``[B]``, int32.
+        token_ids: ``[B]``, int32, of the vocabulary; those of corrupt rows mean nothing.
         logprobs: for all rows with ``k`` the most that any row asked for; None if none asked.
         is_corrupt: ``[B]``, bool; rows whose logits held a NaN (the request fails, the others go on). None: no row.
     """

@@ -20,6 +20,7 @@ from tinyvllm.interfaces import Kind
 _CORE = str(Path(__file__).parent) + "/"
 _MAX_TEXT = 1000
 _MAX_VALUE = 80
+_NAMES = tuple(f"{kind.value} '" for kind in Kind)  # how a message that names a plugin begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +55,9 @@ class PluginName:
 class PluginCall:
     """A context manager around a call of one method of a plugin; may be entered any number of times.
 
-    A :class:`PluginError` of the plugin's, the failure of a kernel that was launched before the call, and an exception
-    that ends the program (``KeyboardInterrupt``, ``SystemExit``), pass as they are; every other exception is raised
-    again as a ``PluginError``.
+    Errors that name a plugin already, the failure of a kernel that was launched before the call, and
+    ``KeyboardInterrupt`` pass as they are. Every other exception, ``SystemExit`` included, is raised again as a
+    ``PluginError``: a plugin fails, and does not end the program.
 
     Args:
         plugin: who is called.
@@ -66,8 +67,9 @@ class PluginCall:
 
     __slots__ = ("method", "passes", "plugin")
 
-    def __init__(self, plugin: PluginName, method: str, *, passes: type[TinyvllmError] = PluginError) -> None:
-        self.plugin, self.method, self.passes = plugin, method, passes
+    def __init__(self, plugin: PluginName, method: str, *, passes: type[TinyvllmError] | None = None) -> None:
+        self.plugin, self.method = plugin, method
+        self.passes = () if passes is None else (passes,)
 
     def __enter__(self) -> None:
         """Nothing to be done before the call."""
@@ -76,12 +78,12 @@ class PluginCall:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> Literal[False]:
         """Raise a failure of the plugin again, with its name."""
-        if error is None or isinstance(error, (PluginError, self.passes)) or is_fatal(error):
+        if error is None or isinstance(error, (KeyboardInterrupt, *self.passes)) or _names_a_plugin(error):
             return False
         if isinstance(error, KernelError) and error.is_of_earlier_launch:
             return False
         own = own_frames(trace)
-        what = f"{self.plugin}: {self.method} raised {type(error).__name__}: {_text(error)}"
+        what = f"{self.plugin}: {self.method} raised {type(error).__name__}{detail_of(error)}"
         frames = "".join(traceback.format_list(own)).rstrip()
         first = _skip_core(trace)
         raise PluginError(f"{what}\n{frames}" if frames else what) from error.with_traceback(first)
@@ -97,8 +99,21 @@ def own_frames(trace: TracebackType | None) -> list[traceback.FrameSummary]:
 
 
 def is_fatal(error: BaseException) -> bool:
-    """Whether an exception ends the program or the caller's work, and is no failure of a plugin or library."""
-    return isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit))
+    """Whether an exception comes from outside: from a signal, whose handler ends the program or the caller's work.
+
+    ``SystemExit`` is such a one too, but never out of a :class:`PluginCall`.
+    """
+    return isinstance(error, (KeyboardInterrupt, SystemExit))
+
+
+def detail_of(error: BaseException) -> str:
+    """``": "`` and what an exception says, shortened; empty if it says nothing, or fails when it is asked."""
+    text = _text(error)
+    return f": {text}" if text else ""
+
+
+def _names_a_plugin(error: BaseException) -> bool:
+    return isinstance(error, PluginError) and _text(error).startswith(_NAMES)
 
 
 def shown(value: object) -> str:
@@ -134,7 +149,7 @@ def _text(error: BaseException) -> str:
     try:
         text = str(error)
     except Exception:  # of its __str__
-        return "(an exception without a text)"
+        return ""
     return text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}..."
 
 

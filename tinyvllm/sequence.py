@@ -42,18 +42,18 @@ class SequenceTokens:
 
     @property
     def all(self) -> Int32:
-        """``[num_tokens]``, prompt and output; a view."""
-        return self._buffer[: self.num_tokens]
+        """``[num_tokens]``, prompt and output; a view that cannot be written."""
+        return self._seen(0, self.num_tokens)
 
     @property
     def prompt(self) -> Int32:
-        """``[num_prompt_tokens]``; a view."""
-        return self._buffer[: self.num_prompt_tokens]
+        """``[num_prompt_tokens]``; a view that cannot be written."""
+        return self._seen(0, self.num_prompt_tokens)
 
     @property
     def output(self) -> Int32:
-        """``[num_tokens - num_prompt_tokens]``; a view."""
-        return self._buffer[self.num_prompt_tokens : self.num_tokens]
+        """``[num_tokens - num_prompt_tokens]``; a view that cannot be written."""
+        return self._seen(self.num_prompt_tokens, self.num_tokens)
 
     def append(self, token_id: int) -> None:
         """Add one generated token."""
@@ -77,3 +77,8 @@ class SequenceTokens:
     def move_out(self) -> None:
         """Go on in memory of its own: what ``move_to`` was given is somebody else's again."""
         self._buffer, self._count = self.all.copy(), self._count.copy()
+
+    def _seen(self, start: int, stop: int) -> Int32:
+        view = self._buffer[start:stop]
+        view.flags.writeable = False
+        return view

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from tinyvllm.batch import Sampled
+from tests.engine.fake_tokenizer import text_of
+from tests.engine.faults import FailingBlocks, Faults
+from tinyvllm.batch import NO_LOGPROBS, LogprobColumns, SampleCall, Sampled, SamplingRows
 from tinyvllm.engine.admission import Admission
-from tinyvllm.engine.blocks import BlockManager
+from tinyvllm.engine.checked_sampler import CheckedSampler
 from tinyvllm.engine.engine import Engine
-from tinyvllm.engine.runner import Done, Pending, Step, StepResult
+from tinyvllm.engine.runner import Pending, PromptLogprobs, Step, StepResult
 from tinyvllm.engine.table import SequenceTable
-from tinyvllm.interfaces import Kind, PluginContext, Scheduler
+from tinyvllm.interfaces import Kind, PluginContext, Sampler, Schedule, Scheduler, SchedulerView
 from tinyvllm.plugin_call import PluginName
 from tinyvllm.request import SamplingParams, SamplingRules
 from tinyvllm.shapes import ModelShape
@@ -33,24 +36,101 @@ def next_token(tokens: list[int]) -> int:
     return value % VOCAB_SIZE
 
 
-def complete(prompt: list[int], most_output: int) -> tuple[list[int], str]:
-    """What a request must yield, without any engine."""
+def continuation(prompt: list[int], length: int) -> list[int]:
+    """The tokens that follow a prompt, whatever they are."""
+    tokens = list(prompt)
+    while len(tokens) < len(prompt) + length:
+        tokens.append(next_token(tokens))
+    return tokens[len(prompt) :]
+
+
+def complete(prompt: list[int], most_output: int, stop: str | None = None) -> tuple[list[int], str, str]:
+    """Tokens, text and finish reason that a request must yield, without any engine."""
     output: list[int] = []
+    text = ""
     while len(output) < most_output:
         output.append(next_token(prompt + output))
         if output[-1] == EOS:
-            return output, "stop"
-    return output, "length"
+            return output, text, "stop"
+        text += text_of(output[-1:])
+        if stop is not None and stop in text:
+            return output, text[: text.index(stop)], "stop"
+    return output, text, "length"
+
+
+def logprob_of(token_id: int, before: int) -> float:
+    """The made-up log-probability of a token after another one."""
+    return -((31 * before + token_id) % 100) / 16
+
+
+def logprob_columns(before: list[int], chosen: list[int], num_listed: int) -> LogprobColumns:
+    """Columns of the chosen tokens, and of ``num_listed`` made-up ones beside each."""
+    ids = [[token, *((token + j) % VOCAB_SIZE for j in range(1, num_listed + 1))] for token in chosen]
+    values = [[logprob_of(token, last) for token in row] for row, last in zip(ids, before, strict=True)]
+    shape = (len(chosen), 1 + num_listed)
+    return LogprobColumns(
+        np.array(ids, np.int32).reshape(shape),
+        np.array(values, np.float32).reshape(shape),
+        np.ones(len(chosen), np.int32),
+    )
+
+
+@dataclass
+class Watch:
+    """Whom a call of the engine has had in its hands.
+
+    Attributes:
+        asked: requests that wait or run, at the last call of the scheduler.
+        decided: requests of the last decision.
+        touched: of decisions made, and of steps waited for, since somebody cleared it.
+    """
+
+    asked: set[str] = field(default_factory=set)
+    decided: set[str] = field(default_factory=set)
+    touched: set[str] = field(default_factory=set)
+
+
+class WatchedScheduler:
+    """Passes a scheduler's decisions on, or fails; so many times it preempts a row that the decision would compute."""
+
+    def __init__(self, inner: Scheduler, faults: Faults, watch: Watch, num_preemptions: int) -> None:
+        self._inner, self._faults, self._watch = inner, faults, watch
+        self._num_preemptions, self._num_calls = num_preemptions, 0
+
+    def schedule(self, view: SchedulerView) -> Schedule | Mapping[str, int]:
+        self._watch.asked = {view.request_id(row) for row in [*view.waiting.tolist(), *view.running.tolist()]}
+        self._faults.pass_through("schedule")
+        decision = self._inner.schedule(view)
+        if isinstance(decision, Schedule):
+            self._num_calls += 1
+            if self._num_preemptions and self._num_calls % 4 == 0:
+                self._num_preemptions -= 1
+                decision = _with_preemption(decision, view)
+            rows = [*np.asarray(decision.rows).tolist(), *np.asarray(decision.preempt).tolist()]
+            self._watch.decided = {view.request_id(row) for row in rows}
+            self._watch.touched |= self._watch.decided
+        return decision
+
+
+def _with_preemption(decision: Schedule, view: SchedulerView) -> Schedule:
+    is_preempted = np.isin(decision.rows, view.running[-1:])
+    preempt = np.concatenate([decision.preempt, decision.rows[is_preempted]])
+    return Schedule(decision.rows[~is_preempted], decision.num_tokens[~is_preempted], preempt)
 
 
 @dataclass(frozen=True)
-class Late:
-    """A step whose tokens the host sees only when it waits for them, as those of a device."""
+class Launched:
+    """A step that was launched. A late one shows its tokens only to who waits for them, as a device's."""
 
     result: StepResult
-    is_done: bool = False
+    is_done: bool
+    faults: Faults
+    watch: Watch
+    request_ids: frozenset[str]
 
     def wait(self) -> StepResult:
+        self.watch.touched |= self.request_ids
+        self.faults.pass_through("wait")
         return self.result
 
 
@@ -61,23 +141,36 @@ class FakeRunner:
     requests with a penalty. It keeps block tables as a device does, and holds them against the step's.
     """
 
-    def __init__(self, num_blocks: int, block_size: int, *, is_late: bool = False) -> None:
+    def __init__(
+        self,
+        num_blocks: int,
+        block_size: int,
+        *,
+        is_late: bool = False,
+        faults: Faults | None = None,
+        watch: Watch | None = None,
+        sampler: CheckedSampler | None = None,
+    ) -> None:
+        self._sampler = sampler
         self._stored = np.full(num_blocks * block_size, -1, np.int64)
         self._block_size, self._is_late = block_size, is_late
+        self._faults, self._watch = faults or Faults(), watch or Watch()
         self._newest: dict[int, int] = {}  # by slot
         self._tables = np.zeros((0, 0), np.int32)
 
     def can_run_ahead(self, params: SamplingParams, rules: SamplingRules) -> bool:
+        self._faults.pass_through("can_run_ahead")
         return not (self._is_late and params.presence_penalty)
 
     def launch(self, step: Step) -> Pending:
+        self._faults.pass_through("launch")
         batch = step.batch
         self._follow(step)
         assert len(np.unique(batch.slot_mapping)) == batch.num_tokens, "two tokens go to one slot"
         assert self._is_late or (batch.token_ids >= 0).all()
         token_ids = [self._newest[-1 - t] if t < 0 else t for t in batch.token_ids.tolist()]
         self._stored[batch.slot_mapping] = token_ids
-        chosen = []
+        chosen, before = [], []
         for b, tokens in zip(step.sampled.tolist(), step.tokens, strict=True):
             positions = np.arange(batch.context_lens[b])
             slots = batch.block_tables[b, positions // self._block_size] * self._block_size
@@ -86,10 +179,29 @@ class FakeRunner:
             assert len(seen) - len(known) in ((0, 1) if self._is_late else (0,))
             assert seen[: len(known)] == known, "the cache does not hold the sequence's tokens"
             chosen.append(next_token(seen))
+            before.append(seen[-1])
+        self._faults.pass_through("sample")
         self._newest |= dict(zip(step.slots.tolist(), chosen, strict=True))
-        result = StepResult(Sampled(np.array(chosen, np.int32)) if chosen else None, ())
+        sampled = None
+        if step.sampling is not None:
+            self._check_parameters(step)
+            sampled = Sampled(np.array(chosen, np.int32), _listed(before, chosen, step.sampling))
+            if self._sampler is not None:
+                logits = np.zeros((len(chosen), VOCAB_SIZE), np.float32)
+                logits[np.arange(len(chosen)), chosen] = 5
+                sampled = self._sampler.sample(SampleCall(logits, step.sampling, step.tokens))
+        prompts = [_of_prompt(token_ids, wanted) for wanted in step.prompt_logprobs]
         can_be_late = all(self.can_run_ahead(tokens.params, tokens.rules) for tokens in step.tokens)
-        return Late(result) if self._is_late and chosen and can_be_late else Done(result)
+        is_done = not (self._is_late and chosen and can_be_late)
+        self._faults.pass_through("launched")
+        request_ids = frozenset(self._watch.decided)
+        return Launched(StepResult(sampled, prompts), is_done, self._faults, self._watch, request_ids)
+
+    def _check_parameters(self, step: Step) -> None:
+        assert step.sampling is not None
+        given = [(float(p), int(s)) for p, s in zip(step.sampling.min_p, step.sampling.top_k, strict=True)]
+        wanted = [(float(np.float32(each.params.min_p)), each.params.top_k) for each in step.tokens]
+        assert given == wanted, "the parameters are those of another sequence"
 
     def _follow(self, step: Step) -> None:
         """Keeps block tables of its own, as a device does, and holds them against the step's."""
@@ -105,6 +217,19 @@ class FakeRunner:
 
     def recover(self) -> None:
         self._newest.clear()  # nobody may count on them
+        self._tables = np.zeros((0, 0), np.int32)
+        self._faults.pass_through("recover")
+
+
+def _listed(before: list[int], chosen: list[int], rows: SamplingRows) -> LogprobColumns | None:
+    most = int(rows.num_logprobs.max())
+    return None if most == NO_LOGPROBS else logprob_columns(before, chosen, most)
+
+
+def _of_prompt(token_ids: list[int], wanted: PromptLogprobs) -> LogprobColumns:
+    targets = wanted.targets.tolist()
+    before = token_ids[wanted.first : wanted.first + len(targets)]
+    return logprob_columns(before, targets, wanted.num_logprobs)
 
 
 def fake_engine(
@@ -117,19 +242,30 @@ def fake_engine(
     max_model_len: int = 64,
     lag: int = 0,
     is_late: bool = False,
+    num_preemptions: int = 0,
+    tokenizer: Any = None,
+    faults: Faults | None = None,
+    watch: Watch | None = None,
+    sampler: Sampler | None = None,
 ) -> Engine:
-    """A real engine around a :class:`FakeRunner`."""
+    """A real engine around a :class:`FakeRunner`.
+
+    ``faults`` makes its parts fail, ``watch`` sees whom it serves; a ``sampler`` is asked in place of the runner, whose
+    choice is the most likely token.
+    """
+    faults, watch = faults or Faults(), watch or Watch()
+    checked = None if sampler is None else CheckedSampler(sampler, PluginName(Kind.SAMPLER, "under test"), VOCAB_SIZE)
     shape = ModelShape(1, 8, 1, 1, 8, 8, VOCAB_SIZE, max_model_len)
     context = PluginContext(None, "cpu", shape, max_model_len, max_num_seqs, budget, block_size, num_blocks, False, 0)
     table = SequenceTable(
-        BlockManager(num_blocks),
+        FailingBlocks(num_blocks, faults),
         block_size=block_size,
         max_num_seqs=max_num_seqs,
         max_blocks=-(-max_model_len // block_size),
         budget=budget,
     )
     admission = Admission(
-        tokenizer=None,
+        tokenizer=tokenizer,
         vocab_size=VOCAB_SIZE,
         max_model_len=max_model_len,
         num_blocks=num_blocks,
@@ -141,8 +277,8 @@ def fake_engine(
     chosen: Scheduler = SCHEDULERS[scheduler](context) if isinstance(scheduler, str) else scheduler
     return Engine(
         table=table,
-        runner=FakeRunner(num_blocks, block_size, is_late=is_late),
-        scheduler=chosen,
+        runner=FakeRunner(num_blocks, block_size, is_late=is_late, faults=faults, watch=watch, sampler=checked),
+        scheduler=WatchedScheduler(chosen, faults, watch, num_preemptions) if isinstance(scheduler, str) else chosen,
         scheduler_name=PluginName(Kind.SCHEDULER, scheduler if isinstance(scheduler, str) else "under test"),
         admission=admission,
         lag=lag,

@@ -1,106 +1,296 @@
-"""The engine as a state machine: whatever comes and goes, blocks add up and every request ends with its own tokens."""
+"""The engine as a state machine: whatever comes, goes or fails, blocks add up, and every request ends with its own
+tokens, or with an error of ours if a failure concerned it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.engine.fake_runner import VOCAB_SIZE, complete, fake_engine
-from tinyvllm.errors import RequestError
-from tinyvllm.outputs import RequestOutput
+from tests.engine.fake_runner import VOCAB_SIZE, Watch, complete, fake_engine, logprob_of
+from tests.engine.fake_tokenizer import FakeTokenizer
+from tests.engine.faults import EXCEPTIONS, Faults
+from tests.engine.interrupts import ENGINE_FILES, Interruption, interrupt_recovery, interrupting
+from tinyvllm.errors import DeviceError, TinyvllmError
+from tinyvllm.outputs import CompletionOutput, RequestOutput
 from tinyvllm.request import SamplingParams
 
 MAX_MODEL_LEN = 48
+PLACES = [
+    "schedule", "launch", "sample", "launched", "wait", "allocate", "allocated", "share", "shared", "release",
+    "released", "tokenizer", "can_run_ahead",
+]  # fmt: skip
+INTERRUPTIONS = st.builds(Interruption, st.sampled_from(ENGINE_FILES), st.integers(0, 300))
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a request yields alone.
+
+    Attributes:
+        prompt: its tokens.
+        params: as asked.
+        tokens, text, reason: of each completion.
+    """
+
+    prompt: list[int]
+    params: SamplingParams
+    tokens: list[int]
+    text: str
+    reason: str
 
 
 class EngineMachine(RuleBasedStateMachine):
     @initialize(
         scheduler=st.sampled_from(["continuous", "static"]),
-        num_blocks=st.integers(3, 24),
+        cache_tokens=st.integers(MAX_MODEL_LEN, MAX_MODEL_LEN + 24),
         block_size=st.sampled_from([1, 2, 4, 8]),
-        max_num_seqs=st.integers(1, 5),
-        budget=st.integers(1, 24),
+        max_num_seqs=st.sampled_from([1, 3, 4, 5]),
+        budget=st.sampled_from([1, 5, 8, 16, 24]),
         lag=st.integers(0, 1),
         is_late=st.booleans(),
+        num_preemptions=st.sampled_from([0, 0, 5]),
     )
     def start(self, **sizes: Any) -> None:
-        self.num_blocks, self.block_size = sizes["num_blocks"], sizes["block_size"]
-        self.engine = fake_engine(max_model_len=MAX_MODEL_LEN, **sizes)
-        self.expected: dict[str, tuple[list[int], str, int]] = {}
-        self.finished: dict[str, RequestOutput] = {}
+        sizes["num_blocks"] = sizes.pop("cache_tokens") // sizes["block_size"]
+        self.faults, self.watch = Faults(), Watch()
+        self.engine = fake_engine(
+            max_model_len=MAX_MODEL_LEN,
+            tokenizer=FakeTokenizer(self.faults),
+            faults=self.faults,
+            watch=self.watch,
+            **sizes,
+        )
+        self.expected: dict[str, Expected] = {}
+        self.ended: dict[str, RequestOutput] = {}
+        self.seen: dict[str, RequestOutput] = {}
+        self.aborted: set[str] = set()
+        self.perhaps: set[str] = set()  # whose `add_request` or `abort_request` was interrupted
+        self.may_fail: set[str] = set()
+        self.num_tokenizer_faults = 0
         self.num_requests = 0
 
+    # ------------------------------------------------------------ what happens
+
     @rule(
-        prompt=st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=30),
-        max_tokens=st.integers(1, 20),
-        n=st.integers(1, 3),
+        prompt=st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=24),
+        stop=st.one_of(st.none(), st.integers(0, 20)),
+        interruption=st.one_of(st.none(), st.none(), st.none(), INTERRUPTIONS),
+        priority=st.integers(-2, 2),
         stream=st.booleans(),
-        presence_penalty=st.sampled_from([0.0, 0.0, 0.0, 1.0]),
+        asked=st.fixed_dictionaries(
+            {"max_tokens": st.integers(1, 24), "n": st.sampled_from([1, 1, 1, 2, 3])},
+            optional={
+                "presence_penalty": st.just(1.0),
+                "logprobs": st.integers(0, 2),
+                "prompt_logprobs": st.integers(0, 2),
+                "min_p": st.sampled_from([0.25, 0.5]),
+                "top_k": st.integers(1, 5),
+            },
+        ),
     )
-    def add(self, prompt: list[int], max_tokens: int, n: int, stream: bool, presence_penalty: float) -> None:
+    def add(
+        self,
+        prompt: list[int],
+        stop: int | None,
+        interruption: Interruption | None,
+        priority: int,
+        stream: bool,
+        asked: dict[str, Any],
+    ) -> None:
         request_id = f"r{self.num_requests}"
         self.num_requests += 1
-        params = SamplingParams(max_tokens=max_tokens, n=n, presence_penalty=presence_penalty)
-        most = min(len(prompt) + max_tokens, MAX_MODEL_LEN)
-        if -(-(most - 1) // self.block_size) > self.num_blocks:
-            with pytest.raises(RequestError, match="can never fit"):
-                self.engine.add_request(request_id, prompt, params, stream=stream)
-            return
-        self.engine.add_request(request_id, prompt, params, stream=stream)
-        output, reason = complete(prompt, min(max_tokens, MAX_MODEL_LEN - len(prompt)))
-        self.expected[request_id] = (output, reason, n)
+        most = min(len(prompt) + asked["max_tokens"], MAX_MODEL_LEN)
+        if stop is not None:  # the text of two tokens that follow each other, or nearly
+            _, text, _ = complete(prompt, most - len(prompt))
+            asked = {**asked, "stop": text[stop : stop + 2] or "never"}
+        params = SamplingParams(**asked)
+        tokens, text, reason = complete(prompt, most - len(prompt), asked.get("stop"))
+        expected = Expected(prompt, params, tokens, text, reason)
+
+        def add() -> None:
+            self.expected[request_id] = expected
+            self.engine.add_request(request_id, prompt, params, priority=priority, deadline=priority, stream=stream)
+
+        error = self.call(add, {request_id}, interruption)
+        if isinstance(error, KeyboardInterrupt):
+            self.perhaps.add(request_id)
+        elif error is not None:
+            del self.expected[request_id]
 
     @rule(steps=st.integers(1, 8))
     def step(self, steps: int) -> None:
         for _ in range(steps):
-            self.take(self.engine.step())
+            self.step_once()
 
-    @rule(data=st.data())
-    def abort(self, data: st.DataObject) -> None:
-        live = sorted(set(self.expected) - set(self.finished))
-        if live:
-            request_id = data.draw(st.sampled_from(live))
-            output = self.engine.abort_request(request_id)
-            assert output is not None
-            assert output.finished
-            for completion in output.outputs:
-                whole = self.expected[request_id][0]
-                assert completion.token_ids == whole[: len(completion.token_ids)]
-            del self.expected[request_id]
+    @rule(interruption=INTERRUPTIONS)
+    def step_that_is_interrupted(self, interruption: Interruption) -> None:
+        self.step_once(interruption)
 
-    def take(self, outputs: list[RequestOutput]) -> None:
+    @rule(data=st.data(), interruption=st.one_of(st.none(), INTERRUPTIONS))
+    def abort(self, data: st.DataObject, interruption: Interruption | None) -> None:
+        live = sorted(set(self.expected) - set(self.ended))
+        if not live:
+            return
+        request_id = data.draw(st.sampled_from(live))
+        outputs: list[RequestOutput | None] = []
+        error = self.call(lambda: outputs.append(self.engine.abort_request(request_id)), {request_id}, interruption)
+        if error is not None:
+            assert isinstance(error, KeyboardInterrupt), "an abort does not fail"
+            self.aborted.add(request_id)
+        elif outputs[0] is not None:  # otherwise it had ended already, and its output comes with a step
+            assert outputs[0].finished
+            self.aborted.add(request_id)
+            self.take(outputs[0])
+
+    @rule(
+        place=st.sampled_from(PLACES),
+        exception=st.sampled_from(list(EXCEPTIONS)),
+        calls=st.integers(0, 6),
+        again=st.one_of(st.none(), st.none(), INTERRUPTIONS),
+    )
+    def let_fail(self, place: str, exception: str, calls: int, again: Interruption | None) -> None:
+        self.faults.arm(place, exception, calls)
+        if again is not None:
+            interrupt_recovery(self.engine, again)
+
+    @precondition(lambda self: self.num_requests > 8)
+    @rule(exception=st.sampled_from(list(EXCEPTIONS)))
+    def let_device_die(self, exception: str) -> None:
+        self.faults.arm("recover", exception)
+
+    # ------------------------------------------------------------ what must hold
+
+    def call(
+        self, act: Callable[[], Any], concerned: set[str], interruption: Interruption | None
+    ) -> BaseException | None:
+        """Call the engine; what it raised. Whoever may be concerned by a failure is remembered."""
+        num_fired = len(self.faults.fired)
+        self.watch.touched = set()
+        raised: BaseException | None = None
+        try:
+            with interrupting(interruption):
+                act()
+        except (TinyvllmError, KeyboardInterrupt) as error:
+            raised = error
+        fired = self.faults.fired[num_fired:]
+        places = {place for place, _ in fired}
+        if isinstance(raised, KeyboardInterrupt) or places - {"schedule", "tokenizer", "recover"}:
+            self.may_fail |= self.watch.touched | concerned
+        if "schedule" in places:
+            self.may_fail |= self.watch.asked
+        if ("tokenizer", "KeyboardInterrupt") in fired:
+            self.may_fail |= self.watch.touched | concerned
+        self.num_tokenizer_faults += "tokenizer" in places
+        is_told = isinstance(raised, KeyboardInterrupt) or self.is_lost
+        assert raised is None or fired or is_told or concerned, f"raised though nothing failed: {raised!r}"
+        return raised
+
+    @property
+    def is_lost(self) -> bool:
+        return any(place == "recover" and name != "KeyboardInterrupt" for place, name in self.faults.fired)
+
+    def step_once(self, interruption: Interruption | None = None) -> None:
+        outputs: list[RequestOutput] = []
+        was_lost = self.is_lost
+        error = self.call(lambda: outputs.extend(self.engine.step()), set(), interruption)
         for output in outputs:
-            assert output.request_id not in self.finished, "news of a request that has ended"
-            if output.finished:
-                self.finished[output.request_id] = output
+            self.take(output)
+        if was_lost and not outputs:
+            assert isinstance(error, (DeviceError, KeyboardInterrupt)), "the engine goes on without its device"
+
+    def take(self, output: RequestOutput) -> None:
+        request_id = output.request_id
+        assert request_id in self.expected, "an output of a request that was refused"
+        assert request_id not in self.ended, "an output of a request that has ended"
+        expected = self.expected[request_id]
+        assert output.prompt_token_ids == expected.prompt
+        before = self.seen.get(request_id)
+        for i, completion in enumerate(output.outputs):
+            self.check_completion(completion, expected, output)
+            if before is not None:
+                assert len(completion.token_ids) >= len(before.outputs[i].token_ids), "a token was taken back"
+        if output.prompt_logprobs is not None:
+            told = [next(iter(each.items())) for each in output.prompt_logprobs[1:] if each]
+            pairs = list(zip(expected.prompt[1:], expected.prompt, strict=False))[: len(told)]
+            assert [(token, each.logprob) for token, each in told] == [(t, logprob_of(t, b)) for t, b in pairs]
+            if output.finished and output.error is None and request_id not in self.aborted:
+                assert len(output.prompt_logprobs) == len(expected.prompt)
+        self.seen[request_id] = output
+        if output.finished:
+            self.ended[request_id] = output
+
+    def check_completion(self, completion: CompletionOutput, expected: Expected, output: RequestOutput) -> None:
+        tokens = completion.token_ids
+        assert tokens == expected.tokens[: len(tokens)], "tokens that the request does not have alone"
+        assert expected.text.startswith(completion.text) or completion.finish_reason == "abort"
+        if expected.params.logprobs is not None:
+            assert completion.logprobs is not None
+            befores = [expected.prompt[-1], *tokens]
+            told = [(next(iter(each)), next(iter(each.values())).logprob) for each in completion.logprobs]
+            assert told == [(t, logprob_of(t, b)) for t, b in zip(tokens, befores, strict=False)]
+            assert completion.cumulative_logprob == pytest.approx(sum(value for _, value in told))
+        if completion.finish_reason == "abort":
+            assert output.error is not None or output.request_id in self.aborted
+        elif completion.finish_reason is not None:
+            assert (tokens, completion.text, completion.finish_reason) == (
+                expected.tokens,
+                expected.text,
+                expected.reason,
+            )
 
     @invariant()
     def adds_up(self) -> None:
         if hasattr(self, "engine"):
-            self.engine.check()
+            try:
+                self.engine.check()
+            except KeyboardInterrupt:  # what was interrupted twice is mended here, and interrupted again
+                self.engine.check()
 
     def teardown(self) -> None:
         if not hasattr(self, "engine"):
             return
+        self.faults.disarm()
+        vars(self.engine).pop("_recover", None)
         for _ in range(20_000):
             if not self.engine.has_unfinished_requests():
                 break
-            self.take(self.engine.step())
+            self.step_once()
         else:
             pytest.fail("the engine never came to an end")
-        self.engine.check()
-        assert set(self.finished) == set(self.expected)
-        for request_id, (tokens, reason, n) in self.expected.items():
-            completions = self.finished[request_id].outputs
-            assert [c.token_ids for c in completions] == [tokens] * n
-            assert {c.finish_reason for c in completions} == {reason}
+        self.adds_up()
+        assert set(self.expected) - set(self.ended) <= self.perhaps, "a request without an end"
+        failed = {request_id for request_id, output in self.ended.items() if output.error is not None}
+        if not self.is_lost:
+            assert len(failed - self.may_fail) <= self.num_tokenizer_faults, "a request that no failure concerned"
+        for request_id, output in self.ended.items():
+            if output.error is not None:
+                assert isinstance(output.error, TinyvllmError)
+            elif request_id not in self.aborted:
+                assert {each.finish_reason for each in output.outputs} == {self.expected[request_id].reason}
+        if self.is_lost:
+            with pytest.raises(DeviceError, match="device is lost"):
+                self.engine.add_request("late", [1])
+            return
+        self.engine.add_request("last", [1, 2], SamplingParams(max_tokens=1))
+        self.expected["last"] = Expected([1, 2], SamplingParams(max_tokens=1), *complete([1, 2], 1))
+        while "last" not in self.ended:
+            self.step_once()
+        assert self.ended["last"].error is None
 
 
+class LongEngineMachine(EngineMachine):
+    """The same, for longer: its own class, because hypothesis makes one test of each."""
+
+
+_ANY: dict[str, Any] = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 TestEngineHistories = EngineMachine.TestCase
-TestEngineHistories.settings = settings(
-    max_examples=120, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
-)
+TestEngineHistories.settings = settings(max_examples=200, stateful_step_count=25, **_ANY)
+TestLongEngineHistories = pytest.mark.slow(LongEngineMachine.TestCase)
+TestLongEngineHistories.settings = settings(max_examples=2_000, stateful_step_count=40, **_ANY)

@@ -104,7 +104,6 @@ class Admission:
         if seed is None:
             entropy = np.random.SeedSequence([self._seed, self._num_requests])
             seed = int(entropy.generate_state(1, np.uint64)[0])
-        self._num_requests += 1
         state = RequestState(request, seed=seed, tokenizer=self.tokenizer, stream=stream)
         rules = SamplingRules(self._eos_token_ids, self._bad_words(params))
         most_output = self.most_tokens(request) - len(request.prompt_token_ids)
@@ -112,6 +111,7 @@ class Admission:
         for index in range(params.n):
             tokens = SequenceTokens.from_prompt(prompt_ids, params, rules)
             state.completions.append(Completion(state, index, tokens, most_output))
+        self._num_requests += 1
         return state
 
     def most_tokens(self, request: Request) -> int:

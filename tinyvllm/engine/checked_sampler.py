@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tinyvllm.batch import ALL_LOGPROBS, NO_LOGPROBS, LogprobColumns, SampleCall, Sampled
 from tinyvllm.errors import PluginError
 from tinyvllm.interfaces import Sampler
 from tinyvllm.plugin_call import PluginCall, PluginName
+
+_MAX_LOGPROB = 0.01  # a sum in float32 may end a little above 0
 
 
 class CheckedSampler:
@@ -30,14 +33,15 @@ class CheckedSampler:
 
         Args:
             call: its logits are made read-only.
+        Returns:
+            an answer that is the caller's own: a sampler may use its arrays again.
         Raises:
             PluginError: the sampler raised, or its answer breaks a rule; names the sampler and the rule.
         """
         logits = call.logits.view()
-        logits.flags.writeable = False
-        with self._call:
-            sampled = self._sampler.sample(SampleCall(logits, call.rows, call.tokens))
-        return self._checked(sampled, call)
+        logits.flags.writeable = call.rows.position.flags.writeable = False
+        with self._call:  # the checks too: an answer may be any object, and fail when it is looked at
+            return self._checked(self._sampler.sample(SampleCall(logits, call.rows, call.tokens)), call)
 
     def _checked(self, sampled: object, call: SampleCall) -> Sampled:
         num_rows = len(call.rows)
@@ -54,14 +58,17 @@ class CheckedSampler:
         if num_rows and (ids.min() < 0 or ids.max() >= self._vocab_size):
             row = int(np.argmax((ids < 0) | (ids >= self._vocab_size)))
             raise self._broken(f"token {int(ids[row])} for row {row}", f"a token of 0 to {self._vocab_size - 1}")
-        self._check_logprobs(sampled.logprobs, call)
-        # In range, so that no token wraps around.
-        return sampled if ids.dtype == np.int32 else replace(sampled, token_ids=ids.astype(np.int32))
-
-    def _check_logprobs(self, columns: object, call: SampleCall) -> None:
+        logprobs = None
         wanted = call.rows.num_logprobs
-        if num_rows_asking(wanted) == 0:
-            return  # nobody reads them
+        if np.count_nonzero(wanted != NO_LOGPROBS):  # otherwise nobody reads them
+            logprobs = self._checked_logprobs(sampled.logprobs, call)
+            is_sound = wanted != NO_LOGPROBS if is_corrupt is None else (wanted != NO_LOGPROBS) & ~is_corrupt
+            self._check_values(logprobs, ids, is_sound)
+        # The tokens are in range, so that none wraps around.
+        return Sampled(ids.astype(np.int32), logprobs, None if is_corrupt is None else is_corrupt.copy())
+
+    def _checked_logprobs(self, columns: object, call: SampleCall) -> LogprobColumns:
+        wanted = call.rows.num_logprobs
         most = self._vocab_size if (wanted == ALL_LOGPROBS).any() else min(int(wanted.max()), self._vocab_size)
         if not isinstance(columns, LogprobColumns):
             raise self._broken(f"logprobs {_described(columns)}", f"LogprobColumns, as a row asks for {most}")
@@ -84,14 +91,25 @@ class CheckedSampler:
             )
         if int(columns.token_ids.min()) < 0 or int(columns.token_ids.max()) >= self._vocab_size:
             raise self._broken("logprobs of a token outside the vocabulary", f"tokens of 0 to {self._vocab_size - 1}")
+        return LogprobColumns(columns.token_ids.copy(), columns.logprobs.copy(), columns.rank.copy())
+
+    def _check_values(self, columns: LogprobColumns, ids: NDArray[Any], is_sound: NDArray[np.bool_]) -> None:
+        """What the columns say of the rows that ask for them and are not corrupt."""
+        for row in np.flatnonzero(is_sound).tolist():
+            first, rank, values = int(columns.token_ids[row, 0]), int(columns.rank[row]), columns.logprobs[row]
+            if first != ids[row]:
+                got = f"logprobs that begin with token {first} for row {row}"
+                raise self._broken(got, f"the chosen token first, which is {int(ids[row])}")
+            if not 1 <= rank <= self._vocab_size:
+                raise self._broken(f"rank {rank} for row {row}", f"a rank of 1 to {self._vocab_size}")
+            if np.isnan(values).any() or float(values.max()) > _MAX_LOGPROB:
+                wrong = next(value for value in values.tolist() if not value <= _MAX_LOGPROB)
+                raise self._broken(f"log-probability {wrong:g} for row {row}", "numbers of at most 0")
+            if (values[2:] > values[1:-1]).any():
+                raise self._broken(f"logprobs of row {row} out of order", "the most likely token first, after column 0")
 
     def _broken(self, got: str, expected: str) -> PluginError:
         return self._name.broken("sample", got, expected)
-
-
-def num_rows_asking(num_logprobs: np.ndarray[tuple[int], np.dtype[np.int32]]) -> int:
-    """How many rows ask for log-probabilities."""
-    return int(np.count_nonzero(num_logprobs != NO_LOGPROBS))
 
 
 def _described(value: object) -> str:

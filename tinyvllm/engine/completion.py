@@ -145,13 +145,13 @@ class Completion:
         if self._text is not None:
             stopped_by = self._text.add(token_id, can_stop=can_stop)
             if stopped_by is not None:
-                self.finish_reason, self.stop_reason = "stop", stopped_by
+                self._ended("stop", stopped_by)
                 return
         if self._num_output >= self._most_output:
             self._finish("length", None)
 
     def add_logprobs(self, columns: LogprobColumns, i: int) -> None:
-        """Keep row ``i`` of a step's log-probabilities for the token just taken."""
+        """Keep row ``i`` of a step's log-probabilities for the token that is taken next."""
         assert self._logprobs is not None
         wanted = self.tokens.params.logprobs
         assert wanted is not None
@@ -162,12 +162,20 @@ class Completion:
         """End now, keeping what there is."""
         self._finish("abort", reason)
 
-    def fail(self, reason: str) -> None:
-        """End now, keeping the tokens that there are, without another look at their text: it may be what failed."""
-        self._num_output = max(self._num_output, len(self.tokens.output))
-        self.finish_reason, self.stop_reason = "abort", reason
+    def fail(self, reason: str, num_tokens: int) -> None:
+        """End now, whatever has been interrupted, without another look at the text: it may be what failed.
+
+        Args:
+            reason: what the output says.
+            num_tokens: with the prompt; how many are certain, if so many are written.
+        """
+        num_certain = min(num_tokens - self.tokens.num_prompt_tokens, len(self.tokens.output))
+        self._num_output = max(self._num_output, num_certain)
         if self._logprobs is not None:
+            self._num_output = min(self._num_output, len(self._logprobs))
             del self._logprobs[self._num_output :]
+            self._cumulative_logprob = sum(next(iter(each.values())).logprob for each in self._logprobs)
+        self._ended("abort", reason)
 
     def output(self) -> CompletionOutput:
         """What there is so far."""
@@ -182,11 +190,16 @@ class Completion:
         )
 
     def _finish(self, reason: FinishReason, stop_reason: int | str | None) -> None:
-        self.finish_reason, self.stop_reason = reason, stop_reason
         if self._text is not None:
             stopped_by = self._text.end()
             if stopped_by is not None and reason == "length":
-                self.finish_reason, self.stop_reason = "stop", stopped_by
+                reason, stop_reason = "stop", stopped_by
+        self._ended(reason, stop_reason)
+
+    def _ended(self, reason: FinishReason, stop_reason: int | str | None) -> None:
+        """Last of all: whoever sees a reason finds everything else complete."""
+        self.stop_reason = stop_reason
+        self.finish_reason = reason
 
 
 class RequestState:

@@ -26,7 +26,7 @@ from tinyvllm.engine.blocks import require
 from tinyvllm.engine.completion import Completion, RequestState
 from tinyvllm.engine.failures import failure_of, request_failure_of
 from tinyvllm.engine.launch import InFlight, StepLauncher
-from tinyvllm.engine.live_requests import LiveRequests
+from tinyvllm.engine.live_requests import Delivery, LiveRequests
 from tinyvllm.engine.runner import Runner
 from tinyvllm.engine.stats import Counts, EngineStats
 from tinyvllm.engine.table import NUM_STOP_IDS, SequenceTable
@@ -36,7 +36,7 @@ from tinyvllm.errors import DeviceError, InvariantError, PluginError, RequestErr
 from tinyvllm.interfaces import Scheduler
 from tinyvllm.outputs import RequestOutput
 from tinyvllm.plugin_call import PluginCall, PluginName, is_fatal
-from tinyvllm.request import SamplingParams
+from tinyvllm.request import Request, SamplingParams
 
 
 class Engine:
@@ -79,10 +79,11 @@ class Engine:
         self._in_flight: deque[InFlight] = deque()
         self._lock = threading.RLock()
         # What is being changed right now; None: nothing, and all books add up.
-        self._at_work_on: CheckedSchedule | InFlight | RequestState | None = None
+        self._at_work_on: CheckedSchedule | InFlight | tuple[RequestState, ...] | None = None
+        self._failure: TinyvllmError | None = None  # from which the engine is recovering
         self._must_read_back = False  # all that is in flight, before the next decision
         self._is_preempted = False  # by the last decision
-        self._lost: DeviceError | None = None  # why no further step can be launched
+        self._lost: str | None = None  # why no further step can be launched
 
     # ------------------------------------------------------------ requests
 
@@ -113,49 +114,57 @@ class Engine:
         """
         with self._lock:
             self._mend()
-            if self._lost is not None:
-                raise self._lost
-            if self._requests.get(owner, request_id) is not None:
-                raise RequestError(f"request {request_id!r} is already being served; give each request its own id")
-            request = self._admission.admit(request_id, prompt, params, priority=priority, deadline=deadline)
-            state = self._admission.begin(request, stream=stream)
-            state.owner = owner
-            for completion in state.completions:
-                completion.runs_ahead = self._runner.can_run_ahead(completion.tokens.params, completion.tokens.rules)
-            self._at_work_on = state
+            self._check_device()
+            try:
+                request = self._admission.admit(request_id, prompt, params, priority=priority, deadline=deadline)
+                if self._requests.get(owner, request_id) is not None:
+                    raise RequestError(f"request {request_id!r} is already being served; give each request its own id")
+                state = self._begun(request, stream, owner)
+            except BaseException as error:
+                if is_fatal(error) or isinstance(error, TinyvllmError):
+                    raise
+                raise request_failure_of(request_id, error, "the request cannot be taken") from error
+            self._at_work_on = (state,)
             try:
                 self._enter(state)
+                self._at_work_on = None
             except BaseException as error:
+                self._at_work_on = (state,)
                 self._recover(error)
                 self._requests.withdraw(state)
                 if is_fatal(error):
                     raise
                 raise failure_of(error) from error
-            self._at_work_on = None
 
     def abort_request(self, request_id: str, *, owner: Hashable = None) -> RequestOutput | None:
-        """End a request now and free its blocks; what it has produced, or None if there is no such request."""
-        with self._lock:
-            self._mend()
-            state = self._requests.get(owner, request_id)
+        """End a request now and free its blocks.
+
+        Returns:
+            what it has produced, or None if there is no such request. If the call is interrupted, the request has
+            ended or goes on; once it has ended, its output comes from the next step.
+        """
+        state: RequestState | None = None
+        try:
+            with self._lock:
+                self._mend()
+                state = self._requests.get(owner, request_id)
+                if state is None:
+                    return None
+                self._at_work_on = (state,)
+                self._abort(state)
+                self._at_work_on = None
+                return self._requests.withdraw(state)
+        except BaseException as error:
             if state is None:
-                return None
-            self._at_work_on = state
-            try:
-                for completion in state.completions:
-                    if not completion.is_finished:
-                        row = completion.row
-                        completion.catch_up(int(self._table.num_tokens[row] - self._table.num_in_flight[row]))
-                        completion.abort()
-                        self._end(completion)
-                output = self._requests.withdraw(state)
-            except BaseException as error:
+                raise
+            with self._lock:
+                self._at_work_on = (state,)
+                if state.is_finished:
+                    self._requests.put(state)  # it may have been withdrawn; before a recovery that may be interrupted
                 self._recover(error)
                 if is_fatal(error):
                     raise
                 return self._requests.withdraw(state)
-            self._at_work_on = None
-            return output
 
     def has_unfinished_requests(self, owner: Hashable = None) -> bool:
         """Whether :meth:`step` has anything to do, or to return, for the requests of an owner."""
@@ -176,13 +185,15 @@ class Engine:
             TinyvllmError: whatever else made the step fail. The requests that it concerned have ended; they, and
                 whatever else there is, come from the next call.
         """
+        delivery = Delivery()
         try:
             with self._lock:
+                self._mend()  # before an output is handed out that mending would deliver once more
                 if not self._requests.has_outputs(None):  # otherwise some are left, of a call that raised
                     self.advance()
-                return self._requests.take(None)
+                return self._requests.take(None, delivery)
         except BaseException:
-            self._requests.give_back(None)
+            self._requests.give_back(None, delivery)
             raise
 
     def advance(self) -> None:
@@ -193,8 +204,7 @@ class Engine:
         """
         with self._lock:
             self._mend()
-            if self._lost is not None:
-                raise self._lost
+            self._check_device()
             counts = self._counts
             began, outside_s = time.perf_counter(), counts.launch_s + counts.wait_s
             try:
@@ -203,13 +213,20 @@ class Engine:
                 self._recover(error)
                 if is_fatal(error):
                     raise
-                raise self._lost or failure_of(error) from error
+                raise failure_of(error if self._lost is None else DeviceError(self._lost)) from error
             counts.schedule_s += time.perf_counter() - began - (counts.launch_s + counts.wait_s - outside_s)
 
     def take(self, owner: Hashable) -> list[RequestOutput]:
-        """The outputs of an owner's requests that have come since the last call."""
+        """The outputs of an owner's requests that have come since the last call.
+
+        They are forgotten at once: who calls this has a thread that no signal reaches. Those that :meth:`step` returns
+        are kept until its next call, and returned again if they were lost to an interruption.
+        """
         with self._lock:
-            return self._requests.take(owner)
+            self._mend()
+            outputs = self._requests.take(owner, Delivery())
+            self._requests.has_outputs(owner)
+            return outputs
 
     def stats(self) -> EngineStats:
         """Counts since the engine began, and what holds now; while a step is under way some may be of before it."""
@@ -263,10 +280,9 @@ class Engine:
         table, self._is_preempted = self._table, False
         if not (len(table.waiting) or len(table.running)):
             return False
-        with self._schedule_call:
-            decision = self._scheduler.schedule(self._window)
-        schedule = validated(decision, table, self._scheduler_name)
-        if not len(schedule.rows) and not len(schedule.preempt):
+        with self._schedule_call:  # the checks too: a decision may be any object, and fail when it is looked at
+            schedule = validated(self._scheduler.schedule(self._window), table, self._scheduler_name)
+        if not len(schedule.rows) and not self._hold_something(schedule.preempt):
             if not self._in_flight:
                 raise PluginError(
                     f"{self._scheduler_name} scheduled nothing though {len(table.waiting)} sequences wait and "
@@ -281,6 +297,10 @@ class Engine:
         self._at_work_on = None
         return len(schedule.rows) > 0
 
+    def _hold_something(self, rows: Int32) -> bool:
+        """Whether taking slots and blocks from these rows gives anybody a slot or a block."""
+        return bool((self._table.slot.take(rows) >= 0).any() or self._table.num_blocks.take(rows).any())
+
     def _read_back(self, step: InFlight) -> None:
         """Take the tokens of the oldest step; completions that end give up slot and blocks."""
         self._at_work_on = step
@@ -289,7 +309,12 @@ class Engine:
         self._counts.wait_s += time.perf_counter() - began
         for state, columns in zip(step.prompt_states, result.prompt_logprobs, strict=True):
             if not state.is_finished:
-                state.add_prompt_logprobs(columns)
+                try:
+                    state.add_prompt_logprobs(columns)
+                except BaseException as error:
+                    if is_fatal(error):
+                        raise
+                    self._fail(state, request_failure_of(state.request_id, error))
         if result.sampled is not None:
             self._take_tokens(step, result.sampled)
         self._in_flight.popleft()
@@ -300,28 +325,28 @@ class Engine:
         if step.are_last is not None:
             is_looked_at |= step.are_last
         num_dropped, now = len(is_alive) - int(np.count_nonzero(is_alive)), time.monotonic()
-        if sampled.is_corrupt is not None:
-            is_looked_at |= sampled.is_corrupt
+        is_corrupt = np.zeros(len(is_alive), bool) if sampled.is_corrupt is None else sampled.is_corrupt
+        is_looked_at |= is_corrupt
         streaming: dict[RequestState, None] = {}
         for i in np.flatnonzero(is_looked_at & is_alive).tolist():
             completion = step.completions[i]
             state = completion.request
             if completion.is_finished:  # with a sibling that has just failed
                 continue
-            if sampled.is_corrupt is not None and sampled.is_corrupt[i]:
-                completion.catch_up(int(step.known[i]) - 1)
-                completion.abort("the logits are not numbers, or the rules of the request forbid every token")
-                num_dropped += 1
-            else:
-                try:
-                    completion.add_token(int(step.known[i]), now)
+            try:
+                if is_corrupt[i]:
+                    num_dropped += 1
+                    completion.catch_up(int(step.known[i]) - 1)
+                    completion.abort("the logits are not numbers, or the rules of the request forbid every token")
+                else:
                     if sampled.logprobs is not None and completion.wants_logprobs:
                         completion.add_logprobs(sampled.logprobs, i)
-                except BaseException as error:
-                    if is_fatal(error):
-                        raise
-                    self._fail(state, request_failure_of(state.request_id, error))
-                    continue
+                    completion.add_token(int(step.known[i]), now)
+            except BaseException as error:
+                if is_fatal(error):
+                    raise
+                self._fail(state, request_failure_of(state.request_id, error))
+                continue
             if completion.is_finished:
                 self._end(completion)
             else:
@@ -359,6 +384,15 @@ class Engine:
 
     # ------------------------------------------------------------ requests come and go
 
+    def _begun(self, request: Request, stream: bool, owner: Hashable) -> RequestState:
+        """The state of a request that is not entered yet."""
+        state = self._admission.begin(request, stream=stream)
+        state.owner = owner
+        for completion in state.completions:
+            tokens = completion.tokens
+            completion.runs_ahead = self._runner.can_run_ahead(tokens.params, tokens.rules)
+        return state
+
     def _enter(self, state: RequestState) -> None:
         """Give each completion its row, and let the first one wait for its turn."""
         request, table = state.request, self._table
@@ -386,49 +420,86 @@ class Engine:
         if completion.request.is_finished:
             self._requests.deliver(completion.request)
 
+    def _abort(self, state: RequestState) -> None:
+        for completion in state.completions:
+            if completion.is_finished:
+                continue
+            try:
+                completion.catch_up(self._num_read_back(completion))
+                completion.abort()
+            except BaseException as error:
+                if is_fatal(error):
+                    raise
+                self._fail(state, request_failure_of(state.request_id, error))
+                return
+            self._end(completion)
+
     def _fail(self, state: RequestState, error: TinyvllmError) -> None:
         """End a request whose completions' books are in order."""
         state.error = error
         for completion in state.completions:
             if not completion.is_finished:
-                completion.fail(str(error))
+                completion.fail(str(error), self._num_read_back(completion))
                 self._end(completion)
+
+    def _num_read_back(self, completion: Completion) -> int:
+        """Tokens of a completion, with its prompt, that come from no step in flight: nothing can take them back."""
+        return int(self._table.num_tokens[completion.row] - self._table.num_in_flight[completion.row])
 
     # ------------------------------------------------------------ after an exception
 
     def _mend(self) -> None:
         """Recover from a change that was interrupted, if recovering was interrupted too."""
         if self._at_work_on is not None:
-            self._recover(RequestError("interrupted"))
+            self._recover(KeyboardInterrupt())
 
     def _recover(self, error: BaseException) -> None:
         """End the requests that a failure concerns, and derive all books anew from the others.
 
         May be repeated: done again after an interruption, it goes on where it stopped.
         """
-        work, failure = self._at_work_on, failure_of(error)
+        work = self._at_work_on
         if work is None and is_fatal(error):
             return  # nothing was under way
+        failure = self._failure = self._failure or failure_of(error)
         concerned = self._concerned()
         if isinstance(work, InFlight):
             self._in_flight = deque(step for step in self._in_flight if step is not work)
         elif work is None:  # the scheduler: from here on something is under way
-            self._at_work_on = next(iter(concerned), None)
+            self._at_work_on = tuple(concerned)
         for state in concerned:
             self._fail_torn(state, failure)
         self._rebuild()
-        try:
-            self._runner.recover()
-        except TinyvllmError as lost:
-            self._lose(lost)
+        self._recover_runner()
         self._must_read_back = True
+        self._failure = None
         self._at_work_on = None
+
+    def _recover_runner(self) -> None:
+        """Make the runner ready for the next step; if it cannot be, every request fails, now and later."""
+        if self._lost is None:
+            try:
+                self._runner.recover()
+            except BaseException as error:
+                if is_fatal(error):
+                    raise
+                lost = failure_of(error)
+                self._lost = f"the engine has stopped, because its device is lost: {lost}; make a new one"
+        if self._lost is not None:
+            self._in_flight.clear()
+            for state in self._requests:
+                self._fail_torn(state, DeviceError(self._lost))
+            self._rebuild()
+
+    def _check_device(self) -> None:
+        if self._lost is not None:
+            raise DeviceError(self._lost)
 
     def _concerned(self) -> list[RequestState]:
         """The requests that the change under way concerns; all that the scheduler was asked about if there is none."""
         work, completions = self._at_work_on, list[Completion]()
-        if isinstance(work, RequestState):
-            return [work]
+        if isinstance(work, tuple):
+            return [*work]
         if isinstance(work, InFlight):
             completions = [*work.computed]
         elif isinstance(work, CheckedSchedule):
@@ -448,7 +519,7 @@ class Engine:
         for completion in state.completions:
             if not completion.is_finished:
                 completion.tokens.move_out()
-                completion.fail(str(error))
+                completion.fail(str(error), self._num_read_back(completion))
 
     def _rebuild(self) -> None:
         for state in self._requests:
@@ -460,11 +531,3 @@ class Engine:
         self._num_in_step = sum(not completion.runs_ahead for completion in live)
         self._table.rebuild(np.array([completion.row for completion in live], np.int32))
         self._launcher.rebuild(self._requests)
-
-    def _lose(self, error: TinyvllmError) -> None:
-        """No further step can be launched: every request fails, now and later."""
-        self._lost = DeviceError(f"the engine has stopped, because its device is lost: {error}; make a new one")
-        self._in_flight.clear()
-        for state in self._requests:
-            self._fail_torn(state, self._lost)
-        self._rebuild()

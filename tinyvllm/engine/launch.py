@@ -219,8 +219,8 @@ class StepLauncher:
         if len(rows) == 0:
             return InFlight(rows, arrivals, completions, computed, prompt_states, pending, rows, None, is_stored=True)
         known = table.num_tokens.take(rows) + 1
+        table.num_in_flight[rows] += 1  # first: what is interrupted here counts too few tokens, never too many
         table.num_tokens[rows] = known
-        table.num_in_flight[rows] += 1
         reach_last: NDArray[np.bool_] = known >= table.max_tokens.take(rows)
         are_last = reach_last if np.count_nonzero(reach_last) else None
         if are_last is not None:

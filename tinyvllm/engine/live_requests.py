@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field
 
 from tinyvllm.engine.completion import Completion, RequestState
 from tinyvllm.outputs import RequestOutput
@@ -16,8 +17,9 @@ class LiveRequests:
 
     def __init__(self) -> None:
         self._states: dict[Hashable, dict[str, RequestState]] = {}
-        self._outputs: dict[Hashable, dict[str, RequestOutput]] = {}
-        self._taken: dict[Hashable, list[RequestOutput]] = {}  # by the owner's last call of `take`
+        # By request, not by its id: an id may be used again before the output of the first one was taken.
+        self._outputs: dict[Hashable, dict[RequestState, RequestOutput]] = {}
+        self._taken: dict[Hashable, Delivery] = {}  # by the last call of `take`
 
     def __iter__(self) -> Iterator[RequestState]:
         for states in [*self._states.values()]:
@@ -34,8 +36,8 @@ class LiveRequests:
                     yield completion
 
     def get(self, owner: Hashable, request_id: str) -> RequestState | None:
-        """The live request of that id, if there is one."""
-        return self._states.get(owner, {}).get(request_id)
+        """The live request of that id, if there is one; what is no string is the id of none."""
+        return self._states.get(owner, {}).get(request_id) if isinstance(request_id, str) else None
 
     def add(self, state: RequestState) -> None:
         """Know a request."""
@@ -58,7 +60,7 @@ class LiveRequests:
     def put(self, state: RequestState) -> None:
         """Keep the output of a request as it is now, in place of an earlier one."""
         output = state.output()
-        self._outputs.setdefault(state.owner, {})[state.request_id] = output
+        self._outputs.setdefault(state.owner, {})[state] = output
 
     def deliver(self, state: RequestState) -> None:
         """A request has ended: keep its output, and know it no more. Done twice, it is the same as once."""
@@ -66,26 +68,34 @@ class LiveRequests:
         self.put(state)
         self.remove(state)
 
-    def take(self, owner: Hashable) -> list[RequestOutput]:
-        """The outputs of an owner's requests that no earlier call has returned, in the order in which they came."""
-        self.has_outputs(owner)
-        outputs = list(self._outputs.get(owner, {}).values())
-        if outputs:
-            self._taken[owner] = outputs
-        return outputs
+    def take(self, owner: Hashable, delivery: Delivery) -> list[RequestOutput]:
+        """The outputs of an owner's requests that no earlier call has returned, in the order in which they came.
 
-    def give_back(self, owner: Hashable) -> None:
-        """The last call of :meth:`take` did not return: the owner has not got its outputs."""
-        self._taken.pop(owner, None)
+        Args:
+            owner: of the requests.
+            delivery: a new one, for :meth:`give_back` if the outputs do not get to the owner after all.
+        """
+        if not self.has_outputs(owner):
+            return []
+        delivery.outputs = dict(self._outputs[owner])
+        self._taken[owner] = delivery
+        return list(delivery.outputs.values())
+
+    def give_back(self, owner: Hashable, delivery: Delivery) -> None:
+        """The outputs of a delivery did not get to the owner: the next call of :meth:`take` returns them again."""
+        if self._taken.get(owner) is delivery:
+            self._taken.pop(owner, None)
 
     def has_outputs(self, owner: Hashable) -> bool:
         """Whether outputs of an owner's requests wait to be taken. The owner has got what was taken before."""
-        kept = self._outputs.get(owner)
+        kept, taken = self._outputs.get(owner), self._taken.get(owner)
         if kept is None:
             return False
-        for output in self._taken.pop(owner, ()):
-            if kept.get(output.request_id) is output:
-                del kept[output.request_id]
+        if taken is not None:
+            for state, output in taken.outputs.items():
+                if kept.get(state) is output:
+                    del kept[state]
+            self._taken.pop(owner, None)  # last: what is interrupted here goes on with the next call
         if not kept:
             self._outputs.pop(owner, None)
         return bool(kept)
@@ -93,5 +103,12 @@ class LiveRequests:
     def withdraw(self, state: RequestState) -> RequestOutput:
         """The output of a request as it is now; an earlier one that nobody has taken is dropped."""
         output = state.output()
-        self._outputs.get(state.owner, {}).pop(state.request_id, None)
+        self._outputs.get(state.owner, {}).pop(state, None)
         return output
+
+
+@dataclass(slots=True, eq=False)
+class Delivery:
+    """What one call of :meth:`LiveRequests.take` gave."""
+
+    outputs: dict[RequestState, RequestOutput] = field(default_factory=dict)

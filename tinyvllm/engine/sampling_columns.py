@@ -33,24 +33,28 @@ class SamplingColumns:
         self._columns: dict[str, NDArray[Any]] = {
             name: np.zeros(max_num_seqs, dtype) for name, dtype in _COLUMNS.items()
         }
-        self._last_slots: Int32 | None = None
-        self._gathered: dict[str, NDArray[Any]] = {}
+        self._last: tuple[Int32, dict[str, NDArray[Any]]] | None = None  # slots and what was gathered for them
 
     def set(self, slot: int, params: SamplingParams, seed: int, completion_index: int) -> None:
         """Write the parameters of the sequence that starts in ``slot``."""
+        self._last = None
         for name in _FROM_PARAMS:
             self._columns[name][slot] = getattr(params, name)
         self._columns["seed"][slot] = seed
         self._columns["completion_index"][slot] = completion_index
         self._columns["num_logprobs"][slot] = NO_LOGPROBS if params.logprobs is None else params.logprobs
         self._columns["has_rules"][slot] = params.has_rules
-        self._last_slots = None
 
     def gather(self, slots: Int32, positions: Int32) -> SamplingRows:
-        """The rows of a step that samples in ``slots`` for tokens at ``positions``, ``[B]`` each."""
+        """The rows of a step that samples in ``slots`` for tokens at ``positions``, ``[B]`` each.
+
+        They are read-only: a plugin reads them, and the next step gets them again.
+        """
         # The same slots as in the step before is the usual case.
-        last = self._last_slots
-        if slots is not last and (last is None or not np.array_equal(slots, last)):
-            self._gathered = {name: column.take(slots) for name, column in self._columns.items()}
-            self._last_slots = slots
-        return SamplingRows(position=positions, **self._gathered)
+        last = self._last
+        if last is None or (slots is not last[0] and not np.array_equal(slots, last[0])):
+            gathered = {name: column.take(slots) for name, column in self._columns.items()}
+            for column in gathered.values():
+                column.flags.writeable = False
+            last = self._last = (slots, gathered)
+        return SamplingRows(position=positions, **last[1])
