@@ -71,33 +71,46 @@ def test_a_prompt_token_by_token_is_the_cpus_within_rounding(device: str, model:
     check(model, output, 2)
 
 
-def test_a_step_like_the_one_before_sends_only_what_is_new_in_the_block_tables(device: str) -> None:
-    """Three sequences, two of which end before the third: the others go on, on arrays that the device keeps itself."""
+def test_a_decode_step_is_one_small_copy_and_tables_go_up_whole_only_for_other_sequences(device: str) -> None:
+    """Three sequences, two of which end before the third; blocks of eight tokens, so that the tables grow on."""
     llm = start(SMALL, device, cache={"block_size": 8}, scheduler={"max_num_seqs": 4})
     assert llm.device is not None
     memory: Any = llm.device.memory
-    sizes: list[int] = []
-    upload, upload_corner = memory.upload, memory.upload_corner
+    copies: list[dict[str, list[int]]] = []  # of each step: numbers of each copy
 
-    def count(send: Any) -> Any:
-        def counted(buffer: Any, array: Any) -> None:
-            sizes[-1] += array.size
+    def noted(name: str) -> Any:
+        send = getattr(memory, name)
+
+        def note(buffer: Any, array: Any) -> None:
+            copies[-1].setdefault(name, []).append(array.size)
             send(buffer, array)
 
-        return counted
+        return note
 
-    memory.upload, memory.upload_corner = count(upload), count(upload_corner)
+    memory.upload, memory.upload_corner = noted("upload"), noted("upload_corner")
     prompts, lengths = random_prompts(SMALL, (5, 9, 17)), (30, 12, 20)
-    for i, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
-        llm.engine.add_request(str(i), list(prompt), greedy(length, logprobs=2, prompt_logprobs=None))
-    finished: dict[str, Any] = {}
-    while llm.engine.has_unfinished_requests():
-        sizes.append(0)
-        finished |= {output.request_id: output for output in llm.engine.step() if output.finished}
-    for i, length in enumerate(lengths):
-        check(SMALL, finished[str(i)], length)
-    assert sum(size == 0 for size in sizes) >= len(sizes) - 12, sizes
-    assert sum(size > 60 for size in sizes) <= 5, sizes  # the prompts, and a batch without one or two of them
+    for _ in range(2):  # graphs are recorded in the first round
+        copies.clear()
+        for i, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
+            llm.engine.add_request(str(i), list(prompt), greedy(length, logprobs=2, prompt_logprobs=None))
+        finished: dict[str, Any] = {}
+        while llm.engine.has_unfinished_requests():
+            copies.append({})
+            finished |= {output.request_id: output for output in llm.engine.step() if output.finished}
+        for i, length in enumerate(lengths):
+            check(SMALL, finished[str(i)], length)
+    decodes = copies[1 : max(lengths)]  # the first step computes the prompts, the last call reads back alone
+    of_others = [1 + i for i, step in enumerate(decodes) if "upload_corner" in step]
+    assert of_others == [lengths[1], lengths[2]], copies
+    assert all(len(step["upload"]) == 1 for step in decodes), copies
+    plain = min(step["upload"][0] for step in decodes)
+    assert plain < 600
+    num_new = [(step["upload"][0] - plain) / 3 for step in decodes]  # entries of block tables; three numbers each
+    ends = [np.arange(n, n + length) for n, length in zip((5, 9, 17), lengths, strict=True)]
+    # A sequence of n tokens takes a block when it computes the first token that no block holds.
+    is_first = [[position % 8 == 0 for position in each[:-1]] for each in ends]
+    expected_new = [sum(each[i] for each in is_first if i < len(each)) for i in range(len(decodes))]
+    assert num_new == [0 if 1 + i in of_others else n for i, n in enumerate(expected_new)], copies
 
 
 def faults(model: str) -> dict[str, dict[str, Any]]:

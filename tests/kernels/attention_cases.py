@@ -151,6 +151,13 @@ def make_case(
     return Case(sizes, query, key, value, tables, lens, ends)
 
 
+def padding_of(sizes: AttentionSizes, num_sequences: int, num_tokens: int) -> Case:
+    """A step of padding alone: no context, no queries; all of the cache is NaN, and no table entry is a block."""
+    case = make_case(sizes, [0] * num_sequences, [0] * num_sequences, seed=0)
+    query = bf16(np.random.default_rng(0).standard_normal((num_tokens, sizes.num_heads, sizes.head_dim)))
+    return replace(case, query=query)
+
+
 def permuted(case: Case, seed: int) -> Case:
     """The same with its blocks in other places."""
     order = np.random.default_rng(seed).permutation(len(case.key_cache))

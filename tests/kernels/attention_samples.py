@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.kernels.attention_cases import LAYOUTS, make_case, sizes_of
+from tests.kernels.attention_cases import LAYOUTS, make_case, padding_of, sizes_of
 from tests.kernels.mutants import device_of
 from tests.kernels.support import poisoned, put
 from tinyvllm.devices.interface import Device
@@ -34,3 +34,17 @@ def run_prefill(device: Device, folder: str | None = None) -> None:
         case = make_case(sizes_of(LAYOUTS[0], None, batch_invariant), [1024, 21, 7], [3, 21, 1], seed=0)
         out = poisoned(device, case.query.shape)
         AttentionPrefill(device, sizes=case.sizes)(out, *case.put(device), put(device, case.cu_seqlens_q))
+
+
+def run_padding(device: Device, folder: str | None = None) -> None:
+    """Steps of padding alone: decodes, a prompt's step, and the decode part of one."""
+    device = device_of(device, folder)
+    for batch_invariant in (False, True):
+        case = padding_of(sizes_of(LAYOUTS[0], None, batch_invariant), 3, 70)
+        query, *_ = arrays = case.put(device)
+        ends, out = put(device, case.cu_seqlens_q), poisoned(device, case.query.shape)
+        decode = AttentionDecode(device, sizes=case.sizes)
+        rows = (3, *query.shape[1:])
+        decode(out.view(rows), query.view(rows), *arrays[1:])
+        decode(out, *arrays, cu_seqlens_q=ends)
+        AttentionPrefill(device, sizes=case.sizes)(out, *arrays, ends)

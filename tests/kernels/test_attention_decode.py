@@ -13,7 +13,18 @@ from tinyvllm.devices.interface import Device
 from tinyvllm.errors import ShapeError
 from tinyvllm.kernels.attention_decode import AttentionDecode, decode_bytes
 
-from .attention_cases import ADVANCE, LAYOUTS, MAX_CONTEXT, bits, decode, make_case, make_decode, permuted, sizes_of
+from .attention_cases import (
+    ADVANCE,
+    LAYOUTS,
+    MAX_CONTEXT,
+    bits,
+    decode,
+    make_case,
+    make_decode,
+    padding_of,
+    permuted,
+    sizes_of,
+)
 from .support import assert_close, bf16, f64, get, poisoned, put
 
 # A length of 600 is ten tiles: more than a block has stages, shared by several blocks.
@@ -61,6 +72,37 @@ def test_a_sequence_without_context_gives_zeros(device: Device, batch_invariant:
     got = f64(decode(device, case))
     assert (got[[0, 2]] == 0).all()
     assert_close(bf16(got[1:2]), case.only([1]).expected(), case.only([1]).error())
+
+
+@pytest.mark.parametrize("window", [None, 24])
+@pytest.mark.parametrize("batch_invariant", [False, True])
+@pytest.mark.parametrize("num_sequences", [1, 8])
+def test_rows_of_padding_alone_give_zeros(
+    device: Device, num_sequences: int, batch_invariant: bool, window: int | None
+) -> None:
+    """As graphs of decode steps are recorded; nothing of the cache, and no entry of the tables, is looked at."""
+    sizes = sizes_of(LAYOUTS[0], window, batch_invariant)
+    case = padding_of(sizes, num_sequences, num_sequences)
+    kernel, out, arrays = make_decode(device, sizes=sizes), poisoned(device, case.query.shape), case.put(device)
+    for is_plan_older in (False, True):
+        device.memory.fill(out, 0xFF)
+        kernel(out, *arrays, is_plan_older=is_plan_older)
+        assert (f64(get(device, out)) == 0).all()
+    some = make_case(sizes, [300] * num_sequences, [1] * num_sequences, seed=3)
+    assert_close(decode(device, some, kernel), some.expected(), some.error())  # it leaves its counters as they were
+
+
+@pytest.mark.parametrize("batch_invariant", [False, True])
+@pytest.mark.parametrize("num_sequences", [1, 8])
+def test_without_any_sequence_of_one_token_nothing_is_written(
+    device: Device, num_sequences: int, batch_invariant: bool
+) -> None:
+    """As the decode part of a step that is padding alone."""
+    case = padding_of(sizes_of(LAYOUTS[0], None, batch_invariant), num_sequences, 16)
+    kernel, out = make_decode(device, sizes=case.sizes), poisoned(device, case.query.shape)
+    for is_plan_older in (False, True):
+        kernel(out, *case.put(device), cu_seqlens_q=put(device, case.cu_seqlens_q), is_plan_older=is_plan_older)
+        assert np.isnan(f64(get(device, out))).all()
 
 
 @few

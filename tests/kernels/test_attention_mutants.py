@@ -39,6 +39,8 @@ def decode_scenario(device: Device) -> None:
     tests.test_queries_of_a_dependent_launch_are_read_after_the_wait(device)
     tests.test_a_replayed_graph_follows_the_context_lengths(device)
     tests.test_a_sequence_without_context_gives_zeros(device, False)
+    tests.test_rows_of_padding_alone_give_zeros(device, 3, False, None)
+    tests.test_without_any_sequence_of_one_token_nothing_is_written(device, 3, False)
     tests.test_flat_and_very_peaked_softmaxes_hold(device, 30.0, False)
     # The second of these has more cuts than there are blocks.
     for lens in ([600, 3, 64, 300], [1000] * 5):
@@ -58,6 +60,7 @@ def prefill_scenario(device: Device) -> None:
     tests.test_queries_of_a_dependent_launch_are_read_after_the_wait(device)
     tests.test_a_plan_that_the_predecessor_writes_is_read_after_the_wait(device)
     tests.test_more_sequences_than_threads_are_found(device)
+    tests.test_a_step_that_is_padding_alone_writes_nothing(device, 16, 8, False, None)
 
 
 def both_scenarios(device: Device) -> None:
@@ -92,6 +95,7 @@ SLIPS = [
     (TILE, "fmaf(part, factors.y, before * factors.x)", "fmaf(part, factors.y, before)"),
     (TILE, "fmaf(part_sum, factors.y, sum * factors.x)", "fmaf(part_sum, factors.y, sum)"),
     (TILE, "sum > 0.0f ? 1.0f / sum : 0.0f", "1.0f / sum"),
+    (DECODE, "if (begin >= end) {", "if (begin > end) {"),
     (DECODE, "larger * (quotient + 1)", "larger * quotient"),
     (DECODE, "if (int(blockIdx.x) >= used) quotient = larger = 0;", ""),
     (DECODE, "piece.begin == piece.item_begin && piece.end == piece.item_end", "piece.end == piece.item_end"),
@@ -124,7 +128,7 @@ SLIPS = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sanitizer", [Sanitizer.RACE, Sanitizer.BOUNDS])
-@pytest.mark.parametrize("sample", ["decode", "splits", "prefill"])
+@pytest.mark.parametrize("sample", ["decode", "splits", "prefill", "padding"])
 def test_the_kernels_as_they_are_are_clean(checked_mutant_cache: Path, sample: str, sanitizer: Sanitizer) -> None:
     verdict = sanitize(attention_samples.__name__, sample, sanitizer, None, checked_mutant_cache)
     assert verdict.is_clean, verdict.findings

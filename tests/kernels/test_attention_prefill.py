@@ -21,6 +21,7 @@ from .attention_cases import (
     make_case,
     make_decode,
     make_prefill,
+    padding_of,
     permuted,
     prefill,
     sizes_of,
@@ -79,6 +80,23 @@ def test_more_sequences_than_threads_are_found(device: Device) -> None:
     counts = [b % 3 for b in range(300)]
     case = make_case(sizes, [count + b % 5 for b, count in enumerate(counts)], counts, seed=3)
     assert_close(prefill(device, case), case.expected(), case.error())
+
+
+@pytest.mark.parametrize("window", [None, 24])
+@pytest.mark.parametrize("batch_invariant", [False, True])
+@pytest.mark.parametrize(("num_tokens", "num_sequences"), [(1, 1), (16, 8), (200, 3)])
+def test_a_step_that_is_padding_alone_writes_nothing(
+    device: Device, num_tokens: int, num_sequences: int, batch_invariant: bool, window: int | None
+) -> None:
+    """Tokens that belong to no sequence; nothing of the cache, and no entry of the tables, is looked at."""
+    sizes = sizes_of(LAYOUTS[0], window, batch_invariant)
+    case = padding_of(sizes, num_sequences, num_tokens)
+    kernel, out = make_prefill(device, sizes=sizes), poisoned(device, case.query.shape)
+    arrays, ends = case.put(device), put(device, case.cu_seqlens_q)
+    for min_queries in (1, 2):
+        for is_plan_older in (False, True):
+            kernel(out, *arrays, ends, min_queries=min_queries, is_plan_older=is_plan_older)
+            assert np.isnan(f64(get(device, out))).all()
 
 
 @few

@@ -42,8 +42,9 @@ RING_SLIPS = [
     ("i < num_words; i += THREADS", "i < THREADS; i += THREADS"),
     ("place[1 + i] = source[i];", "place[i] = source[i];"),
     ("if (slots[i] >= 0) newest", "newest"),
-    ("newest[slots[i]]", "newest[i]"),
-    ("max(int(source[i]), 0)", "int(source[i])"),
+    ("newest[slots[i]] = max(int(source[i]), 0);", "newest[i] = max(int(source[i]), 0);"),
+    ("max(int(source[i]), 0);", "int(source[i]);"),
+    ("if (slots[i] >= 0) newest[slots[i]]", "newest[max(slots[i], 0)]"),
     ("i < num_rows; i += THREADS", "i < num_words; i += THREADS"),
 ]
 

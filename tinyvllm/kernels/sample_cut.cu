@@ -3,7 +3,8 @@
 //              below top_p of what is left; token[b] = argmax over the kept v of z + g, as in sample.cu
 //   Reference  tinyvllm/reference/sampling.py
 //   Shapes     token_ids, slots, positions [B] int32, row_max [B], logits [B, V], adjusted [R, V] float32, columns [S];
-//              workspace plans [B], sums [B, 2, num_bins] uint64, zero, places [B, LIST_SIZE] uint64, records and counters as in sample.cu; V <= 2^20
+//              workspace plans [B], sums [B, 2, num_bins] uint64, zero, places [B, LIST_SIZE] uint64, records and
+//              counters as in sample.cu; V <= 2^20
 //   Mapping    weigh_rows and race_kept: a block owns a tile of a row and walks over it; the last block of a row to weigh
 //              plans its cuts. draw_kept: a block owns a row
 //   Numerics   z float32 with the reference's bits, w float32; masses add up as integers in units of 2^-44, exact up
