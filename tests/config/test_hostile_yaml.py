@@ -10,11 +10,14 @@ import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import pytest
+
 from tests.mutate import Mutant, mutant_of_text, tree_mutants, without_doubled_keys
 from tinyvllm.config import Resolved, config_from_mapping, load_config
 from tinyvllm.config.show import show
 from tinyvllm.config.yaml_source import parse_yaml
 from tinyvllm.errors import ConfigError, PluginError
+from tinyvllm.plugin_sources import announcements
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RICH = """\
@@ -37,6 +40,13 @@ run:
 """
 MAX_SECONDS = 2
 MAX_CHARACTERS = 6_000
+
+
+@pytest.fixture(autouse=True)
+def listed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Installed plugins are the same for every mutant, and listing them takes longer than reading one."""
+    announced = announcements()
+    monkeypatch.setattr("tinyvllm.registry.announcements", lambda: announced)
 
 
 def sources() -> list[str]:
