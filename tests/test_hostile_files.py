@@ -21,7 +21,7 @@ import pytest
 from tests.mutate import Mutant, text_mutants, to_json, tree_mutants
 from tests.tiny_checkpoint import CONFIG, TEMPLATE
 from tinyvllm import LLM, SamplingParams
-from tinyvllm.errors import CapacityError, TinyvllmError
+from tinyvllm.errors import CapacityError, RequestError, TinyvllmError
 
 MAX_SECONDS = 2
 MAX_BYTES = 2**30
@@ -152,8 +152,8 @@ class Trial:
         try:
             answer(self._start())
         except TinyvllmError as error:
-            # What memory does not hold is the fault of no file; the message has the sizes.
-            is_named = self._name in str(error) or isinstance(error, CapacityError)
+            # What memory or a small vocabulary does not hold: the message has the sizes instead of a file.
+            is_named = self._name in str(error) or isinstance(error, CapacityError | RequestError)
             return _wrong_with_message(str(error)) if is_named else f"an error that does not name the file: {error}"
         except BaseException as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
