@@ -54,8 +54,8 @@ class SamplingParams:
     """How the tokens of one request are chosen, and when it stops. Names and defaults are vLLM's.
 
     What differs from vLLM: a temperature between 0 and 0.01 is taken as it is, not raised to 0.01 (the maximum is
-    subtracted before dividing, so nothing overflows); ``n > 1`` with temperature 0 gives ``n`` equal completions
-    rather than an error; a temperature may exceed 2.
+    subtracted before dividing, so nothing overflows), and as 0 where float32 has no such number; ``n > 1`` with
+    temperature 0 gives ``n`` equal completions rather than an error; a temperature may exceed 2.
 
     Attributes:
         n: completions of the one prompt, 1 to 64.

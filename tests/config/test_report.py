@@ -194,6 +194,22 @@ def test_a_missing_file_names_its_nearest_sibling(tmp_path: Path) -> None:
         load_config(tmp_path / "quickstat.yaml")
 
 
+@pytest.mark.parametrize(
+    "path", [None, 3, b"a.yaml", [], "a\0.yaml", "x" * 300, "\ud800.yaml", "~no_such_user/a.yaml"], ids=ascii
+)
+def test_what_is_no_path_of_a_file_is_refused(path: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert len(str(caught.value)) < 600
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("mapping", [None, 3, "demo", ["model", "demo"]], ids=repr)
+def test_what_is_no_mapping_is_no_configuration(mapping: Any) -> None:
+    with pytest.raises(ConfigError, match="a configuration is a mapping of its keys, got"):
+        config_from_mapping(mapping)
+
+
 def test_a_folder_is_no_configuration(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
         load_config(tmp_path)

@@ -11,11 +11,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from tinyvllm.checks import escaped
+from tinyvllm.checks import escaped, shown
 from tinyvllm.config.accept_words import drop_words, move_words
 from tinyvllm.config.check_core import check_core
 from tinyvllm.config.check_plugins import check_plugins
 from tinyvllm.config.overrides import Setting, apply_overrides
+from tinyvllm.config.path_text import wrong_with_path
 from tinyvllm.config.problems import Place, Problem, raise_problems, shown_value
 from tinyvllm.config.schema import Config
 from tinyvllm.config.tree import KeyPath, Tree, dotted, tree_from_mapping
@@ -74,7 +75,11 @@ def load_config(path: str | Path, overrides: Sequence[str | Setting] = (), plugi
         ConfigError: everything that is wrong, in one report, each with file and line.
         PluginError: the same, where only plugins are wrong.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise ConfigError(f"a configuration is the path of a YAML file or a mapping of its keys, got {shown(path)}")
     source = str(path)
+    if wrong_with_path(source):
+        raise ConfigError(f"{shown(source)}: the name of a configuration file {wrong_with_path(source)}")
     tree = parse_yaml(_read(Path(path), source), source)
     return _resolve(tree, Path(path).absolute().parent, overrides, plugins)
 
@@ -98,6 +103,8 @@ def config_from_mapping(
         ConfigError: everything that is wrong, in one report.
         PluginError: the same, where only plugins are wrong.
     """
+    if not isinstance(mapping, Mapping):
+        raise ConfigError(f"{source}: a configuration is a mapping of its keys, got {shown(mapping)}")
     return _resolve(tree_from_mapping(mapping, source), Path.cwd(), overrides, plugins)
 
 

@@ -209,7 +209,7 @@ def _compose(text: str, source: str) -> yaml.Node | None:
         raise ConfigError(_syntax_error(error, text, source)) from error
     except (ValueError, OverflowError) as error:  # PyYAML converts what follows a backslash or %YAML without looking
         raise ConfigError(
-            f"{escaped(source)}: a character or version number that YAML does not have: {error}"
+            f"{escaped(source)}: an escape or version that YAML does not have: {_short(str(error))}"
         ) from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
