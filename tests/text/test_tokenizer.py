@@ -68,7 +68,7 @@ def test_half_a_surrogate_pair_is_a_request_error(byte_level: Tokenizer) -> None
         ("tokenizer.json", None, "tokenizer.json: there is no tokenizer"),
         ("tokenizer.json", b"{", "is not a tokenizer"),
         ("tokenizer.json", b'{"model": 1}', "is not a tokenizer"),
-        ("tokenizer.json", b"\xff\xfe", "is not a tokenizer"),
+        ("tokenizer.json", b"\xff\xfe", "is text in UTF-16"),
         ("tokenizer_config.json", b'{\n"eos_token": ,}', "tokenizer_config.json:2: is not valid JSON"),
         ("tokenizer_config.json", b'{"a": 1, "a": 2}', "'a' is there twice"),
         ("tokenizer_config.json", b"[]", "must hold a mapping"),

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tinyvllm.checkpoint_file import is_there
 from tinyvllm.checks import shown
 from tinyvllm.errors import LoadError
 from tinyvllm.json_file import read_json_object
@@ -61,10 +62,10 @@ def read_declared_tokens(folder: Path, config: Mapping[str, Any], config_path: P
         declared.decoder = _decoder(config["added_tokens_decoder"], f"{config_path}: added_tokens_decoder")
         return declared
     older = folder / "special_tokens_map.json"
-    if older.is_file():
+    if is_there(older):
         _read_special(declared, read_json_object(older), older)
     oldest = folder / "added_tokens.json"
-    if oldest.is_file():
+    if is_there(oldest):
         special = {*declared.named.values(), *declared.extra}
         declared.decoder = _older_decoder(read_json_object(oldest), special, str(oldest))
     return declared

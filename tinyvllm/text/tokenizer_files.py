@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tinyvllm.checkpoint_file import FIRST_BYTES, is_there, read_bounded, what_it_is
 from tinyvllm.checks import shown
 from tinyvllm.errors import LoadError
 from tinyvllm.json_file import read_json_object
@@ -23,6 +24,10 @@ _CONVERT = (
     "python -c \"from transformers import AutoTokenizer; AutoTokenizer.from_pretrained('{folder}')"
     ".save_pretrained('{folder}')\""
 )
+# The largest that are published have a tenth of this.
+MAX_TOKENIZER_BYTES = 512 * 2**20
+MAX_TOKENIZER_CONFIG_BYTES = 64 * 2**20
+MAX_TEMPLATE_BYTES = 8 * 2**20
 # In real vocabularies the first tokens are the special ones and the single bytes or characters.
 _NUM_PROBED = 256
 _NUM_ENCODED = 16
@@ -55,11 +60,11 @@ def read_tokenizer_files(path: Path, chat_template: Path | None) -> TokenizerFil
         LoadError: a file is missing or malformed, naming it; or the tokenizer cannot encode or decode anything.
     """
     folder, file = (path, path / "tokenizer.json") if path.is_dir() else (path.parent, path)
-    if not file.is_file():
+    if not is_there(file):
         raise LoadError(_nothing_there(folder, file))
     inner = _read_tokenizer(file)
     config_path = folder / "tokenizer_config.json"
-    config = read_json_object(config_path) if config_path.is_file() else {}
+    config = read_json_object(config_path, MAX_TOKENIZER_CONFIG_BYTES) if is_there(config_path) else {}
     declared = read_declared_tokens(folder, config, config_path)
     try:
         report = add_tokens(inner, declared)
@@ -92,11 +97,15 @@ def _nothing_there(folder: Path, file: Path) -> str:
 def _read_tokenizer(file: Path) -> tokenizers.Tokenizer:
     from tokenizers import Tokenizer as Inner  # slow to import, and not needed for token-id prompts
 
+    raw = read_bounded(file, MAX_TOKENIZER_BYTES)
     try:
-        return Inner.from_file(str(file))
+        return Inner.from_buffer(raw)
     except BaseException as error:  # the library raises plain Exception, and where it panics, a BaseException
         if is_fatal(error):
             raise
+        other = what_it_is(raw[:FIRST_BYTES])
+        if other is not None:
+            raise LoadError(f"{file}: {other}") from error
         remedy = f"; convert it: {_CONVERT.format(folder=file.parent)}" if file.name in _OTHER_FORMATS else ""
         what = f"{file}: is not a tokenizer of the tokenizers package: {shown(str(error))}"
         raise LoadError(what + remedy) from error
@@ -139,7 +148,7 @@ def _template_sources(
         return {"default": _template_file(configured)}
     sources = _templates_in(config, config_path)
     plain = folder / "chat_template.jinja"
-    if plain.is_file():
+    if is_there(plain):
         sources["default"] = _template_file(plain)
     more = folder / "additional_chat_templates"
     if more.is_dir():
@@ -149,8 +158,13 @@ def _template_sources(
 
 def _template_file(path: Path) -> TemplateSource:
     try:
-        return TemplateSource(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, ValueError) as error:
+        raw = read_bounded(path, MAX_TEMPLATE_BYTES)
+        is_template = not raw or b"{{" in raw or b"{%" in raw  # whatever it begins with
+        other = None if is_template else what_it_is(raw[:FIRST_BYTES])
+        if other is not None:
+            return TemplateSource("", str(path), f"{path}: the chat template {other}")
+        return TemplateSource(raw.decode("utf-8-sig").replace("\r\n", "\n"), str(path))
+    except (LoadError, ValueError) as error:
         return TemplateSource("", str(path), f"{path}: the chat template cannot be read: {error}")
 
 
