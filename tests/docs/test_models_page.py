@@ -11,6 +11,7 @@ from tinyvllm.engine import build, generation_config
 from tinyvllm.json_file import MAX_JSON_BYTES
 from tinyvllm.models import MODEL_TYPES, config_reader, hf_config, read_config
 from tinyvllm.models.rotary import ROPE_TYPES, longest_context, read_rotary
+from tinyvllm.text import tokenizer_files
 from tinyvllm_loaders import layout
 from tinyvllm_loaders.safetensors import DTYPES
 
@@ -67,7 +68,13 @@ def test_every_dtype_is_listed() -> None:
 
 def test_files_and_limits_are_those_of_the_code() -> None:
     listed = {words(row[0])[0]: row[1:] for row in rows("file")}
-    assert {layout.INDEX, generation_config.FILE, "config.json", "tokenizer.json"} == set(listed)
+    tokenizers = {
+        "tokenizer.json": tokenizer_files.MAX_TOKENIZER_BYTES,
+        "tokenizer_config.json": tokenizer_files.MAX_TOKENIZER_CONFIG_BYTES,
+        "chat_template.jinja": tokenizer_files.MAX_TEMPLATE_BYTES,
+    }
+    assert {layout.INDEX, generation_config.FILE, "config.json", *tokenizers} == set(listed)
+    assert {name: listed[name][1] for name in tokenizers} == {n: f"{size >> 20} MiB" for n, size in tokenizers.items()}
     assert {listed[name][1] for name in ("config.json", generation_config.FILE)} == {f"{MAX_JSON_BYTES >> 20} MiB"}
     assert listed[layout.INDEX][1] == f"{layout.MAX_INDEX_BYTES // 10**6} MB"
     assert set(generation_config._FIELDS) == set(words(listed[generation_config.FILE][2]))

@@ -26,10 +26,12 @@ _CONVERT = (
     "python -c \"from transformers import AutoTokenizer; AutoTokenizer.from_pretrained('{folder}')"
     ".save_pretrained('{folder}')\""
 )
-# In real vocabularies the first tokens are the special ones and the single bytes or characters.
-_MAX_TOKENIZER_BYTES = 2**28  # the largest that are published have 35 MB
-_MAX_TEMPLATE_BYTES = 2**22
+# The largest that are published have a tenth of this.
+MAX_TOKENIZER_BYTES = 512 * 2**20
+MAX_TOKENIZER_CONFIG_BYTES = 64 * 2**20
+MAX_TEMPLATE_BYTES = 8 * 2**20
 _MAX_NAME = 1000
+# In real vocabularies the first tokens are the special ones and the single bytes or characters.
 _NUM_PROBED = 256
 _NUM_ENCODED = 16
 
@@ -66,7 +68,7 @@ def read_tokenizer_files(path: Path, chat_template: Path | None) -> TokenizerFil
         raise LoadError(_nothing_there(folder, file))
     inner = _read_tokenizer(file)
     config_path = folder / "tokenizer_config.json"
-    config = read_json_object(config_path) if is_there(config_path) else {}
+    config = read_json_object(config_path, MAX_TOKENIZER_CONFIG_BYTES) if is_there(config_path) else {}
     declared = read_declared_tokens(folder, config, config_path)
     try:
         report = add_tokens(inner, declared)
@@ -99,7 +101,7 @@ def _nothing_there(folder: Path, file: Path) -> str:
 def _read_tokenizer(file: Path) -> tokenizers.Tokenizer:
     from tokenizers import Tokenizer as Inner  # slow to import, and not needed for token-id prompts
 
-    raw = read_bounded(file, _MAX_TOKENIZER_BYTES)
+    raw = read_bounded(file, MAX_TOKENIZER_BYTES)
     try:
         return Inner.from_buffer(raw.removeprefix(codecs.BOM_UTF8))
     except BaseException as error:  # the library raises plain Exception, and where it panics, a BaseException
@@ -160,11 +162,12 @@ def _template_sources(
 
 def _template_file(path: Path) -> TemplateSource:
     try:
-        raw = read_bounded(path, _MAX_TEMPLATE_BYTES)
-        what = what_it_is(raw[:FIRST_BYTES])
-        if raw and what is not None:
-            return TemplateSource("", str(path), f"{path}: {what}")
-        return TemplateSource(raw.decode("utf-8-sig"), str(path))
+        raw = read_bounded(path, MAX_TEMPLATE_BYTES)
+        is_template = not raw or b"{{" in raw or b"{%" in raw  # whatever it begins with
+        other = None if is_template else what_it_is(raw[:FIRST_BYTES])
+        if other is not None:
+            return TemplateSource("", str(path), f"{path}: the chat template {other}")
+        return TemplateSource(raw.decode("utf-8-sig").replace("\r\n", "\n"), str(path))
     except LoadError as error:
         return TemplateSource("", str(path), f"the chat template cannot be read: {error}")
     except UnicodeDecodeError as error:
