@@ -166,7 +166,7 @@ def _template_file(path: Path) -> TemplateSource:
         is_template = not raw or b"{{" in raw or b"{%" in raw  # whatever it begins with
         other = None if is_template else what_it_is(raw[:FIRST_BYTES])
         if other is not None:
-            return TemplateSource("", str(path), f"{path}: the chat template {other}")
+            return TemplateSource("", str(path), f"{path}: {other}")
         return TemplateSource(raw.decode("utf-8-sig").replace("\r\n", "\n"), str(path))
     except LoadError as error:
         return TemplateSource("", str(path), f"the chat template cannot be read: {error}")
