@@ -212,7 +212,9 @@ def test_logits_that_are_not_numbers_end_their_own_request_only(tmp_path: Path) 
     # One row of the embedding is spoilt, so whoever has token 7 gets NaN everywhere, its cache blocks included.
     runner: Any = llm.engine._launcher._runner
     runner = getattr(runner, "_runner", runner)  # within one that counts BLAS threads
-    runner._decoder._weights.embedding[7] = np.nan
+    embedding = runner._decoder._weights.embedding
+    embedding.flags.writeable = True  # plugins see it read-only
+    embedding[7] = np.nan
     params = SamplingParams(temperature=0, max_tokens=9, ignore_eos=True)
     for _ in range(3):  # blocks that held NaN are used again
         bad, good = llm.generate([{"prompt_token_ids": [7, 6]}, {"prompt_token_ids": [5, 6]}], params)
