@@ -23,6 +23,26 @@ run:
   sampling: {temperature: 1.0, max_tokens: 6, ignore_eos: true}
 """
 NUM_LINES = 12
+BY_PRIORITY = """\
+import numpy as np
+from tinyvllm.hookspecs import hookimpl
+from tinyvllm.interfaces import Plugin
+from tinyvllm_schedulers.packing import pack
+
+
+class ByPriority:
+    def __init__(self, context):
+        pass
+
+    def schedule(self, view):
+        waiting = view.waiting[np.argsort(view.priority[view.waiting], kind="stable")]
+        return pack(view, view.running, waiting)
+
+
+@hookimpl
+def register_schedulers():
+    return [Plugin("by_priority", ByPriority)]
+"""
 
 
 @pytest.fixture
@@ -102,6 +122,8 @@ def test_a_run_that_is_killed_goes_on_with_no_line_lost_or_doubled(config: Path,
         ('{"messages": "hi"}', "messages must be a list"),
         ('{"prompt": "a", "id": [1]}', "id must be text or a whole number"),
         ('{"prompt": "a", "sampling": 4}', "sampling must be a mapping"),
+        ('{"prompt": "a", "priority": "high"}', "priority must be"),
+        ('{"prompt": "a", "priority": 4294967296}', "priority must be"),
         ('{"prompt": "a", "sampling": {"top_p": 2}}', "sampling.top_p must be"),
         ('{"prompt": "a", "sampling": {"top": 2}}', "'top' is not a field of SamplingParams"),
         ("[" * 100_000, "the line is not JSON"),
@@ -244,3 +266,12 @@ def test_an_empty_input_gives_an_empty_output(write_config: WriteConfig, tmp_pat
     (tmp_path / "in.jsonl").write_text("")
     assert main(["--config", str(write_config(TEXT))]) == 0
     assert results(tmp_path) == {}
+
+
+def test_the_priority_of_a_line_reaches_the_scheduler(write_config: WriteConfig, tmp_path: Path) -> None:
+    (tmp_path / "by_priority.py").write_text(BY_PRIORITY)
+    lines = [json.dumps({"prompt": "a", "priority": priority}) for priority in (5, 1, 3)]
+    (tmp_path / "in.jsonl").write_text("\n".join([*lines, '{"prompt": "a"}']))
+    text = TEXT.replace("{max_num_seqs: 2}", "{name: by_priority, max_num_seqs: 1}")
+    assert main(["--config", str(write_config(f"plugins: [./by_priority.py]\n{text}"))]) == 0
+    assert list(results(tmp_path)) == [3, 1, 2, 0]

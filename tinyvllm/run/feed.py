@@ -79,7 +79,7 @@ def _add(engine: Engine, job: Job) -> Result | None:
     if job.error is not None or job.prompt is None:
         return Result(job, error=job.error)
     try:
-        engine.add_request(_request_id(job), job.prompt, job.params, stream=False)
+        engine.add_request(_request_id(job), job.prompt, job.params, priority=job.priority, stream=False)
     except RequestError as error:
         return Result(job, error=str(error))
     return None

@@ -16,7 +16,7 @@ from tinyvllm.text.chat_options import CHAT_OPTIONS
 
 MAX_LINE_BYTES = 16 * 2**20
 _SOURCES = ("prompt", "prompt_token_ids", "messages")
-_KEYS = ("id", *_SOURCES, "sampling", *CHAT_OPTIONS)
+_KEYS = ("id", *_SOURCES, "sampling", "priority", *CHAT_OPTIONS)
 
 ChatPrompt = Callable[..., Mapping[str, Any]]
 
@@ -30,6 +30,7 @@ class Job:
         id: the user's name for it; None if there is none.
         prompt: as the engine takes it; None if there is an error.
         params: how to sample; None if there is an error.
+        priority: lower is sooner, for schedulers that look at it. Checked where requests are taken.
         error: what is wrong with the line.
     """
 
@@ -37,6 +38,7 @@ class Job:
     id: str | int | None = None
     prompt: str | Mapping[str, Any] | None = None
     params: SamplingParams | None = None
+    priority: int = 0
     error: str | None = None
 
 
@@ -71,7 +73,7 @@ class JobReader:
             params = self._params(index, fields.get("sampling"))
         except RequestError as error:
             return Job(index, identity, error=str(error))
-        return Job(index, identity, prompt, params)
+        return Job(index, identity, prompt, params, 0 if fields.get("priority") is None else fields["priority"])
 
     def _prompt(self, fields: Mapping[str, Any]) -> str | Mapping[str, Any]:
         given = [source for source in _SOURCES if fields.get(source) is not None]
