@@ -328,6 +328,7 @@ def test_what_a_terminal_would_obey_is_escaped_in_settings(override: str) -> Non
         ({"scheduler": {"max_num_seqs": 10**9}}, "scheduler.max_num_seqs must be at most 65536, got 1000000000"),
         ({"loader": {"x": 10**5000}}, "unknown key loader.x"),
         ({"dtype": "x" * 10**6}, "dtype must be one of"),
+        ({"scheduler": "x" * 5_000}, "scheduler must be a mapping (key: value), got 'xxx"),
         ({"x" * 10**6: 1}, "unknown key xxx"),
         ({"kernels": {"x" * 10**6: "y"}}, "there is no op 'xxx"),
         ({"scheduler": {"name": "x" * 10**6}}, "there is no scheduler plugin"),

@@ -159,7 +159,7 @@ def _quoting_hint(kind: str, got: Any) -> str:
         if got is None:
             return "; remove the key, or give it keys"
         if isinstance(got, str):
-            return f"; write {{name: {got}}}"
+            return f"; write {{name: {shown_key(got)}}}"
     if kind in ("int_type", "float_type", "bool_type") and isinstance(got, str) and got:
         return "; remove the quotes" if got.replace(".", "", 1).isdigit() or got in ("true", "false") else ""
     return "; put it in a list: [...]" if kind == "list_type" and isinstance(got, str) else ""
