@@ -79,8 +79,7 @@ class LayerCache:
     """The KV cache of one layer, in the core's layout ``HND``.
 
     Attributes:
-        key: ``[num_blocks, K, block_size, D]``.
-        value: ``[num_blocks, K, block_size, D]``.
+        key, value: ``[num_blocks, K, block_size, D]``, float32; read through ``batch.block_tables``.
     """
 
     key: Array
@@ -104,7 +103,8 @@ class SamplingRows:
         seed: ``[B]``, uint64; key of the row's random stream.
         completion_index: ``[B]``, int32; 0 to ``n - 1`` within the request.
         position: ``[B]``, int32; position that the sampled token will have in its sequence.
-        num_logprobs: ``[B]``, int32; ``NO_LOGPROBS``, ``ALL_LOGPROBS``, or how many beside the sampled one.
+        num_logprobs: ``[B]``, int32; how many to report beside the sampled token's; -2 (``NO_LOGPROBS``): not even
+            that one; -1 (``ALL_LOGPROBS``): the whole vocabulary.
         has_rules: ``[B]``, bool; the row needs its history: a penalty, ``logit_bias``, ``allowed_token_ids``,
             ``bad_words`` or ``min_tokens`` applies.
     """
@@ -128,12 +128,12 @@ class SamplingRows:
 
 @dataclass(frozen=True, slots=True)
 class SampleCall:
-    """What a sampler is asked.
+    """What a sampler is given.
 
     Attributes:
-        logits: ``[B, V]``, float32, raw; read-only for the sampler.
+        logits: ``[B, V]``, float32, as the model gave them; read-only for the sampler.
         rows: the parameters of each row.
-        tokens: the ``B`` sequences' token stores; looked at only where ``rows.has_rules``.
+        tokens: ``B`` of them, the tokens of each sequence; needed only where ``rows.has_rules``.
     """
 
     logits: Array
@@ -158,11 +158,11 @@ class LogprobColumns:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """What a sampler answers.
+    """What a sampler returns.
 
     Attributes:
-        token_ids: ``[B]``, int32, of the vocabulary; those of corrupt rows mean nothing.
-        logprobs: for all rows with ``k`` the most that any row asked for; None if none asked.
+        token_ids: ``[B]``, int32, each of the vocabulary; that of a corrupt row is not used.
+        logprobs: for all rows, with ``k`` the largest number that any row asks for; None if no row asks.
         is_corrupt: ``[B]``, bool; rows whose logits held a NaN (the request fails, the others go on). None: no row.
     """
 

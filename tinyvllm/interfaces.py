@@ -52,19 +52,20 @@ class Options(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class PluginContext:
-    """All that a plugin may know when it is created.
+    """What a plugin is given when it is created.
 
     Attributes:
         options: an instance of the plugin's own options model, validated.
         device: ``"cpu"``, ``"emulator"`` or ``"cuda"``.
         model: the sizes of the model.
-        max_model_len: longest sequence, in tokens.
-        max_num_seqs: most sequences in one step.
-        max_num_batched_tokens: most tokens in one step.
+        max_model_len: maximum length of a sequence, prompt and output together, in tokens.
+        max_num_seqs: maximum number of sequences in one step.
+        max_num_batched_tokens: maximum number of tokens in one step.
         block_size: tokens in a KV block.
-        num_blocks: KV blocks in all.
-        batch_invariant: whether a request's logits must be bit-equal in any company.
-        seed: of the engine.
+        num_blocks: KV blocks in all; 0 for loaders, and on a device for all but schedulers, which are created before
+            memory is measured.
+        batch_invariant: whether a request's logits must have the same bits whatever else is in the batch.
+        seed: the engine's, from the configuration.
     """
 
     options: Any
@@ -103,7 +104,12 @@ class Plugin(Generic[_Socket]):
 
 @dataclass(frozen=True, slots=True)
 class TensorMeta:
-    """Shape and dtype name (``F32``, ``F16``, ``BF16``, ``F64``, as in safetensors) of one stored tensor."""
+    """What is known of one stored tensor without reading it.
+
+    Attributes:
+        shape: sizes, as stored.
+        dtype: ``F64``, ``F32``, ``F16`` or ``BF16``, as in safetensors.
+    """
 
     shape: tuple[int, ...]
     dtype: str
@@ -134,13 +140,13 @@ class Checkpoint(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class OpenCall:
-    """What a loader is told.
+    """What a loader is given.
 
     Attributes:
         path: the checkpoint folder, in Hugging Face layout.
         expected: every tensor that the model needs, with its shape.
         dtype: the dtype name that ``config.json`` states, for loaders that make tensors up.
-        seed: of the engine.
+        seed: the engine's, for loaders that make tensors up.
     """
 
     path: Path
@@ -167,7 +173,19 @@ class Loader(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class AttentionSpec:
-    """What an attention implementation must be able to do for this engine."""
+    """What an attention implementation must be able to do for this engine.
+
+    Attributes:
+        device: ``"cpu"``, ``"emulator"`` or ``"cuda"``.
+        num_heads: ``H``, query heads.
+        num_kv_heads: ``K``; ``H`` is a multiple of it, and query head ``h`` reads KV head ``h // (H // K)``.
+        head_dim: ``D``.
+        block_size: tokens in a KV block.
+        dtype: of queries, keys, values and cache; ``"float32"``.
+        sliding_window: of a layer; None: it has none. Asked once for each window that layers have.
+        batch_invariant: whether a row's result must be bit-equal whatever else is in the batch.
+        kv_layout: of the cache, ``"HND"``: ``[num_blocks, K, block_size, D]``.
+    """
 
     device: str
     num_heads: int
@@ -185,10 +203,10 @@ class AttentionCall:
     """Attention of one layer over the paged cache. All arrays but those of ``cache`` are read-only.
 
     Attributes:
-        query: ``[T, H, D]``.
-        key, value: ``[T, K, D]``, of the tokens of this step.
+        query: ``[T, H, D]``, float32.
+        key, value: ``[T, K, D]``, float32, of the tokens of this step.
         cache: the layer's blocks.
-        batch: the step.
+        batch: which tokens the step computes, and where their keys and values are.
         plan: what ``plan`` returned for this step.
         scale: multiplies ``q @ k``; usually ``1 / sqrt(D)``.
         sliding_window: a query at ``p`` sees positions ``p - sliding_window + 1 .. p``; None: all up to ``p``.
@@ -230,20 +248,20 @@ class Attention(Protocol):
 
 
 class SchedulerView(Protocol):
-    """A read-only window on the engine's columns, one entry per live sequence; never rebuilt.
+    """What a scheduler sees: the live sequences, one a row, as read-only columns.
 
-    ``waiting`` and ``running`` hold row indices in order of arrival; every other column is indexed by row. The arrays
-    are the engine's own, marked read-only: what they hold changes between steps, and rows are used again.
+    ``waiting`` and ``running`` hold indices of rows; every other array is indexed by row. The arrays are the engine's
+    own: what they hold changes between steps, and the row of a sequence that has ended is used again.
     """
 
     @property
     def waiting(self) -> Int32:
-        """Rows that are not running, in order of arrival (a preempted sequence keeps its arrival)."""
+        """``[num_waiting]`` rows that are not running, in order of arrival (a preempted sequence keeps its arrival)."""
         ...
 
     @property
     def running(self) -> Int32:
-        """Rows that hold a slot, in order of arrival."""
+        """``[num_running]`` rows that hold a slot, in order of arrival."""
         ...
 
     @property
@@ -288,32 +306,32 @@ class SchedulerView(Protocol):
 
     @property
     def now(self) -> float:
-        """Seconds, monotonic."""
+        """Seconds on a monotonic clock."""
         ...
 
     @property
     def block_size(self) -> int:
-        """Tokens in a block."""
+        """Tokens in a KV block."""
         ...
 
     @property
     def num_free_blocks(self) -> int:
-        """Blocks that can be handed out now."""
+        """KV blocks that can be handed out now."""
         ...
 
     @property
     def budget(self) -> int:
-        """Most tokens of this step, ``max_num_batched_tokens``."""
+        """Maximum number of tokens of this step, ``max_num_batched_tokens``."""
         ...
 
     @property
     def max_num_seqs(self) -> int:
-        """Most sequences that may run at once."""
+        """Maximum number of sequences that run at once."""
         ...
 
     @property
     def num_free_slots(self) -> int:
-        """Waiting sequences that may start now."""
+        """How many waiting sequences may start now."""
         ...
 
     def request_id(self, row: int) -> str:
@@ -321,7 +339,7 @@ class SchedulerView(Protocol):
         ...
 
     def blocks_freed_by(self, rows: Sequence[int] | Int32) -> int:
-        """Blocks that would become free if just these were preempted; shared blocks count once nobody is left."""
+        """KV blocks that would become free if these rows were preempted; a shared block, once no row holds it."""
         ...
 
 
@@ -330,9 +348,9 @@ class Schedule:
     """A decision for one step.
 
     Attributes:
-        rows: ``[B]`` int32; sequences that compute something, each once.
-        num_tokens: ``[B]`` int32; how many tokens each computes, at least 1.
-        preempt: rows that lose their blocks and slot first, in order; their tokens are kept.
+        rows: ``[B]``, int32; sequences that compute something, each once.
+        num_tokens: ``[B]``, int32; how many tokens each of them computes, at least 1.
+        preempt: ``[P]``, int32; rows that lose their blocks and slot first, in order; their tokens are kept.
     """
 
     rows: Int32
@@ -371,13 +389,13 @@ class OpSpec:
     Attributes:
         device: ``"cpu"``, ``"emulator"`` or ``"cuda"``.
         model: the sizes of the model.
-        dtype: of activations.
+        dtype: of activations: ``"float32"`` on the CPU, ``"bfloat16"`` on a device.
         weight_scheme: how linear layers are stored; see :class:`~tinyvllm.layers.Linear`.
         block_size: tokens in a KV block.
-        batch_invariant: a row's bits depend on its own sequence only.
-        attention, sampler: names of the plugins in use.
-        world_size: processes that share the model.
-        kv_layout: of the cache.
+        batch_invariant: whether a row's bits must depend on its own sequence only.
+        attention, sampler: name of the plugin in use.
+        world_size: processes that share the model; always 1 in this version.
+        kv_layout: of the cache, ``"HND"``: ``[num_blocks, K, block_size, D]``.
         has_qk_norm: each head of queries and keys is normalised before the rotation.
         sliding_windows: the windows that layers have, each once; None is a layer that sees everything.
         arch: of the card or of the one emulated, 90 for sm_90; None on the CPU, and before a device is opened.
@@ -400,10 +418,10 @@ class OpSpec:
 
 @dataclass(frozen=True, slots=True)
 class BindContext:
-    """What a kernel is told when it is bound to an engine.
+    """What a kernel is given when it is bound to an engine.
 
     Attributes:
-        spec: what it must serve.
+        spec: what it must be able to do.
         op: resolves the name of an op to the callable that serves it; for fused ops made of others. A kernel that the
             configuration names for an op gets what serves the others where nothing is replaced.
         workspace: the device, the limits of a step and memory between kernels; None on the CPU.

@@ -1,0 +1,106 @@
+"""The tables of ``docs/reference/plugins.md``: each value that a plugin takes or returns, made from its docstring.
+
+python -m tests.docs.field_tables    writes the page anew
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, Field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from tinyvllm import batch, interfaces, sequence, shapes
+from tinyvllm.kernels import device_values
+
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "plugins.md"
+MODULES = (interfaces, batch, shapes, sequence, device_values)
+_MARKED = re.compile(r"(<!-- fields of (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_SECTION = re.compile(r"^(Attributes|Args|Returns|Raises):$", re.MULTILINE)
+_ATTRIBUTE = re.compile(r"^    (\w+(?:, \w+)*): (.*(?:\n {8}.*)*)", re.MULTILINE)
+
+
+def class_named(name: str) -> type:
+    """The class of the interfaces with this name."""
+    (found,) = {id(each): each for module in MODULES if (each := vars(module).get(name)) is not None}.values()
+    assert isinstance(found, type)
+    return found
+
+
+def with_tables(page: str) -> str:
+    """The page with each table between its markers made anew."""
+    return _MARKED.sub(lambda match: f"{match[1]}{table_of(class_named(match[2]))}\n{match[3]}", page)
+
+
+def tables_on(page: str) -> list[str]:
+    """Names of the classes that the page has a table of."""
+    return [match[2] for match in _MARKED.finditer(page)]
+
+
+def table_of(cls: type) -> str:
+    """What the docstring of a class says first, and a row for each of its fields, properties and protocol methods."""
+    head = ["| name | type | meaning |", "|---|---|---|"]
+    rows = [f"| `{name}` | {code(kind)} | {meaning} |" for name, kind, meaning in members_of(cls)]
+    return "\n".join([f"`{cls.__name__}`: {prose_of(cls)}", "", *head, *rows])
+
+
+def members_of(cls: type) -> Iterator[tuple[str, str, str]]:
+    """Name, type and meaning of every public member."""
+    if is_dataclass(cls):
+        meanings = attributes_of(cls)
+        public = [field for field in fields(cls) if not field.name.startswith("_")]
+        missing = {field.name for field in public} ^ set(meanings)
+        assert not missing, f"{cls.__name__}: {missing} are fields without a docstring, or the reverse"
+        for field in public:
+            yield field.name, f"{field.type}{default_of(field)}", meanings[field.name]
+    is_protocol = bool(getattr(cls, "_is_protocol", False))
+    for name, member in vars(cls).items():
+        if name.startswith("_"):
+            continue
+        if isinstance(member, property):
+            assert member.fget is not None
+            yield name, returned_by(member.fget), prose_of(member)
+        elif is_protocol and inspect.isfunction(member):
+            names = list(inspect.signature(member).parameters)[1:]
+            yield f"{name}({', '.join(names)})", returned_by(member), prose_of(member)
+
+
+def attributes_of(cls: type) -> dict[str, str]:
+    """The entries under ``Attributes:``; names that share an entry share its meaning."""
+    text = (inspect.getdoc(cls) or "").partition("Attributes:\n")[2]
+    entries = _ATTRIBUTE.findall(re.split(r"\n\n", text)[0])
+    return {name: as_markdown(meaning) for names, meaning in entries for name in names.split(", ")}
+
+
+def prose_of(documented: Any) -> str:
+    """A docstring up to its first section, on one line."""
+    text = _SECTION.split(inspect.getdoc(documented) or "")[0].strip()
+    assert text, f"{documented} has no docstring"
+    return as_markdown(text)
+
+
+def returned_by(function: Callable[..., Any]) -> str:
+    return str(inspect.signature(function).return_annotation)
+
+
+def default_of(field: Field[Any]) -> str:
+    if field.default is not MISSING:
+        value = field.default.__name__ if isinstance(field.default, type) else repr(field.default)
+        return f" = {value}"
+    return " = none" if field.default_factory is not MISSING else ""
+
+
+def as_markdown(text: str) -> str:
+    """reStructuredText of one or more lines as one line of a table."""
+    text = re.sub(r":\w+:`~?(?:[\w.]*\.)?(\w+)`", r"`\1`", re.sub(r"\s+", " ", text))
+    return text.replace("``", "`").replace("|", "\\|")
+
+
+def code(text: str) -> str:
+    return f"`{text}`".replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    PAGE.write_text(with_tables(PAGE.read_text()))
