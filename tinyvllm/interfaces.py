@@ -182,8 +182,8 @@ class AttentionSpec:
         head_dim: ``D``.
         block_size: tokens in a KV block.
         dtype: of queries, keys, values and cache; ``"float32"``.
-        sliding_window: of a layer; None: it has none. Asked once for each window that layers have.
-        batch_invariant: whether a row's result must be bit-equal whatever else is in the batch.
+        sliding_window: number of positions that a query sees, its own included; None: all up to its own.
+        batch_invariant: whether a row's result must have the same bits whatever else is in the batch.
         kv_layout: of the cache, ``"HND"``: ``[num_blocks, K, block_size, D]``.
     """
 

@@ -13,13 +13,13 @@ FinishReason: TypeAlias = Literal["stop", "length", "abort"]
 
 @dataclass(frozen=True, slots=True)
 class Logprob:
-    """One token's log-probability under the raw logits, before penalties and temperature.
+    """One token's log-probability by the raw logits, before penalties and temperature.
 
     Attributes:
-        logprob: natural logarithm.
+        logprob: natural logarithm of the token's probability.
         rank: 1 plus the number of tokens that are more likely; equally likely tokens share a rank. (vLLM gives the
             chosen token the last rank among its equals, and the others their place in the list.)
-        decoded_token: its text; None without a tokenizer.
+        decoded_token: the token's text; None without a tokenizer.
     """
 
     logprob: float
@@ -35,10 +35,10 @@ class RequestMetrics:
     """When things happened to a request, in seconds on the engine's monotonic clock; None: not yet.
 
     Attributes:
-        arrival_time: the engine took the request.
-        first_scheduled_time: a step first computed some of it.
-        first_token_time: its first token was read back.
-        finished_time: its last completion ended.
+        arrival_time: when the engine took the request.
+        first_scheduled_time: when a step first computed some of the request's tokens.
+        first_token_time: when the first generated token was read back.
+        finished_time: when the last completion ended.
     """
 
     arrival_time: float
@@ -48,17 +48,17 @@ class RequestMetrics:
 
     @property
     def time_in_queue_s(self) -> float | None:
-        """Arrival to first scheduled."""
+        """Seconds from arrival to the first step."""
         return self._since_arrival(self.first_scheduled_time)
 
     @property
     def ttft_s(self) -> float | None:
-        """Time to first token, from arrival."""
+        """Seconds from arrival to the first token."""
         return self._since_arrival(self.first_token_time)
 
     @property
     def e2e_latency_s(self) -> float | None:
-        """Arrival to the end."""
+        """Seconds from arrival to the end."""
         return self._since_arrival(self.finished_time)
 
     def _since_arrival(self, time: float | None) -> float | None:
@@ -70,13 +70,14 @@ class CompletionOutput:
     """One completion of a prompt.
 
     Attributes:
-        index: 0 to ``n - 1``.
-        text: of the tokens so far; empty if ``detokenize`` is false.
-        token_ids: generated so far.
-        cumulative_logprob: sum over the generated tokens; None if ``logprobs`` was not asked for.
+        index: which completion of the request, 0 to ``n - 1``.
+        text: text of the tokens so far; empty if ``detokenize`` is false.
+        token_ids: the tokens that were generated so far.
+        cumulative_logprob: sum of the generated tokens' log-probabilities; None if ``logprobs`` was not asked for.
         logprobs: one mapping per generated token, the chosen one always in it; None if not asked for.
-        finish_reason: ``"stop"``, ``"length"`` or ``"abort"``; None while it goes on.
-        stop_reason: the stop string or stop token id that ended it; None for end-of-sequence or otherwise.
+        finish_reason: ``"stop"`` (end-of-sequence, a stop string or a stop token), ``"length"`` or ``"abort"``; None
+            while the completion goes on.
+        stop_reason: the stop string or stop token id that ended the completion; None for every other end.
     """
 
     index: int
@@ -89,7 +90,7 @@ class CompletionOutput:
 
     @property
     def finished(self) -> bool:
-        """Whether it has ended, for whatever reason."""
+        """Whether the completion has ended, for whatever reason."""
         return self.finish_reason is not None
 
 
@@ -99,7 +100,7 @@ class OutputDelta:
 
     Attributes:
         request_id: as given, or made up by the engine.
-        index: of the completion, 0 to ``n - 1``.
+        index: which completion of the request, 0 to ``n - 1``.
         text: new text; empty while a character or a stop string is incomplete.
         token_ids: new tokens.
         logprobs: one mapping per new token; None if not asked for.
@@ -121,14 +122,14 @@ class RequestOutput:
 
     Attributes:
         request_id: as given, or made up by the engine.
-        prompt: its text; None if only tokens were given.
-        prompt_token_ids: its tokens.
+        prompt: text of the prompt; None if only tokens were given.
+        prompt_token_ids: tokens of the prompt.
         prompt_logprobs: one mapping per prompt token, None for the first; None if not asked for.
         outputs: the completions, by ``index``.
-        finished: whether all of them have ended.
-        metrics: times; None if nobody measured.
-        num_cached_tokens: prompt tokens whose K and V came from an earlier request.
-        error: why the request failed, if it did; its completions then end with ``"abort"``.
+        finished: whether all completions have ended.
+        metrics: when things happened to the request; None if it was not measured.
+        num_cached_tokens: prompt tokens whose K and V came from an earlier request; always 0 in this version.
+        error: why the request failed; None if it did not. The completions of one that failed end with ``"abort"``.
     """
 
     request_id: str

@@ -70,7 +70,7 @@ class SamplingParams:
         stop: strings that end a completion; a single string stands for itself. Kept as a tuple.
         stop_token_ids: tokens that end a completion. Kept as a tuple without repeats.
         ignore_eos: go on after an end-of-sequence token.
-        max_tokens: most tokens of a completion; None: as many as the model's length allows.
+        max_tokens: maximum number of tokens of a completion; None: as many as the model's length allows.
         min_tokens: tokens before which neither end-of-sequence nor ``stop_token_ids`` may be chosen.
         logprobs: how many most likely tokens to report beside the chosen one, at most as many as the vocabulary has;
             -1: all of them.

@@ -1,6 +1,6 @@
-"""The tables of ``docs/reference/plugins.md``: each value that a plugin takes or returns, made from its docstring.
+"""The tables of fields in ``docs/reference``: of what plugins and callers are given or return, made from docstrings.
 
-python -m tests.docs.field_tables    writes the page anew
+python -m tests.docs.field_tables    writes the pages anew
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from tinyvllm import batch, interfaces, sequence, shapes
+from tinyvllm import batch, interfaces, outputs, request, sequence, shapes
+from tinyvllm.engine import stats
 from tinyvllm.kernels import device_values
 
-PAGE = Path(__file__).parents[2] / "docs" / "reference" / "plugins.md"
-MODULES = (interfaces, batch, shapes, sequence, device_values)
+REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
+PAGES = {page: REFERENCE / page for page in ("plugins.md", "python.md")}
+MODULES = (interfaces, batch, shapes, sequence, device_values, outputs, request, stats)
 _MARKED = re.compile(r"(<!-- fields of (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _SECTION = re.compile(r"^(Attributes|Args|Returns|Raises):$", re.MULTILINE)
 _ATTRIBUTE = re.compile(r"^    (\w+(?:, \w+)*): (.*(?:\n {8}.*)*)", re.MULTILINE)
@@ -54,17 +56,17 @@ def members_of(cls: type) -> Iterator[tuple[str, str, str]]:
         missing = {field.name for field in public} ^ set(meanings)
         assert not missing, f"{cls.__name__}: {missing} are fields without a docstring, or the reverse"
         for field in public:
-            yield field.name, f"{field.type}{default_of(field)}", meanings[field.name]
+            yield field.name, f"{field.type}{default_of(field)}", capitalised(meanings[field.name])
     is_protocol = bool(getattr(cls, "_is_protocol", False))
     for name, member in vars(cls).items():
         if name.startswith("_"):
             continue
         if isinstance(member, property):
             assert member.fget is not None
-            yield name, returned_by(member.fget), prose_of(member)
+            yield name, returned_by(member.fget), capitalised(prose_of(member))
         elif is_protocol and inspect.isfunction(member):
             names = list(inspect.signature(member).parameters)[1:]
-            yield f"{name}({', '.join(names)})", returned_by(member), prose_of(member)
+            yield f"{name}({', '.join(names)})", returned_by(member), capitalised(prose_of(member))
 
 
 def attributes_of(cls: type) -> dict[str, str]:
@@ -98,9 +100,14 @@ def as_markdown(text: str) -> str:
     return text.replace("``", "`").replace("|", "\\|")
 
 
+def capitalised(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
 def code(text: str) -> str:
     return f"`{text}`".replace("|", "\\|")
 
 
 if __name__ == "__main__":
-    PAGE.write_text(with_tables(PAGE.read_text()))
+    for path in PAGES.values():
+        path.write_text(with_tables(path.read_text()))

@@ -10,11 +10,14 @@ class EngineStats:
     """Counts since the engine began, and what holds now.
 
     Attributes:
-        num_running, num_waiting: sequences now.
-        num_blocks_used, num_blocks, peak_blocks_used: KV blocks now, in all, and the most at any time.
-        num_prompt_tokens: of requests that were taken.
-        num_generation_tokens: read back and kept.
-        num_steps: carried out.
+        num_running: sequences that run now.
+        num_waiting: sequences that wait now.
+        num_blocks_used: KV blocks that are held now.
+        num_blocks: KV blocks in all.
+        peak_blocks_used: maximum number of KV blocks that were held at once.
+        num_prompt_tokens: prompt tokens of all requests that were taken.
+        num_generation_tokens: tokens that were generated and kept.
+        num_steps: steps that were carried out.
         num_preemptions: sequences that lost their blocks and were computed again.
         launch_s: seconds inside the runner, beginning steps: on the CPU the model and the sampler.
         wait_s: seconds of waiting for steps to end.
