@@ -110,13 +110,23 @@ class DeviceRunner:
         if (size, mode) not in self._graphs:
             self._graphs[size, mode] = self._record(size, mode)
 
-    def rehearse_decode(self, size: int, mode: SamplingMode) -> None:
-        """Run a decode step of so many rows of padding: launchers are made and memory is allocated."""
+    @property
+    def is_sampling_here(self) -> bool:
+        """Whether tokens are chosen on the device; otherwise the host chooses them, and no step is a graph."""
+        return self._sampling.is_chosen
+
+    def rehearse_decode(self, size: int, mode: SamplingMode | None) -> None:
+        """Run a decode step of so many rows of padding: launchers are made and memory is allocated.
+
+        Args:
+            size: how many rows.
+            mode: kind of sampling; None: the step ends with the logits.
+        """
         self._queue_decode(self._inputs.upload_padding(size), mode)
         self._device.synchronize()
 
-    def rehearse_prompts(self, size: StepSize, mode: SamplingMode) -> None:
-        """Run a step of that size, which computes prompts, on padding: launchers are made and memory is allocated."""
+    def rehearse_prompts(self, size: StepSize, mode: SamplingMode | None) -> None:
+        """Run a step of that size, which computes prompts, on padding, as :meth:`rehearse_decode` does."""
         num_sampled = min(size.num_sequences, self._limits.max_seqs)
         buffers = self._inputs.upload_prompt_padding(size, num_sampled)
         self._inputs.complete(buffers, self._sampling.newest, is_decode=False)
@@ -181,7 +191,7 @@ class DeviceRunner:
             self._sampling.queue_end(buffers.sampled.slots)
         return graph
 
-    def _queue_decode(self, buffers: StepBuffers, mode: SamplingMode) -> None:
+    def _queue_decode(self, buffers: StepBuffers, mode: SamplingMode | None) -> None:
         self._inputs.complete(buffers, self._sampling.newest, is_decode=True)
         self._decoder.forward(buffers.batch, self._caches)
         self._queue_sampling(buffers.sampled, mode)
@@ -190,14 +200,16 @@ class DeviceRunner:
         if not self._is_one_kernel(mode, num_rows):  # which reads none
             self._sampling.upload()
 
-    def _queue_sampling(self, sampled: SampledRows, mode: SamplingMode) -> None:
-        if self._is_one_kernel(mode, sampled.num_rows):
+    def _queue_sampling(self, sampled: SampledRows, mode: SamplingMode | None) -> None:
+        if mode is not None and self._is_one_kernel(mode, sampled.num_rows):
             self._decoder.greedy(sampled.rows, self._sampling.token_ids.view((sampled.num_rows,)))
             return
         most = self._limits.max_logits_rows
         for first in range(0, sampled.num_rows, most):
             part = sampled.part(first, min(sampled.num_rows - first, most), self._inputs.counting)
-            self._sampling.queue(mode, self._decoder.logits(part.rows, part.num_rows), part, first)
+            logits = self._decoder.logits(part.rows, part.num_rows)
+            if mode is not None:
+                self._sampling.queue(mode, logits, part, first)
 
     def _is_one_kernel(self, mode: SamplingMode, num_rows: int) -> bool:
         return mode.is_greedy and num_rows <= MOST_GREEDY_ROWS

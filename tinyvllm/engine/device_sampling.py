@@ -72,6 +72,9 @@ class DeviceSampling:
         max_rows: most rows whose logits are there at once.
         max_context_len: of a sequence.
         is_chosen: whether the configuration chose the sampler that these kernels implement.
+
+    Attributes:
+        is_chosen: as above; otherwise nothing is sampled here.
     """
 
     def __init__(
@@ -85,7 +88,7 @@ class DeviceSampling:
         is_chosen: bool = True,
     ) -> None:
         self._device, self._vocab_size, self._num_slots = device, vocab_size, num_slots
-        self._max_context_len, self._is_chosen = max_context_len, is_chosen
+        self._max_context_len, self.is_chosen = max_context_len, is_chosen
         self._columns = DeviceSamplingColumns(device, num_slots)
         self._is_served = np.ones(num_slots, bool)  # by slot
         self._is_uploaded = False
@@ -107,7 +110,7 @@ class DeviceSampling:
 
     def can_sample(self, params: SamplingParams, rules: SamplingRules) -> bool:
         """Whether a sequence with these parameters can be sampled here; if not, the host does it."""
-        if not self._is_chosen:
+        if not self.is_chosen:
             return False
         if params.logprobs is not None and not 0 <= params.logprobs <= min(MAX_LISTED, self._vocab_size):
             return False

@@ -38,9 +38,10 @@ def rehearse(runner: DeviceRunner, limits: DeviceLimits) -> str:
     began = time.perf_counter()
     steps = list(_prompt_steps(limits))
     sizes = decode_sizes(limits.max_seqs)
-    decodes = [(size, GREEDY) for size in sizes] + [(size, EVERYTHING) for size in {sizes[0], sizes[-1]}]
+    least, most = (GREEDY, EVERYTHING) if runner.is_sampling_here else (None, None)
+    decodes = [(size, least) for size in sizes] + [(size, most) for size in {sizes[0], sizes[-1]}]
     for step in each_shown("preparing kernels", steps):
-        runner.rehearse_prompts(step, EVERYTHING)
+        runner.rehearse_prompts(step, most)
     for size, mode in each_shown("preparing kernels", decodes):
         runner.rehearse_decode(size, mode)
     num_steps = len(steps) + len(decodes)
@@ -53,6 +54,8 @@ def record_common(runner: DeviceRunner, limits: DeviceLimits) -> str:
     Returns:
         a line for the start-up report.
     """
+    if not runner.is_sampling_here:
+        return "graphs: none, because the host samples"
     began = time.perf_counter()
     kinds = [(size, mode) for mode in COMMON_MODES for size in decode_sizes(limits.max_seqs)]
     for size, mode in each_shown("recording graphs", kinds):

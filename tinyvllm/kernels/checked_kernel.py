@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -78,6 +79,7 @@ class CheckedKernel:
 def _checked_on_cpu(op: str, bound: Callable[..., Any], plugin: PluginName) -> Callable[..., Any]:
     calling, shapes_of = PluginCall(plugin, op), RESULT_SHAPES[op]
 
+    @functools.wraps(bound)
     def checked(*arguments: Any) -> Any:
         shapes = shapes_of(*arguments)
         with calling:
@@ -108,6 +110,7 @@ def _check_array(plugin: PluginName, op: str, array: Any, shape: Shape) -> None:
 def _checked_on_device(op: str, bound: Callable[..., Any], plugin: PluginName, device: Device) -> Callable[..., Any]:
     calling = PluginCall(plugin, op) if not hasattr(device, "launched_by") else _EmulatorCall(plugin, op, device)
 
+    @functools.wraps(bound)
     def checked(*arguments: Any) -> None:
         with calling:
             returned: Any = bound(*arguments)

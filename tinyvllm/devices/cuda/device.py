@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -172,9 +173,15 @@ class CudaDevice:
 
     @contextmanager
     def capture(self) -> Iterator[CudaGraph]:
-        """Within the ``with`` block launches, fills and GEMMs are recorded instead of run."""
+        """Within the ``with`` block launches, fills and GEMMs are recorded instead of run.
+
+        Garbage is not collected meanwhile: a finalizer may free memory or unload the kernels of an engine that is gone,
+        and such calls can invalidate a capture of another stream.
+        """
         if self._graph is not None:
             raise KernelError(f"{self._driver.where}: a capture inside a capture")
+        is_collecting = gc.isenabled()
+        gc.disable()
         graph = CudaGraph(self._driver, self._stream)
         self._graph = self._memory.graph = graph
         try:
@@ -186,6 +193,8 @@ class CudaDevice:
             graph.finish()
         finally:
             self._graph = self._memory.graph = None
+            if is_collecting:
+                gc.enable()
 
     def synchronize(self) -> None:
         """Waits for all queued work; raises what failed in it."""
