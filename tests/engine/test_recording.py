@@ -313,6 +313,39 @@ def test_an_engine_prepared_as_on_a_card_gives_the_same_and_records_nothing_more
     assert len(at_work.runner._graphs) == 9
 
 
+HOST_SAMPLER = """\
+import numpy as np
+from tinyvllm.batch import Sampled
+from tinyvllm.hookspecs import hookimpl
+from tinyvllm.interfaces import Plugin
+
+
+class Sevens:
+    def __init__(self, context):
+        pass
+
+    def sample(self, call):
+        return Sampled(np.full(len(call.rows), 7, np.int32))
+
+
+@hookimpl
+def register_samplers():
+    return [Plugin("mine", Sevens)]
+"""
+
+
+def test_a_sampler_of_the_host_is_prepared_for_as_on_a_card_and_has_no_graphs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(HOST_SAMPLER)
+    monkeypatch.setattr(devices, "DeviceSettings", lambda **given: DeviceSettings(**{**given, "is_card": True}))
+    mine = {"plugins": [str(tmp_path / "mine.py")], "sampler": {"name": "mine"}}
+    llm = start(SMALL, "emulator", scheduler={"max_num_seqs": 2, "max_num_batched_tokens": 16}, **mine)
+    assert "graphs: none, because the host samples" in llm.report
+    (output,) = llm.generate({"prompt_token_ids": [3, 4, 5]}, SamplingParams(max_tokens=3), use_tqdm=False)
+    assert output.outputs[0].token_ids == [7, 7, 7]
+
+
 @pytest.mark.slow
 def test_steps_of_padding_stay_within_bounds(tmp_path: Path) -> None:
     cache_dir = add_runtimes(tmp_path, Sanitizer.BOUNDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -118,6 +119,8 @@ def build_device_runner(
         CapacityError: the device's memory does not hold the model and one block.
     """
     _check(config, context, settings)
+    if settings.is_card:
+        gc.collect()  # an engine that is gone may hold memory of the card until its cycles are collected
     limits = DeviceLimits(
         max_tokens=max(context.max_num_batched_tokens, context.max_num_seqs),
         max_seqs=context.max_num_seqs,
