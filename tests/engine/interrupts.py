@@ -10,8 +10,8 @@ from types import FrameType
 from typing import Any
 
 ENGINE_FILES = (
-    "engine.py", "launch.py", "table.py", "blocks.py", "live_requests.py", "completion.py", "sampling_columns.py",
-    "validate.py", "build_batch.py",
+    "engine.py", "books.py", "launch.py", "table.py", "blocks.py", "live_requests.py", "completion.py",
+    "sampling_columns.py", "validate.py", "build_batch.py",
 )  # fmt: skip
 # The interpreter looks for signals after calls and where it jumps back, and never between a value and its return.
 _NEVER_BEFORE = dis.opmap["RETURN_VALUE"]

@@ -119,7 +119,7 @@ def test_a_refused_request_does_not_change_the_seeds_of_later_ones() -> None:
             with pytest.raises(RequestError, match="the request cannot be taken: Panic: injected"):
                 engine.add_request("bad", ALICE, params(bad_words=["x"]))
         engine.add_request("good", ALICE, params())
-        state = engine._requests.get(None, "good")
+        state = engine._books.requests.get(None, "good")
         assert state is not None
         return state.seed
 
@@ -178,7 +178,7 @@ def test_what_has_finished_comes_from_the_step_after_one_that_raised(lag: int, s
     faults = Faults()
     engine = fake_engine(lag=lag, is_late=True, faults=faults)
     engine.add_request("alice", ALICE, params(max_tokens=2), stream=stream)
-    while engine._table.num_in_flight.sum() == 0 or engine._table.running.size:
+    while engine._books.table.num_in_flight.sum() == 0 or engine._books.table.running.size:
         engine.step()  # until her last token is in flight and nothing else is left
         if lag == 0:
             break
@@ -434,7 +434,7 @@ def test_a_scheduler_that_does_nothing_is_named_and_ends_who_waits(preempts_wait
 def test_requests_that_nothing_serves_any_more_end_with_an_invariant_error() -> None:
     engine = fake_engine()
     engine.add_request("alice", ALICE, params())
-    engine._table._head = engine._table._tail  # lost from the queue: a bug, were it to happen
+    engine._books.table._head = engine._books.table._tail  # lost from the queue: a bug, were it to happen
     with pytest.raises(InvariantError, match="1 requests are left, and nothing of them waits, runs or is in flight"):
         engine.step()
     assert isinstance(engine.step()[0].error, InvariantError)
@@ -453,7 +453,7 @@ def spoilt(statement):
     engine.add_request("alice", [1, 2, 3])
     engine.step()
     engine.check()
-    exec(statement, {"table": engine._table, "row": engine._table.running[0]})
+    exec(statement, {"table": engine._books.table, "row": engine._books.table.running[0]})
     try:
         engine.check()
     except InvariantError:
