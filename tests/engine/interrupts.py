@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Any
 
 ENGINE_FILES = (
-    "engine.py", "books.py", "launch.py", "table.py", "blocks.py", "live_requests.py", "completion.py",
+    "engine.py", "books.py", "read_back.py", "launch.py", "table.py", "blocks.py", "live_requests.py", "completion.py",
     "sampling_columns.py", "validate.py", "build_batch.py",
 )  # fmt: skip
 # The interpreter looks for signals after calls and where it jumps back, and never between a value and its return.

@@ -388,9 +388,9 @@ def test_the_exit_of_a_signal_handler_ends_the_program_and_not_a_request() -> No
     def exit_now(*_: Any) -> None:
         sys.exit("terminated")
 
-    def killed(step: Any) -> None:
+    def killed() -> None:
         signal.raise_signal(signal.SIGTERM)
-        read_back(step)
+        read_back()
 
     before = signal.signal(signal.SIGTERM, exit_now)
     engine._read_back = killed  # type: ignore[method-assign]

@@ -16,19 +16,17 @@ import time
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from tinyvllm.batch import Int32, Sampled
+from tinyvllm.batch import Int32
 from tinyvllm.engine.admission import Admission
 from tinyvllm.engine.books import Books
 from tinyvllm.engine.completion import Completion, RequestState
 from tinyvllm.engine.failures import failure_of, request_failure_of
 from tinyvllm.engine.launch import InFlight, StepLauncher
 from tinyvllm.engine.live_requests import Delivery
+from tinyvllm.engine.read_back import read_back
 from tinyvllm.engine.runner import Runner
 from tinyvllm.engine.stats import Counts, EngineStats
-from tinyvllm.engine.table import NUM_STOP_IDS, SequenceTable
+from tinyvllm.engine.table import SequenceTable
 from tinyvllm.engine.validate import CheckedSchedule, validated
 from tinyvllm.engine.window import SchedulerWindow
 from tinyvllm.errors import DeviceError, InvariantError, PluginError, RequestError, TinyvllmError
@@ -244,11 +242,11 @@ class Engine:
     def _one_step(self) -> None:
         lag = 0 if self._books.num_synchronous or self._must_read_back else self._lag
         while len(self._books.in_flight) > lag:
-            self._read_back(self._books.in_flight[0])
+            self._read_back()
         self._must_read_back = False
         is_launched = self._launch()
         if self._books.in_flight and (len(self._books.in_flight) > lag or not is_launched):
-            self._read_back(self._books.in_flight[0])
+            self._read_back()
         elif len(self._books.requests) and not is_launched and not self._books.in_flight and not self._is_preempted:
             raise InvariantError(
                 f"{len(self._books.requests)} requests are left, and nothing of them waits, runs or is in flight"
@@ -280,86 +278,13 @@ class Engine:
         """Whether taking slots and blocks from these rows gives anybody a slot or a block."""
         return bool((self._books.table.slot.take(rows) >= 0).any() or self._books.table.num_blocks.take(rows).any())
 
-    def _read_back(self, step: InFlight) -> None:
-        """Take the tokens of the oldest step; completions that end give up slot and blocks."""
+    def _read_back(self) -> None:
+        """Read back the oldest step in flight."""
+        step = self._books.in_flight[0]
         self._at_work_on = step
-        began = time.perf_counter()
-        result = step.pending.wait()
-        self._books.counts.wait_s += time.perf_counter() - began
-        for state, columns in zip(step.prompt_states, result.prompt_logprobs, strict=True):
-            if not state.is_finished:
-                try:
-                    state.add_prompt_logprobs(columns)
-                except BaseException as error:
-                    if is_fatal(error):
-                        raise
-                    self._books.fail(state, request_failure_of(state.request_id, error))
-        if result.sampled is not None:
-            self._take_tokens(step, result.sampled)
+        read_back(step, self._books)
         self._books.in_flight.popleft()
         self._at_work_on = None
-
-    def _take_tokens(self, step: InFlight, sampled: Sampled) -> None:
-        is_alive, is_looked_at = self._store_tokens(step, sampled.token_ids)
-        if step.are_last is not None:
-            is_looked_at |= step.are_last
-        num_dropped, now = len(is_alive) - int(np.count_nonzero(is_alive)), time.monotonic()
-        is_corrupt = np.zeros(len(is_alive), bool) if sampled.is_corrupt is None else sampled.is_corrupt
-        is_looked_at |= is_corrupt
-        streaming: dict[RequestState, None] = {}
-        for i in np.flatnonzero(is_looked_at & is_alive).tolist():
-            completion = step.completions[i]
-            state = completion.request
-            if completion.is_finished:  # with a sibling that has just failed
-                continue
-            try:
-                if is_corrupt[i]:
-                    num_dropped += 1
-                    completion.catch_up(int(step.known[i]) - 1)
-                    completion.abort("the logits are not numbers, or the rules of the request forbid every token")
-                else:
-                    if sampled.logprobs is not None and completion.wants_logprobs:
-                        completion.add_logprobs(sampled.logprobs, i)
-                    completion.add_token(int(step.known[i]), now)
-            except BaseException as error:
-                if is_fatal(error):
-                    raise
-                self._books.fail(state, request_failure_of(state.request_id, error))
-                continue
-            if completion.is_finished:
-                self._books.end(completion)
-            else:
-                has_many_stops = len(completion.stop_ids) > NUM_STOP_IDS
-                self._books.table.is_watched[completion.row] = completion.needs_each_token or has_many_stops
-            if state.stream and not state.is_finished:
-                streaming[state] = None
-        self._books.counts.generation_tokens += len(step.completions) - num_dropped
-        for state in streaming:
-            if not state.is_finished:
-                self._books.requests.put(state)
-
-    def _store_tokens(self, step: InFlight, token_ids: Int32) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Writes a step's tokens to the store.
-
-        Returns:
-            ``[S]`` each: which sequences have not ended meanwhile, and which must be looked at.
-        """
-        table, rows = self._books.table, step.rows
-        is_alive: NDArray[np.bool_] = table.arrival.take(rows) == step.arrivals
-        table.num_in_flight[rows[is_alive]] -= 1
-        if not step.is_stored:
-            has_slot = table.slot.take(rows) >= 0
-            is_stored = has_slot & is_alive
-            if is_stored.all():
-                table.store(rows, token_ids, step.known)
-            else:
-                table.store(rows[is_stored], token_ids[is_stored], step.known[is_stored])
-                for i in np.flatnonzero(is_alive & ~has_slot).tolist():  # preempted: its tokens are its own now
-                    step.completions[i].tokens.append(int(token_ids[i]))
-                    table.last_token[rows[i]] = token_ids[i]
-        is_looked_at: NDArray[np.bool_] = table.is_watched.take(rows)
-        is_looked_at |= (table.stop_ids.take(rows, axis=0) == token_ids[:, None]).any(axis=1)
-        return is_alive, is_looked_at
 
     # ------------------------------------------------------------ requests come and go
 
