@@ -257,7 +257,7 @@ class EngineMachine(RuleBasedStateMachine):
         if not hasattr(self, "engine"):
             return
         self.faults.disarm()
-        vars(self.engine).pop("_recover", None)
+        vars(self.engine._recovery).pop("recover", None)
         for _ in range(20_000):
             if not self.engine.has_unfinished_requests():
                 break

@@ -4,8 +4,7 @@
 lag of one the scheduler decides without the newest tokens, stop conditions are noticed one step late, and a
 sequence that has ended costs at most one wasted step.
 
-Whatever raises, wherever it raises: the engine knows what it is working on, ends the requests that this concerns, and
-derives its books anew from those that go on.
+What it knows is in its ``Books``. Before it changes them it notes what it is about to change, for its ``Recovery``.
 """
 
 from __future__ import annotations
@@ -19,15 +18,16 @@ from typing import Any
 from tinyvllm.batch import Int32
 from tinyvllm.engine.admission import Admission
 from tinyvllm.engine.books import Books
-from tinyvllm.engine.completion import Completion, RequestState
+from tinyvllm.engine.completion import RequestState
 from tinyvllm.engine.failures import failure_of, request_failure_of
-from tinyvllm.engine.launch import InFlight, StepLauncher
+from tinyvllm.engine.launch import StepLauncher
 from tinyvllm.engine.live_requests import Delivery
 from tinyvllm.engine.read_back import read_back
+from tinyvllm.engine.recovery import Recovery
 from tinyvllm.engine.runner import Runner
 from tinyvllm.engine.stats import Counts, EngineStats
 from tinyvllm.engine.table import SequenceTable
-from tinyvllm.engine.validate import CheckedSchedule, validated
+from tinyvllm.engine.validate import validated
 from tinyvllm.engine.window import SchedulerWindow
 from tinyvllm.errors import DeviceError, InvariantError, PluginError, RequestError, TinyvllmError
 from tinyvllm.interfaces import Scheduler
@@ -63,6 +63,7 @@ class Engine:
     ) -> None:
         counts = Counts()
         self._books = Books(table, StepLauncher(table, runner, counts), counts)
+        self._recovery = Recovery(self._books, runner)
         self._runner = runner
         self._scheduler = scheduler
         self._scheduler_name = scheduler_name
@@ -71,12 +72,7 @@ class Engine:
         self._admission = admission
         self._lag = lag
         self._lock = threading.RLock()
-        # What is being changed right now; None: nothing, and all books add up.
-        self._at_work_on: CheckedSchedule | InFlight | tuple[RequestState, ...] | None = None
-        self._failure: TinyvllmError | None = None  # from which the engine is recovering
-        self._must_read_back = False  # all that is in flight, before the next decision
         self._is_preempted = False  # by the last decision
-        self._lost: str | None = None  # why no further step can be launched
 
     # ------------------------------------------------------------ requests
 
@@ -106,8 +102,8 @@ class Engine:
             DeviceError: the device is lost, and with it the engine.
         """
         with self._lock:
-            self._mend()
-            self._check_device()
+            self._recovery.mend()
+            self._recovery.check_device()
             try:
                 request = self._admission.admit(request_id, prompt, params, priority=priority, deadline=deadline)
                 if self._books.requests.get(owner, request_id) is not None:
@@ -117,13 +113,13 @@ class Engine:
                 if is_fatal(error) or isinstance(error, TinyvllmError):
                     raise
                 raise request_failure_of(request_id, error, "the request cannot be taken") from error
-            self._at_work_on = (state,)
+            self._recovery.at_work_on = (state,)
             try:
                 self._books.enter(state, self._admission.most_tokens(state.request))
-                self._at_work_on = None
+                self._recovery.at_work_on = None
             except BaseException as error:
-                self._at_work_on = (state,)
-                self._recover(error)
+                self._recovery.at_work_on = (state,)
+                self._recovery.recover(error)
                 self._books.requests.withdraw(state)
                 if is_fatal(error):
                     raise
@@ -139,24 +135,23 @@ class Engine:
         state: RequestState | None = None
         try:
             with self._lock:
-                self._mend()
+                self._recovery.mend()
                 state = self._books.requests.get(owner, request_id)
                 if state is None:
                     return None
-                self._at_work_on = (state,)
+                self._recovery.at_work_on = (state,)
                 self._books.abort(state)
-                self._at_work_on = None
+                self._recovery.at_work_on = None
                 return self._books.requests.withdraw(state)
         except BaseException as error:
             if state is None:
                 raise
             with self._lock:
-                self._at_work_on = (state,)
+                self._recovery.at_work_on = (state,)
                 if state.is_finished:
-                    self._books.requests.put(
-                        state
-                    )  # it may have been withdrawn; before a recovery that may be interrupted
-                self._recover(error)
+                    # It may have been withdrawn. Before a recovery, which may be interrupted.
+                    self._books.requests.put(state)
+                self._recovery.recover(error)
                 if is_fatal(error):
                     raise
                 return self._books.requests.withdraw(state)
@@ -167,6 +162,15 @@ class Engine:
             if self._books.requests.of(owner) or self._books.requests.has_outputs(owner):
                 return True
             return len(self._books.requests) == 0 and len(self._books.in_flight) > 0
+
+    def _begun(self, request: Request, stream: bool, owner: Hashable) -> RequestState:
+        """The state of a request that is not entered yet."""
+        state = self._admission.begin(request, stream=stream)
+        state.owner = owner
+        for completion in state.completions:
+            tokens = completion.tokens
+            completion.runs_ahead = self._runner.can_run_ahead(tokens.params, tokens.rules)
+        return state
 
     # ------------------------------------------------------------ the loop
 
@@ -183,7 +187,7 @@ class Engine:
         delivery = Delivery()
         try:
             with self._lock:
-                self._mend()  # before an output is handed out that mending would deliver once more
+                self._recovery.mend()  # before an output is handed out that mending would deliver once more
                 if not self._books.requests.has_outputs(None):  # otherwise some are left, of a call that raised
                     self.advance()
                 return self._books.requests.take(None, delivery)
@@ -198,17 +202,17 @@ class Engine:
             TinyvllmError: as for :meth:`step`.
         """
         with self._lock:
-            self._mend()
-            self._check_device()
+            self._recovery.mend()
+            self._recovery.check_device()
             counts = self._books.counts
             began, outside_s = time.perf_counter(), counts.launch_s + counts.wait_s
             try:
                 self._one_step()
             except BaseException as error:
-                self._recover(error)
+                self._recovery.recover(error)
                 if is_fatal(error):
                     raise
-                raise failure_of(error if self._lost is None else DeviceError(self._lost)) from error
+                raise failure_of(error if self._recovery.lost is None else DeviceError(self._recovery.lost)) from error
             counts.schedule_s += time.perf_counter() - began - (counts.launch_s + counts.wait_s - outside_s)
 
     def take(self, owner: Hashable) -> list[RequestOutput]:
@@ -218,7 +222,7 @@ class Engine:
         are kept until its next call, and returned again if they were lost to an interruption.
         """
         with self._lock:
-            self._mend()
+            self._recovery.mend()
             outputs = self._books.requests.take(owner, Delivery())
             self._books.requests.has_outputs(owner)
             return outputs
@@ -234,140 +238,56 @@ class Engine:
             InvariantError: what does not add up.
         """
         with self._lock:
-            self._mend()
+            self._recovery.mend()
             self._books.check()
 
     # ------------------------------------------------------------ one step
 
     def _one_step(self) -> None:
-        lag = 0 if self._books.num_synchronous or self._must_read_back else self._lag
-        while len(self._books.in_flight) > lag:
+        books = self._books
+        lag = 0 if books.num_synchronous or self._recovery.must_read_back else self._lag
+        while len(books.in_flight) > lag:
             self._read_back()
-        self._must_read_back = False
+        self._recovery.must_read_back = False
         is_launched = self._launch()
-        if self._books.in_flight and (len(self._books.in_flight) > lag or not is_launched):
+        if books.in_flight and (len(books.in_flight) > lag or not is_launched):
             self._read_back()
-        elif len(self._books.requests) and not is_launched and not self._books.in_flight and not self._is_preempted:
+        elif len(books.requests) and not is_launched and not books.in_flight and not self._is_preempted:
             raise InvariantError(
-                f"{len(self._books.requests)} requests are left, and nothing of them waits, runs or is in flight"
+                f"{len(books.requests)} requests are left, and nothing of them waits, runs or is in flight"
             )
 
     def _launch(self) -> bool:
         """Decide and carry out one step; whether there was one."""
-        table, self._is_preempted = self._books.table, False
+        books, table, self._is_preempted = self._books, self._books.table, False
         if not (len(table.waiting) or len(table.running)):
             return False
         with self._schedule_call:  # the checks too: a decision may be any object, and fail when it is looked at
             schedule = validated(self._scheduler.schedule(self._window), table, self._scheduler_name)
         if not len(schedule.rows) and not self._hold_something(schedule.preempt):
-            if not self._books.in_flight:
+            if not books.in_flight:
                 raise PluginError(
                     f"{self._scheduler_name} scheduled nothing though {len(table.waiting)} sequences wait and "
                     f"{len(table.running)} run; a scheduler must make progress when nothing is in flight"
                 )
             return False
-        self._at_work_on = schedule
-        self._books.launcher.preempt(schedule.preempt)
+        self._recovery.at_work_on = schedule
+        books.launcher.preempt(schedule.preempt)
         self._is_preempted = len(schedule.preempt) > 0
         if len(schedule.rows):
-            self._books.in_flight.append(self._books.launcher.launch(schedule))
-        self._at_work_on = None
+            books.in_flight.append(books.launcher.launch(schedule))
+        self._recovery.at_work_on = None
         return len(schedule.rows) > 0
 
     def _hold_something(self, rows: Int32) -> bool:
         """Whether taking slots and blocks from these rows gives anybody a slot or a block."""
-        return bool((self._books.table.slot.take(rows) >= 0).any() or self._books.table.num_blocks.take(rows).any())
+        table = self._books.table
+        return bool((table.slot.take(rows) >= 0).any() or table.num_blocks.take(rows).any())
 
     def _read_back(self) -> None:
         """Read back the oldest step in flight."""
         step = self._books.in_flight[0]
-        self._at_work_on = step
+        self._recovery.at_work_on = step
         read_back(step, self._books)
         self._books.in_flight.popleft()
-        self._at_work_on = None
-
-    # ------------------------------------------------------------ requests come and go
-
-    def _begun(self, request: Request, stream: bool, owner: Hashable) -> RequestState:
-        """The state of a request that is not entered yet."""
-        state = self._admission.begin(request, stream=stream)
-        state.owner = owner
-        for completion in state.completions:
-            tokens = completion.tokens
-            completion.runs_ahead = self._runner.can_run_ahead(tokens.params, tokens.rules)
-        return state
-
-    # ------------------------------------------------------------ after an exception
-
-    def _mend(self) -> None:
-        """Recover from a change that was interrupted, if recovering was interrupted too."""
-        if self._at_work_on is not None:
-            self._recover(KeyboardInterrupt())
-
-    def _recover(self, error: BaseException) -> None:
-        """End the requests that a failure concerns, and derive all books anew from the others.
-
-        May be repeated: done again after an interruption, it goes on where it stopped.
-        """
-        work = self._at_work_on
-        if work is None and is_fatal(error):
-            return  # nothing was under way
-        failure = self._failure = self._failure or failure_of(error)
-        concerned = self._concerned()
-        if isinstance(work, InFlight):
-            self._books.drop(work)
-        elif work is None:  # the scheduler: from here on something is under way
-            self._at_work_on = tuple(concerned)
-        for state in concerned:
-            self._fail_torn(state, failure)
-        self._books.rebuild()
-        self._recover_runner()
-        self._must_read_back = True
-        self._failure = None
-        self._at_work_on = None
-
-    def _recover_runner(self) -> None:
-        """Make the runner ready for the next step; if it cannot be, every request fails, now and later."""
-        if self._lost is None:
-            try:
-                self._runner.recover()
-            except BaseException as error:
-                if is_fatal(error):
-                    raise
-                lost = failure_of(error)
-                self._lost = f"the engine has stopped, because its device is lost: {lost}; make a new one"
-        if self._lost is not None:
-            self._books.in_flight.clear()
-            for state in self._books.requests:
-                self._fail_torn(state, DeviceError(self._lost))
-            self._books.rebuild()
-
-    def _check_device(self) -> None:
-        if self._lost is not None:
-            raise DeviceError(self._lost)
-
-    def _concerned(self) -> list[RequestState]:
-        """The requests that the change under way concerns; all that the scheduler was asked about if there is none."""
-        work, completions = self._at_work_on, list[Completion]()
-        if isinstance(work, tuple):
-            return [*work]
-        if isinstance(work, InFlight):
-            completions = [*work.computed]
-        elif isinstance(work, CheckedSchedule):
-            completions = self._books.launcher.completions_of(work)
-        else:
-            rows = {*self._books.table.running.tolist(), *self._books.table.waiting.tolist()}
-            live = [*self._books.requests.completions()]
-            completions = [completion for completion in live if completion.row in rows] or live
-        states = {id(completion.request): completion.request for completion in completions}
-        return list(states.values())
-
-    def _fail_torn(self, state: RequestState, error: TinyvllmError) -> None:
-        """Mark a request as failed, whatever its books look like; the books are rebuilt without it."""
-        if all(completion.is_finished for completion in state.completions):
-            return  # it had ended by itself
-        state.error = error
-        for completion in state.completions:
-            if not completion.is_finished:
-                completion.tokens.move_out()
-                completion.fail(str(error), self._books.num_read_back(completion))
+        self._recovery.at_work_on = None
