@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import signal
 import subprocess
 import sys
 import weakref
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
 import pytest
 
+import tinyvllm.engine
 from tests.engine.fake_runner import EOS, complete, continuation, fake_engine
 from tests.engine.fake_tokenizer import FakeTokenizer, text_of
 from tests.engine.faults import EXCEPTIONS, Faults, Panic
-from tests.engine.interrupts import Interruption, interrupt_recovery, interrupting
+from tests.engine.interrupts import ENGINE_FILES, Interruption, interrupt_recovery, interrupting
 from tinyvllm.engine.engine import Engine
 from tinyvllm.errors import (
     CapacityError,
@@ -324,7 +328,7 @@ def test_nothing_is_kept_of_an_owner_who_has_taken_everything() -> None:
 
 
 @pytest.mark.parametrize("bytecodes", range(0, 60, 3))
-@pytest.mark.parametrize("file", ["engine.py", "live_requests.py"])
+@pytest.mark.parametrize("file", ["engine.py", "books.py", "read_back.py", "live_requests.py"])
 def test_an_interrupted_step_repeats_no_output_and_loses_none(file: str, bytecodes: int) -> None:
     engine = fake_engine()
     engine.add_request("alice", ALICE, params(max_tokens=1))
@@ -343,7 +347,26 @@ def test_an_interrupted_step_repeats_no_output_and_loses_none(file: str, bytecod
     assert sorted(got) == [("alice", True), ("bob", False), ("bob", True), ("carol", True)]
 
 
-def test_an_interrupted_abort_ends_the_request_and_its_output_comes_from_a_step_or_it_goes_on() -> None:
+@pytest.mark.parametrize("file", ["engine.py", "books.py", "launch.py", "live_requests.py", "table.py"])
+def test_an_interrupted_add_takes_the_request_or_leaves_nothing_to_wait_for(file: str) -> None:
+    num_interrupted = 0
+    for bytecodes in range(0, 90):
+        engine = fake_engine()
+        try:
+            with interrupting(Interruption(file, bytecodes)):
+                engine.add_request("alice", ALICE, params(), stream=False)
+        except KeyboardInterrupt:
+            num_interrupted += 1
+            engine.check()
+            finished, _ = rest_of(engine)
+            for output in finished.values():
+                assert output.error is not None or output.outputs[0].token_ids == alone(ALICE)
+            assert_serves(engine)
+    assert num_interrupted > 20
+
+
+@pytest.mark.parametrize("file", ["engine.py", "books.py", "launch.py", "live_requests.py", "table.py"])
+def test_an_interrupted_abort_ends_the_request_and_its_output_comes_from_a_step_or_it_goes_on(file: str) -> None:
     num_aborted = 0
     for bytecodes in range(0, 90):
         engine = fake_engine()
@@ -351,7 +374,7 @@ def test_an_interrupted_abort_ends_the_request_and_its_output_comes_from_a_step_
         engine.step()
         outputs: list[RequestOutput | None] = []
         try:
-            with interrupting(Interruption("engine.py", bytecodes)):
+            with interrupting(Interruption(file, bytecodes)):
                 outputs.append(engine.abort_request("alice"))
         except KeyboardInterrupt:
             finished, _ = rest_of(engine)
@@ -378,6 +401,32 @@ def test_an_abort_whose_recovery_is_interrupted_too_loses_no_output() -> None:
             finished, _ = rest_of(engine)
             outputs.append(finished["alice"])
         assert [output is not None and output.finished for output in outputs] == [True]
+
+
+def test_interruptions_come_in_every_file_that_runs_while_books_change() -> None:
+    ran: set[str] = set()
+
+    def note(frame: FrameType, event: str, argument: Any) -> None:
+        if event == "call" and engine._recovery.at_work_on is not None:
+            ran.add(frame.f_code.co_filename)
+
+    faults = Faults()
+    engine = fake_engine(lag=1, is_late=True, faults=faults)
+    faults.arm("wait", "ValueError", 3)
+    sys.setprofile(note)
+    try:
+        for i, stream in enumerate((True, False, True)):
+            engine.add_request(str(i), ALICE, params(n=2, logprobs=1, prompt_logprobs=1), stream=stream)
+        engine.abort_request("2")
+        while engine.has_unfinished_requests():
+            with contextlib.suppress(TinyvllmError):
+                engine.step()
+    finally:
+        sys.setprofile(None)
+    folder = str(Path(tinyvllm.engine.__file__).parent)
+    files = {Path(file).name for file in ran if str(Path(file).parent) == folder}
+    assert faults.fired
+    assert files <= set(ENGINE_FILES)
 
 
 def test_the_exit_of_a_signal_handler_ends_the_program_and_not_a_request() -> None:
