@@ -30,6 +30,11 @@ class Interruption:
         self.where: str | None = None
         """Function and line that were interrupted; None: none was."""
 
+    @property
+    def function(self) -> str | None:
+        """The function that was interrupted, with its class; None: none was."""
+        return None if self.where is None else self.where.split(":")[0]
+
     def on_call(self, frame: FrameType, event: str, argument: Any) -> Any:
         """A trace function for ``sys.settrace``."""
         if not frame.f_code.co_filename.endswith(self._end):
