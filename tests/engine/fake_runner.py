@@ -16,6 +16,7 @@ from tinyvllm.engine.checked_sampler import CheckedSampler
 from tinyvllm.engine.engine import Engine
 from tinyvllm.engine.runner import Pending, PromptLogprobs, Step, StepResult
 from tinyvllm.engine.table import SequenceTable
+from tinyvllm.errors import DeviceError
 from tinyvllm.interfaces import Kind, PluginContext, Sampler, Schedule, Scheduler, SchedulerView
 from tinyvllm.plugin_call import PluginName
 from tinyvllm.request import SamplingParams, SamplingRules
@@ -156,6 +157,7 @@ class FakeRunner:
         self._block_size, self._is_late = block_size, is_late
         self._faults, self._watch = faults or Faults(), watch or Watch()
         self._newest: dict[int, int] = {}  # by slot
+        self._is_lost = False
         self._tables = np.zeros((0, 0), np.int32)
 
     def can_run_ahead(self, params: SamplingParams, rules: SamplingRules) -> bool:
@@ -218,7 +220,15 @@ class FakeRunner:
     def recover(self) -> None:
         self._newest.clear()  # nobody may count on them
         self._tables = np.zeros((0, 0), np.int32)
-        self._faults.pass_through("recover")
+        if self._is_lost:
+            raise DeviceError("injected")
+        try:
+            self._faults.pass_through("recover")
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
+            self._is_lost = True  # for good, as a device: whoever is interrupted as it hears of it may ask again
+            raise
 
 
 def _listed(before: list[int], chosen: list[int], rows: SamplingRows) -> LogprobColumns | None:

@@ -10,8 +10,8 @@ from types import FrameType
 from typing import Any
 
 ENGINE_FILES = (
-    "engine.py", "launch.py", "table.py", "blocks.py", "live_requests.py", "completion.py", "sampling_columns.py",
-    "validate.py", "build_batch.py",
+    "engine.py", "books.py", "read_back.py", "recovery.py", "launch.py", "table.py", "blocks.py", "live_requests.py",
+    "completion.py", "sampling_columns.py", "validate.py", "build_batch.py", "admission.py", "failures.py",
 )  # fmt: skip
 # The interpreter looks for signals after calls and where it jumps back, and never between a value and its return.
 _NEVER_BEFORE = dis.opmap["RETURN_VALUE"]
@@ -29,6 +29,11 @@ class Interruption:
         self._end, self._left = f"tinyvllm/engine/{file}", num_bytecodes
         self.where: str | None = None
         """Function and line that were interrupted; None: none was."""
+
+    @property
+    def function(self) -> str | None:
+        """The function that was interrupted, with its class; None: none was."""
+        return None if self.where is None else self.where.split(":")[0]
 
     def on_call(self, frame: FrameType, event: str, argument: Any) -> Any:
         """A trace function for ``sys.settrace``."""
@@ -63,11 +68,12 @@ def interrupting(interruption: Interruption | None) -> Iterator[None]:
 
 def interrupt_recovery(engine: Any, interruption: Interruption) -> None:
     """Let the next recovery of an engine be interrupted; later ones go through."""
-    recover = engine._recover
+    recovery = engine._recovery
+    recover = recovery.recover
 
     def interrupted(error: BaseException) -> None:
-        engine._recover = recover
+        recovery.recover = recover
         with interrupting(interruption):
             recover(error)
 
-    engine._recover = interrupted
+    recovery.recover = interrupted

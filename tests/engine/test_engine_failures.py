@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import signal
 import subprocess
 import sys
 import weakref
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
 import pytest
 
+import tinyvllm.engine
 from tests.engine.fake_runner import EOS, complete, continuation, fake_engine
 from tests.engine.fake_tokenizer import FakeTokenizer, text_of
 from tests.engine.faults import EXCEPTIONS, Faults, Panic
-from tests.engine.interrupts import Interruption, interrupt_recovery, interrupting
+from tests.engine.interrupts import ENGINE_FILES, Interruption, interrupt_recovery, interrupting
 from tinyvllm.engine.engine import Engine
 from tinyvllm.errors import (
     CapacityError,
@@ -119,7 +123,7 @@ def test_a_refused_request_does_not_change_the_seeds_of_later_ones() -> None:
             with pytest.raises(RequestError, match="the request cannot be taken: Panic: injected"):
                 engine.add_request("bad", ALICE, params(bad_words=["x"]))
         engine.add_request("good", ALICE, params())
-        state = engine._requests.get(None, "good")
+        state = engine._books.requests.get(None, "good")
         assert state is not None
         return state.seed
 
@@ -178,7 +182,7 @@ def test_what_has_finished_comes_from_the_step_after_one_that_raised(lag: int, s
     faults = Faults()
     engine = fake_engine(lag=lag, is_late=True, faults=faults)
     engine.add_request("alice", ALICE, params(max_tokens=2), stream=stream)
-    while engine._table.num_in_flight.sum() == 0 or engine._table.running.size:
+    while engine._books.table.num_in_flight.sum() == 0 or engine._books.table.running.size:
         engine.step()  # until her last token is in flight and nothing else is left
         if lag == 0:
             break
@@ -324,7 +328,7 @@ def test_nothing_is_kept_of_an_owner_who_has_taken_everything() -> None:
 
 
 @pytest.mark.parametrize("bytecodes", range(0, 60, 3))
-@pytest.mark.parametrize("file", ["engine.py", "live_requests.py"])
+@pytest.mark.parametrize("file", ["engine.py", "books.py", "read_back.py", "live_requests.py"])
 def test_an_interrupted_step_repeats_no_output_and_loses_none(file: str, bytecodes: int) -> None:
     engine = fake_engine()
     engine.add_request("alice", ALICE, params(max_tokens=1))
@@ -343,7 +347,26 @@ def test_an_interrupted_step_repeats_no_output_and_loses_none(file: str, bytecod
     assert sorted(got) == [("alice", True), ("bob", False), ("bob", True), ("carol", True)]
 
 
-def test_an_interrupted_abort_ends_the_request_and_its_output_comes_from_a_step_or_it_goes_on() -> None:
+@pytest.mark.parametrize("file", ["engine.py", "books.py", "launch.py", "live_requests.py", "table.py"])
+def test_an_interrupted_add_takes_the_request_or_leaves_nothing_to_wait_for(file: str) -> None:
+    num_interrupted = 0
+    for bytecodes in range(0, 90):
+        engine = fake_engine()
+        try:
+            with interrupting(Interruption(file, bytecodes)):
+                engine.add_request("alice", ALICE, params(), stream=False)
+        except KeyboardInterrupt:
+            num_interrupted += 1
+            engine.check()
+            finished, _ = rest_of(engine)
+            for output in finished.values():
+                assert output.error is not None or output.outputs[0].token_ids == alone(ALICE)
+            assert_serves(engine)
+    assert num_interrupted > 20
+
+
+@pytest.mark.parametrize("file", ["engine.py", "books.py", "launch.py", "live_requests.py", "table.py"])
+def test_an_interrupted_abort_ends_the_request_and_its_output_comes_from_a_step_or_it_goes_on(file: str) -> None:
     num_aborted = 0
     for bytecodes in range(0, 90):
         engine = fake_engine()
@@ -351,7 +374,7 @@ def test_an_interrupted_abort_ends_the_request_and_its_output_comes_from_a_step_
         engine.step()
         outputs: list[RequestOutput | None] = []
         try:
-            with interrupting(Interruption("engine.py", bytecodes)):
+            with interrupting(Interruption(file, bytecodes)):
                 outputs.append(engine.abort_request("alice"))
         except KeyboardInterrupt:
             finished, _ = rest_of(engine)
@@ -380,6 +403,32 @@ def test_an_abort_whose_recovery_is_interrupted_too_loses_no_output() -> None:
         assert [output is not None and output.finished for output in outputs] == [True]
 
 
+def test_interruptions_come_in_every_file_that_runs_while_books_change() -> None:
+    ran: set[str] = set()
+
+    def note(frame: FrameType, event: str, argument: Any) -> None:
+        if event == "call" and engine._recovery.at_work_on is not None:
+            ran.add(frame.f_code.co_filename)
+
+    faults = Faults()
+    engine = fake_engine(lag=1, is_late=True, faults=faults)
+    faults.arm("wait", "ValueError", 3)
+    sys.setprofile(note)
+    try:
+        for i, stream in enumerate((True, False, True)):
+            engine.add_request(str(i), ALICE, params(n=2, logprobs=1, prompt_logprobs=1), stream=stream)
+        engine.abort_request("2")
+        while engine.has_unfinished_requests():
+            with contextlib.suppress(TinyvllmError):
+                engine.step()
+    finally:
+        sys.setprofile(None)
+    folder = str(Path(tinyvllm.engine.__file__).parent)
+    files = {Path(file).name for file in ran if str(Path(file).parent) == folder}
+    assert faults.fired
+    assert files <= set(ENGINE_FILES)
+
+
 def test_the_exit_of_a_signal_handler_ends_the_program_and_not_a_request() -> None:
     engine = fake_engine(lag=1, is_late=True)
     engine.add_request("alice", ALICE, params())
@@ -388,9 +437,9 @@ def test_the_exit_of_a_signal_handler_ends_the_program_and_not_a_request() -> No
     def exit_now(*_: Any) -> None:
         sys.exit("terminated")
 
-    def killed(step: Any) -> None:
+    def killed() -> None:
         signal.raise_signal(signal.SIGTERM)
-        read_back(step)
+        read_back()
 
     before = signal.signal(signal.SIGTERM, exit_now)
     engine._read_back = killed  # type: ignore[method-assign]
@@ -434,7 +483,7 @@ def test_a_scheduler_that_does_nothing_is_named_and_ends_who_waits(preempts_wait
 def test_requests_that_nothing_serves_any_more_end_with_an_invariant_error() -> None:
     engine = fake_engine()
     engine.add_request("alice", ALICE, params())
-    engine._table._head = engine._table._tail  # lost from the queue: a bug, were it to happen
+    engine._books.table._head = engine._books.table._tail  # lost from the queue: a bug, were it to happen
     with pytest.raises(InvariantError, match="1 requests are left, and nothing of them waits, runs or is in flight"):
         engine.step()
     assert isinstance(engine.step()[0].error, InvariantError)
@@ -453,7 +502,7 @@ def spoilt(statement):
     engine.add_request("alice", [1, 2, 3])
     engine.step()
     engine.check()
-    exec(statement, {"table": engine._table, "row": engine._table.running[0]})
+    exec(statement, {"table": engine._books.table, "row": engine._books.table.running[0]})
     try:
         engine.check()
     except InvariantError:

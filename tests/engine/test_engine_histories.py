@@ -173,12 +173,15 @@ class EngineMachine(RuleBasedStateMachine):
         """Call the engine; what it raised. Whoever may be concerned by a failure is remembered."""
         num_fired = len(self.faults.fired)
         self.watch.touched = set()
+        in_flight = {each.request.request_id for step in self.engine._books.in_flight for each in step.computed}
         raised: BaseException | None = None
         try:
             with interrupting(interruption):
                 act()
         except (TinyvllmError, KeyboardInterrupt) as error:
             raised = error
+        if interruption is not None and interruption.function in ("read_back", "Engine._read_back"):
+            self.may_fail |= in_flight  # a step concerns its requests a little before it is waited for
         fired = self.faults.fired[num_fired:]
         places = {place for place, _ in fired}
         if isinstance(raised, KeyboardInterrupt) or places - {"schedule", "tokenizer", "recover"}:
@@ -257,7 +260,7 @@ class EngineMachine(RuleBasedStateMachine):
         if not hasattr(self, "engine"):
             return
         self.faults.disarm()
-        vars(self.engine).pop("_recover", None)
+        vars(self.engine._recovery).pop("recover", None)
         for _ in range(20_000):
             if not self.engine.has_unfinished_requests():
                 break

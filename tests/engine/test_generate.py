@@ -210,7 +210,7 @@ def test_logits_that_are_not_numbers_end_their_own_request_only(tmp_path: Path) 
     llm = LLM(str(write_checkpoint(tmp_path)), skip_tokenizer_init=True, cache={"block_size": 4})
     alone = llm.generate({"prompt_token_ids": [5, 6]}, SamplingParams(temperature=0, max_tokens=9, ignore_eos=True))
     # One row of the embedding is spoilt, so whoever has token 7 gets NaN everywhere, its cache blocks included.
-    runner: Any = llm.engine._launcher._runner
+    runner: Any = llm.engine._runner
     runner = getattr(runner, "_runner", runner)  # within one that counts BLAS threads
     embedding = runner._decoder._weights.embedding
     embedding.flags.writeable = True  # plugins see it read-only

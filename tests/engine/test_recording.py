@@ -135,7 +135,7 @@ def half_way(device: str, batch: str, monkeypatch: pytest.MonkeyPatch) -> HalfWa
         llm.engine.add_request(str(i), list(prompt), wanted, stream=False)
     for _ in range(NUM_STEPS_BEFORE):
         assert not llm.engine.step()
-    assert len(llm.engine._in_flight) == 1
+    assert len(llm.engine._books.in_flight) == 1
     return HalfWay(llm, [buffer for buffer in buffers if buffer.nbytes])
 
 

@@ -4,8 +4,7 @@
 lag of one the scheduler decides without the newest tokens, stop conditions are noticed one step late, and a
 sequence that has ended costs at most one wasted step.
 
-Whatever raises, wherever it raises: the engine knows what it is working on, ends the requests that this concerns, and
-derives its books anew from those that go on.
+What it knows is in its ``Books``. Before it changes them it notes what it is about to change, for its ``Recovery``.
 """
 
 from __future__ import annotations
@@ -13,24 +12,22 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from tinyvllm.batch import Int32, Sampled
+from tinyvllm.batch import Int32
 from tinyvllm.engine.admission import Admission
-from tinyvllm.engine.blocks import require
-from tinyvllm.engine.completion import Completion, RequestState
+from tinyvllm.engine.books import Books
+from tinyvllm.engine.completion import RequestState
 from tinyvllm.engine.failures import failure_of, request_failure_of
-from tinyvllm.engine.launch import InFlight, StepLauncher
-from tinyvllm.engine.live_requests import Delivery, LiveRequests
+from tinyvllm.engine.launch import StepLauncher
+from tinyvllm.engine.live_requests import Delivery
+from tinyvllm.engine.read_back import read_back
+from tinyvllm.engine.recovery import Recovery
 from tinyvllm.engine.runner import Runner
 from tinyvllm.engine.stats import Counts, EngineStats
-from tinyvllm.engine.table import NUM_STOP_IDS, SequenceTable
-from tinyvllm.engine.validate import CheckedSchedule, validated
+from tinyvllm.engine.table import SequenceTable
+from tinyvllm.engine.validate import validated
 from tinyvllm.engine.window import SchedulerWindow
 from tinyvllm.errors import DeviceError, InvariantError, PluginError, RequestError, TinyvllmError
 from tinyvllm.interfaces import Scheduler
@@ -64,26 +61,18 @@ class Engine:
         admission: Admission,
         lag: int = 0,
     ) -> None:
-        self._table = table
+        counts = Counts()
+        self._books = Books(table, StepLauncher(table, runner, counts), counts)
+        self._recovery = Recovery(self._books, runner)
+        self._runner = runner
         self._scheduler = scheduler
         self._scheduler_name = scheduler_name
         self._schedule_call = PluginCall(scheduler_name, "schedule")
+        self._window = SchedulerWindow(table)
         self._admission = admission
         self._lag = lag
-        self._window = SchedulerWindow(table)
-        self._counts = Counts()
-        self._requests = LiveRequests()
-        self._runner = runner
-        self._num_in_step = 0  # live completions for which a step is read back before the next one begins
-        self._launcher = StepLauncher(table, runner, self._counts)
-        self._in_flight: deque[InFlight] = deque()
         self._lock = threading.RLock()
-        # What is being changed right now; None: nothing, and all books add up.
-        self._at_work_on: CheckedSchedule | InFlight | tuple[RequestState, ...] | None = None
-        self._failure: TinyvllmError | None = None  # from which the engine is recovering
-        self._must_read_back = False  # all that is in flight, before the next decision
         self._is_preempted = False  # by the last decision
-        self._lost: str | None = None  # why no further step can be launched
 
     # ------------------------------------------------------------ requests
 
@@ -113,25 +102,25 @@ class Engine:
             DeviceError: the device is lost, and with it the engine.
         """
         with self._lock:
-            self._mend()
-            self._check_device()
+            self._recovery.mend()
+            self._recovery.check_device()
             try:
                 request = self._admission.admit(request_id, prompt, params, priority=priority, deadline=deadline)
-                if self._requests.get(owner, request_id) is not None:
+                if self._books.requests.get(owner, request_id) is not None:
                     raise RequestError(f"request {request_id!r} is already being served; give each request its own id")
                 state = self._begun(request, stream, owner)
             except BaseException as error:
                 if is_fatal(error) or isinstance(error, TinyvllmError):
                     raise
                 raise request_failure_of(request_id, error, "the request cannot be taken") from error
-            self._at_work_on = (state,)
+            self._recovery.at_work_on = (state,)
             try:
-                self._enter(state)
-                self._at_work_on = None
+                self._books.enter(state, self._admission.most_tokens(state.request))
+                self._recovery.at_work_on = None
             except BaseException as error:
-                self._at_work_on = (state,)
-                self._recover(error)
-                self._requests.withdraw(state)
+                self._recovery.at_work_on = (state,)
+                self._recovery.recover(error)
+                self._books.requests.withdraw(state)
                 if is_fatal(error):
                     raise
                 raise failure_of(error) from error
@@ -146,32 +135,42 @@ class Engine:
         state: RequestState | None = None
         try:
             with self._lock:
-                self._mend()
-                state = self._requests.get(owner, request_id)
+                self._recovery.mend()
+                state = self._books.requests.get(owner, request_id)
                 if state is None:
                     return None
-                self._at_work_on = (state,)
-                self._abort(state)
-                self._at_work_on = None
-                return self._requests.withdraw(state)
+                self._recovery.at_work_on = (state,)
+                self._books.abort(state)
+                self._recovery.at_work_on = None
+                return self._books.requests.withdraw(state)
         except BaseException as error:
             if state is None:
                 raise
             with self._lock:
-                self._at_work_on = (state,)
+                self._recovery.at_work_on = (state,)
                 if state.is_finished:
-                    self._requests.put(state)  # it may have been withdrawn; before a recovery that may be interrupted
-                self._recover(error)
+                    # It may have been withdrawn. Before a recovery, which may be interrupted.
+                    self._books.requests.put(state)
+                self._recovery.recover(error)
                 if is_fatal(error):
                     raise
-                return self._requests.withdraw(state)
+                return self._books.requests.withdraw(state)
 
     def has_unfinished_requests(self, owner: Hashable = None) -> bool:
         """Whether :meth:`step` has anything to do, or to return, for the requests of an owner."""
         with self._lock:
-            if self._requests.of(owner) or self._requests.has_outputs(owner):
+            if self._books.requests.of(owner) or self._books.requests.has_outputs(owner):
                 return True
-            return len(self._requests) == 0 and len(self._in_flight) > 0
+            return len(self._books.requests) == 0 and len(self._books.in_flight) > 0
+
+    def _begun(self, request: Request, stream: bool, owner: Hashable) -> RequestState:
+        """The state of a request that is not entered yet."""
+        state = self._admission.begin(request, stream=stream)
+        state.owner = owner
+        for completion in state.completions:
+            tokens = completion.tokens
+            completion.runs_ahead = self._runner.can_run_ahead(tokens.params, tokens.rules)
+        return state
 
     # ------------------------------------------------------------ the loop
 
@@ -188,12 +187,12 @@ class Engine:
         delivery = Delivery()
         try:
             with self._lock:
-                self._mend()  # before an output is handed out that mending would deliver once more
-                if not self._requests.has_outputs(None):  # otherwise some are left, of a call that raised
+                self._recovery.mend()  # before an output is handed out that mending would deliver once more
+                if not self._books.requests.has_outputs(None):  # otherwise some are left, of a call that raised
                     self.advance()
-                return self._requests.take(None, delivery)
+                return self._books.requests.take(None, delivery)
         except BaseException:
-            self._requests.give_back(None, delivery)
+            self._books.requests.give_back(None, delivery)
             raise
 
     def advance(self) -> None:
@@ -203,17 +202,17 @@ class Engine:
             TinyvllmError: as for :meth:`step`.
         """
         with self._lock:
-            self._mend()
-            self._check_device()
-            counts = self._counts
+            self._recovery.mend()
+            self._recovery.check_device()
+            counts = self._books.counts
             began, outside_s = time.perf_counter(), counts.launch_s + counts.wait_s
             try:
                 self._one_step()
             except BaseException as error:
-                self._recover(error)
+                self._recovery.recover(error)
                 if is_fatal(error):
                     raise
-                raise failure_of(error if self._lost is None else DeviceError(self._lost)) from error
+                raise failure_of(error if self._recovery.lost is None else DeviceError(self._recovery.lost)) from error
             counts.schedule_s += time.perf_counter() - began - (counts.launch_s + counts.wait_s - outside_s)
 
     def take(self, owner: Hashable) -> list[RequestOutput]:
@@ -223,28 +222,14 @@ class Engine:
         are kept until its next call, and returned again if they were lost to an interruption.
         """
         with self._lock:
-            self._mend()
-            outputs = self._requests.take(owner, Delivery())
-            self._requests.has_outputs(owner)
+            self._recovery.mend()
+            outputs = self._books.requests.take(owner, Delivery())
+            self._books.requests.has_outputs(owner)
             return outputs
 
     def stats(self) -> EngineStats:
         """Counts since the engine began, and what holds now; while a step is under way some may be of before it."""
-        blocks, counts = self._table.blocks, self._counts
-        return EngineStats(
-            num_running=self._table.max_num_seqs - self._table.num_free_slots,
-            num_waiting=len(self._table.waiting),
-            num_blocks_used=blocks.num_blocks - blocks.num_free,
-            num_blocks=blocks.num_blocks,
-            peak_blocks_used=counts.peak_blocks,
-            num_prompt_tokens=counts.prompt_tokens,
-            num_generation_tokens=counts.generation_tokens,
-            num_steps=counts.steps,
-            num_preemptions=counts.preemptions,
-            launch_s=counts.launch_s,
-            wait_s=counts.wait_s,
-            schedule_s=counts.schedule_s,
-        )
+        return self._books.stats()
 
     def check(self) -> None:
         """Return if no block, slot or row is leaked or owned twice.
@@ -253,281 +238,56 @@ class Engine:
             InvariantError: what does not add up.
         """
         with self._lock:
-            self._mend()
-            self._table.check()
-            live = sorted(completion.row for completion in self._requests.completions())
-            require(live == np.flatnonzero(self._table.state).tolist(), "rows are not those of the live requests")
-            if not len(self._requests):
-                require(self._table.num_free_blocks == self._table.blocks.num_blocks, "blocks are held by nobody")
+            self._recovery.mend()
+            self._books.check()
 
     # ------------------------------------------------------------ one step
 
     def _one_step(self) -> None:
-        lag = 0 if self._num_in_step or self._must_read_back else self._lag
-        while len(self._in_flight) > lag:
-            self._read_back(self._in_flight[0])
-        self._must_read_back = False
+        books = self._books
+        lag = 0 if books.num_synchronous or self._recovery.must_read_back else self._lag
+        while len(books.in_flight) > lag:
+            self._read_back()
+        self._recovery.must_read_back = False
         is_launched = self._launch()
-        if self._in_flight and (len(self._in_flight) > lag or not is_launched):
-            self._read_back(self._in_flight[0])
-        elif len(self._requests) and not is_launched and not self._in_flight and not self._is_preempted:
+        if books.in_flight and (len(books.in_flight) > lag or not is_launched):
+            self._read_back()
+        elif len(books.requests) and not is_launched and not books.in_flight and not self._is_preempted:
             raise InvariantError(
-                f"{len(self._requests)} requests are left, and nothing of them waits, runs or is in flight"
+                f"{len(books.requests)} requests are left, and nothing of them waits, runs or is in flight"
             )
 
     def _launch(self) -> bool:
         """Decide and carry out one step; whether there was one."""
-        table, self._is_preempted = self._table, False
+        books, table, self._is_preempted = self._books, self._books.table, False
         if not (len(table.waiting) or len(table.running)):
             return False
         with self._schedule_call:  # the checks too: a decision may be any object, and fail when it is looked at
             schedule = validated(self._scheduler.schedule(self._window), table, self._scheduler_name)
         if not len(schedule.rows) and not self._hold_something(schedule.preempt):
-            if not self._in_flight:
+            if not books.in_flight:
                 raise PluginError(
                     f"{self._scheduler_name} scheduled nothing though {len(table.waiting)} sequences wait and "
                     f"{len(table.running)} run; a scheduler must make progress when nothing is in flight"
                 )
             return False
-        self._at_work_on = schedule
-        self._launcher.preempt(schedule.preempt)
+        self._recovery.at_work_on = schedule
+        books.launcher.preempt(schedule.preempt)
         self._is_preempted = len(schedule.preempt) > 0
         if len(schedule.rows):
-            self._in_flight.append(self._launcher.launch(schedule))
-        self._at_work_on = None
+            books.in_flight.append(books.launcher.launch(schedule))
+        self._recovery.at_work_on = None
         return len(schedule.rows) > 0
 
     def _hold_something(self, rows: Int32) -> bool:
         """Whether taking slots and blocks from these rows gives anybody a slot or a block."""
-        return bool((self._table.slot.take(rows) >= 0).any() or self._table.num_blocks.take(rows).any())
+        table = self._books.table
+        return bool((table.slot.take(rows) >= 0).any() or table.num_blocks.take(rows).any())
 
-    def _read_back(self, step: InFlight) -> None:
-        """Take the tokens of the oldest step; completions that end give up slot and blocks."""
-        self._at_work_on = step
-        began = time.perf_counter()
-        result = step.pending.wait()
-        self._counts.wait_s += time.perf_counter() - began
-        for state, columns in zip(step.prompt_states, result.prompt_logprobs, strict=True):
-            if not state.is_finished:
-                try:
-                    state.add_prompt_logprobs(columns)
-                except BaseException as error:
-                    if is_fatal(error):
-                        raise
-                    self._fail(state, request_failure_of(state.request_id, error))
-        if result.sampled is not None:
-            self._take_tokens(step, result.sampled)
-        self._in_flight.popleft()
-        self._at_work_on = None
-
-    def _take_tokens(self, step: InFlight, sampled: Sampled) -> None:
-        is_alive, is_looked_at = self._store_tokens(step, sampled.token_ids)
-        if step.are_last is not None:
-            is_looked_at |= step.are_last
-        num_dropped, now = len(is_alive) - int(np.count_nonzero(is_alive)), time.monotonic()
-        is_corrupt = np.zeros(len(is_alive), bool) if sampled.is_corrupt is None else sampled.is_corrupt
-        is_looked_at |= is_corrupt
-        streaming: dict[RequestState, None] = {}
-        for i in np.flatnonzero(is_looked_at & is_alive).tolist():
-            completion = step.completions[i]
-            state = completion.request
-            if completion.is_finished:  # with a sibling that has just failed
-                continue
-            try:
-                if is_corrupt[i]:
-                    num_dropped += 1
-                    completion.catch_up(int(step.known[i]) - 1)
-                    completion.abort("the logits are not numbers, or the rules of the request forbid every token")
-                else:
-                    if sampled.logprobs is not None and completion.wants_logprobs:
-                        completion.add_logprobs(sampled.logprobs, i)
-                    completion.add_token(int(step.known[i]), now)
-            except BaseException as error:
-                if is_fatal(error):
-                    raise
-                self._fail(state, request_failure_of(state.request_id, error))
-                continue
-            if completion.is_finished:
-                self._end(completion)
-            else:
-                has_many_stops = len(completion.stop_ids) > NUM_STOP_IDS
-                self._table.is_watched[completion.row] = completion.needs_each_token or has_many_stops
-            if state.stream and not state.is_finished:
-                streaming[state] = None
-        self._counts.generation_tokens += len(step.completions) - num_dropped
-        for state in streaming:
-            if not state.is_finished:
-                self._requests.put(state)
-
-    def _store_tokens(self, step: InFlight, token_ids: Int32) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Writes a step's tokens to the store.
-
-        Returns:
-            ``[S]`` each: which sequences have not ended meanwhile, and which must be looked at.
-        """
-        table, rows = self._table, step.rows
-        is_alive: NDArray[np.bool_] = table.arrival.take(rows) == step.arrivals
-        table.num_in_flight[rows[is_alive]] -= 1
-        if not step.is_stored:
-            has_slot = table.slot.take(rows) >= 0
-            is_stored = has_slot & is_alive
-            if is_stored.all():
-                table.store(rows, token_ids, step.known)
-            else:
-                table.store(rows[is_stored], token_ids[is_stored], step.known[is_stored])
-                for i in np.flatnonzero(is_alive & ~has_slot).tolist():  # preempted: its tokens are its own now
-                    step.completions[i].tokens.append(int(token_ids[i]))
-                    table.last_token[rows[i]] = token_ids[i]
-        is_looked_at: NDArray[np.bool_] = table.is_watched.take(rows)
-        is_looked_at |= (table.stop_ids.take(rows, axis=0) == token_ids[:, None]).any(axis=1)
-        return is_alive, is_looked_at
-
-    # ------------------------------------------------------------ requests come and go
-
-    def _begun(self, request: Request, stream: bool, owner: Hashable) -> RequestState:
-        """The state of a request that is not entered yet."""
-        state = self._admission.begin(request, stream=stream)
-        state.owner = owner
-        for completion in state.completions:
-            tokens = completion.tokens
-            completion.runs_ahead = self._runner.can_run_ahead(tokens.params, tokens.rules)
-        return state
-
-    def _enter(self, state: RequestState) -> None:
-        """Give each completion its row, and let the first one wait for its turn."""
-        request, table = state.request, self._table
-        prompt_ids = request.prompt_token_ids
-        for completion in state.completions:
-            max_tokens = self._admission.most_tokens(request)
-            row = table.add(request.request_id, len(prompt_ids), max_tokens, prompt_ids[-1])
-            table.priority[row], table.deadline[row] = request.priority, request.deadline
-            completion.row = row
-            stop_ids = list(completion.stop_ids)[:NUM_STOP_IDS]
-            table.stop_ids[row, : len(stop_ids)] = stop_ids
-        self._launcher.enter(state)
-        table.wait(state.completions[0].row)
-        self._num_in_step += sum(not completion.runs_ahead for completion in state.completions)
-        self._counts.prompt_tokens += len(prompt_ids)
-        self._requests.add(state)
-
-    def _end(self, completion: Completion) -> None:
-        """Take from an ended completion what it holds; the request's outputs are complete with the last of them."""
-        if self._table.slot[completion.row] >= 0:
-            completion.tokens.move_out()
-        self._num_in_step -= not completion.runs_ahead
-        self._launcher.leave(completion)
-        self._table.free(completion.row)
-        if completion.request.is_finished:
-            self._requests.deliver(completion.request)
-
-    def _abort(self, state: RequestState) -> None:
-        for completion in state.completions:
-            if completion.is_finished:
-                continue
-            try:
-                completion.catch_up(self._num_read_back(completion))
-                completion.abort()
-            except BaseException as error:
-                if is_fatal(error):
-                    raise
-                self._fail(state, request_failure_of(state.request_id, error))
-                return
-            self._end(completion)
-
-    def _fail(self, state: RequestState, error: TinyvllmError) -> None:
-        """End a request whose completions' books are in order."""
-        state.error = error
-        for completion in state.completions:
-            if not completion.is_finished:
-                completion.fail(str(error), self._num_read_back(completion))
-                self._end(completion)
-
-    def _num_read_back(self, completion: Completion) -> int:
-        """Tokens of a completion, with its prompt, that come from no step in flight: nothing can take them back."""
-        return int(self._table.num_tokens[completion.row] - self._table.num_in_flight[completion.row])
-
-    # ------------------------------------------------------------ after an exception
-
-    def _mend(self) -> None:
-        """Recover from a change that was interrupted, if recovering was interrupted too."""
-        if self._at_work_on is not None:
-            self._recover(KeyboardInterrupt())
-
-    def _recover(self, error: BaseException) -> None:
-        """End the requests that a failure concerns, and derive all books anew from the others.
-
-        May be repeated: done again after an interruption, it goes on where it stopped.
-        """
-        work = self._at_work_on
-        if work is None and is_fatal(error):
-            return  # nothing was under way
-        failure = self._failure = self._failure or failure_of(error)
-        concerned = self._concerned()
-        if isinstance(work, InFlight):
-            self._in_flight = deque(step for step in self._in_flight if step is not work)
-        elif work is None:  # the scheduler: from here on something is under way
-            self._at_work_on = tuple(concerned)
-        for state in concerned:
-            self._fail_torn(state, failure)
-        self._rebuild()
-        self._recover_runner()
-        self._must_read_back = True
-        self._failure = None
-        self._at_work_on = None
-
-    def _recover_runner(self) -> None:
-        """Make the runner ready for the next step; if it cannot be, every request fails, now and later."""
-        if self._lost is None:
-            try:
-                self._runner.recover()
-            except BaseException as error:
-                if is_fatal(error):
-                    raise
-                lost = failure_of(error)
-                self._lost = f"the engine has stopped, because its device is lost: {lost}; make a new one"
-        if self._lost is not None:
-            self._in_flight.clear()
-            for state in self._requests:
-                self._fail_torn(state, DeviceError(self._lost))
-            self._rebuild()
-
-    def _check_device(self) -> None:
-        if self._lost is not None:
-            raise DeviceError(self._lost)
-
-    def _concerned(self) -> list[RequestState]:
-        """The requests that the change under way concerns; all that the scheduler was asked about if there is none."""
-        work, completions = self._at_work_on, list[Completion]()
-        if isinstance(work, tuple):
-            return [*work]
-        if isinstance(work, InFlight):
-            completions = [*work.computed]
-        elif isinstance(work, CheckedSchedule):
-            completions = self._launcher.completions_of(work)
-        else:
-            rows = {*self._table.running.tolist(), *self._table.waiting.tolist()}
-            live = [*self._requests.completions()]
-            completions = [completion for completion in live if completion.row in rows] or live
-        states = {id(completion.request): completion.request for completion in completions}
-        return list(states.values())
-
-    def _fail_torn(self, state: RequestState, error: TinyvllmError) -> None:
-        """Mark a request as failed, whatever its books look like; the books are rebuilt without it."""
-        if all(completion.is_finished for completion in state.completions):
-            return  # it had ended by itself
-        state.error = error
-        for completion in state.completions:
-            if not completion.is_finished:
-                completion.tokens.move_out()
-                completion.fail(str(error), self._num_read_back(completion))
-
-    def _rebuild(self) -> None:
-        for state in self._requests:
-            if state.is_finished:
-                for completion in state.completions:
-                    completion.tokens.move_out()
-                self._requests.deliver(state)
-        live = [*self._requests.completions()]
-        self._num_in_step = sum(not completion.runs_ahead for completion in live)
-        self._table.rebuild(np.array([completion.row for completion in live], np.int32))
-        self._launcher.rebuild(self._requests)
+    def _read_back(self) -> None:
+        """Read back the oldest step in flight."""
+        step = self._books.in_flight[0]
+        self._recovery.at_work_on = step
+        read_back(step, self._books)
+        self._books.in_flight.popleft()
+        self._recovery.at_work_on = None

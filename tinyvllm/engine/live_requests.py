@@ -16,6 +16,8 @@ class LiveRequests:
     """
 
     def __init__(self) -> None:
+        # An owner has an entry while there are requests: each change is one operation, or an interruption between two
+        # would leave an owner without requests, and with something to wait for.
         self._states: dict[Hashable, dict[str, RequestState]] = {}
         # By request, not by its id: an id may be used again before the output of the first one was taken.
         self._outputs: dict[Hashable, dict[RequestState, RequestOutput]] = {}
@@ -41,15 +43,20 @@ class LiveRequests:
 
     def add(self, state: RequestState) -> None:
         """Know a request."""
-        self._states.setdefault(state.owner, {})[state.request_id] = state
+        states = self._states.get(state.owner)
+        if states is None:
+            self._states[state.owner] = {state.request_id: state}
+        else:
+            states[state.request_id] = state
 
     def remove(self, state: RequestState) -> None:
         """Know it no more; nothing if it is not known."""
         states = self._states.get(state.owner, {})
         if states.get(state.request_id) is state:
-            del states[state.request_id]
-            if not states:
-                self._states.pop(state.owner, None)
+            if len(states) == 1:
+                del self._states[state.owner]
+            else:
+                del states[state.request_id]
 
     def of(self, owner: Hashable) -> bool:
         """Whether an owner has live requests."""

@@ -1,0 +1,106 @@
+"""Reading a step back: its tokens go to the token store, to the completions that look at them, and to the outputs."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyvllm.batch import Int32, Sampled
+from tinyvllm.engine.books import Books
+from tinyvllm.engine.completion import RequestState
+from tinyvllm.engine.failures import request_failure_of
+from tinyvllm.engine.launch import InFlight
+from tinyvllm.engine.table import NUM_STOP_IDS, SequenceTable
+from tinyvllm.plugin_call import is_fatal
+
+
+def read_back(step: InFlight, books: Books) -> None:
+    """Wait for a step and take what it gives. Completions that end give up row, slot and blocks.
+
+    A request whose text or log-probabilities cannot be made fails alone.
+
+    Args:
+        step: the oldest one in flight. It stays in ``books.in_flight``.
+        books: of the engine that launched it.
+    """
+    began = time.perf_counter()
+    result = step.pending.wait()
+    books.counts.wait_s += time.perf_counter() - began
+    for state, columns in zip(step.prompt_states, result.prompt_logprobs, strict=True):
+        if not state.is_finished:
+            try:
+                state.add_prompt_logprobs(columns)
+            except BaseException as error:
+                if is_fatal(error):
+                    raise
+                books.fail(state, request_failure_of(state.request_id, error))
+    if result.sampled is not None:
+        _take_tokens(step, result.sampled, books)
+
+
+def _take_tokens(step: InFlight, sampled: Sampled, books: Books) -> None:
+    is_alive, is_looked_at = _store_tokens(step, sampled.token_ids, books.table)
+    if step.are_last is not None:
+        is_looked_at |= step.are_last
+    num_dropped, now = len(is_alive) - int(np.count_nonzero(is_alive)), time.monotonic()
+    is_corrupt = np.zeros(len(is_alive), bool) if sampled.is_corrupt is None else sampled.is_corrupt
+    is_looked_at |= is_corrupt
+    streaming: dict[RequestState, None] = {}
+    for i in np.flatnonzero(is_looked_at & is_alive).tolist():
+        completion = step.completions[i]
+        state = completion.request
+        if completion.is_finished:  # with a sibling that has just failed
+            continue
+        try:
+            if is_corrupt[i]:
+                num_dropped += 1
+                completion.catch_up(int(step.known[i]) - 1)
+                completion.abort("the logits are not numbers, or the rules of the request forbid every token")
+            else:
+                if sampled.logprobs is not None and completion.wants_logprobs:
+                    completion.add_logprobs(sampled.logprobs, i)
+                completion.add_token(int(step.known[i]), now)
+        except BaseException as error:
+            if is_fatal(error):
+                raise
+            books.fail(state, request_failure_of(state.request_id, error))
+            continue
+        if completion.is_finished:
+            books.end(completion)
+        else:
+            has_many_stops = len(completion.stop_ids) > NUM_STOP_IDS
+            books.table.is_watched[completion.row] = completion.needs_each_token or has_many_stops
+        if state.stream and not state.is_finished:
+            streaming[state] = None
+    books.counts.generation_tokens += len(step.completions) - num_dropped
+    for state in streaming:
+        if not state.is_finished:
+            books.requests.put(state)
+
+
+def _store_tokens(
+    step: InFlight, token_ids: Int32, table: SequenceTable
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Writes a step's tokens to the store.
+
+    Returns:
+        ``[S]`` each: which sequences have not ended meanwhile, and which must be looked at.
+    """
+    rows = step.rows
+    is_alive: NDArray[np.bool_] = table.arrival.take(rows) == step.arrivals
+    table.num_in_flight[rows[is_alive]] -= 1
+    if not step.is_stored:
+        has_slot = table.slot.take(rows) >= 0
+        is_stored = has_slot & is_alive
+        if is_stored.all():
+            table.store(rows, token_ids, step.known)
+        else:
+            table.store(rows[is_stored], token_ids[is_stored], step.known[is_stored])
+            for i in np.flatnonzero(is_alive & ~has_slot).tolist():  # preempted: its tokens are its own now
+                step.completions[i].tokens.append(int(token_ids[i]))
+                table.last_token[rows[i]] = token_ids[i]
+    is_looked_at: NDArray[np.bool_] = table.is_watched.take(rows)
+    is_looked_at |= (table.stop_ids.take(rows, axis=0) == token_ids[:, None]).any(axis=1)
+    return is_alive, is_looked_at
