@@ -218,11 +218,16 @@ def seeded(
 @pytest.mark.parametrize(
     "params",
     [
-        {},
-        {"presence_penalty": 0.7, "frequency_penalty": 0.5, "repetition_penalty": 1.2},
-        {"logit_bias": {30: 2.0, 31: -3.0}, "repetition_penalty": 0.8},
+        pytest.param({}, id="plain"),
+        pytest.param(
+            {"presence_penalty": 0.7, "frequency_penalty": 0.5, "repetition_penalty": 1.2},
+            id="penalties",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"logit_bias": {30: 2.0, 31: -3.0}, "repetition_penalty": 0.8}, id="biases", marks=pytest.mark.slow
+        ),
     ],
-    ids=["plain", "penalties", "biases"],
 )
 def test_seeded_tokens_win_the_references_race(device: str, params: dict[str, Any]) -> None:
     prompts = random_prompts("demo", (20, 3, 11), seed=7)

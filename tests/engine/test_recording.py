@@ -275,6 +275,7 @@ def mutant_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return add_runtimes(tmp_path_factory.mktemp("cache"), Sanitizer.NONE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [
