@@ -533,3 +533,17 @@ def test_check_raises_with_python_optimised() -> None:
 def test_a_panic_is_no_exception() -> None:
     """What the tests above rely on."""
     assert not issubclass(Panic, Exception)
+
+
+def test_an_engine_checks_its_books_when_it_has_nothing_left_to_do_and_goes_on_with_right_ones() -> None:
+    engine = fake_engine()
+    engine.add_request("a", [1, 2, 3], SamplingParams(max_tokens=4))
+    engine.step()
+    engine._books.table.blocks.allocate(1)  # and nobody holds it
+    engine.step()
+    engine.step()
+    with pytest.raises(InvariantError, match="reference counts differ"):
+        engine.step()
+    finished = {output.request_id: output.outputs[0].token_ids for output in engine.step()}
+    assert finished == {"a": complete([1, 2, 3], 4)[0]}
+    engine.check()

@@ -208,6 +208,8 @@ class Engine:
             began, outside_s = time.perf_counter(), counts.launch_s + counts.wait_s
             try:
                 self._one_step()
+                if not len(self._books.requests):  # idle: now the check keeps nobody waiting
+                    self._books.check()
             except BaseException as error:
                 self._recovery.recover(error)
                 if is_fatal(error):
