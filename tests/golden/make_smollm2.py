@@ -21,8 +21,8 @@ QUESTION = "What is the capital of France?"
 TEXT = f"Question: {QUESTION}\nAnswer: The capital of France is Paris. It lies on the Seine, and"
 
 
-def make_folder(gguf: Path, folder: Path) -> tuple[Any, Any]:
-    """Writes weights, configuration and tokenizer in Hugging Face layout; the model and the tokenizer."""
+def make_folder(gguf: Path, folder: Path) -> None:
+    """Writes weights, configuration and tokenizer in Hugging Face layout."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -34,17 +34,18 @@ def make_folder(gguf: Path, folder: Path) -> tuple[Any, Any]:
     plain.generation_config = model.generation_config
     plain.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return plain, tokenizer
 
 
-def write_expected(model: Any, tokenizer: Any, folder: Path) -> None:
+def write_expected(folder: Path) -> None:
     """Writes ``expected.npz``: tokens of a greedy continuation in float32, and the log-probability of each."""
     import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = model.float().eval()
-    ids = tokenizer(TEXT, return_tensors="pt").input_ids
+    # Read anew: a model that was bfloat16 once keeps rounded rotary frequencies in float32 too.
+    model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32, attn_implementation="eager")
+    ids = AutoTokenizer.from_pretrained(str(folder))(TEXT, return_tensors="pt").input_ids
     with torch.no_grad():
-        tokens = model.generate(ids, do_sample=False, min_new_tokens=NUM_TOKENS, max_new_tokens=NUM_TOKENS)
+        tokens = model.eval().generate(ids, do_sample=False, min_new_tokens=NUM_TOKENS, max_new_tokens=NUM_TOKENS)
         logprobs = torch.log_softmax(model(tokens).logits[0, :-1], dim=-1)
     chosen = torch.gather(logprobs, 1, tokens[0, 1:, None])[:, 0]
     np.savez(folder / "expected.npz", tokens=tokens[0].numpy().astype(np.int32), logprobs=chosen.numpy())
@@ -53,5 +54,6 @@ def write_expected(model: Any, tokenizer: Any, folder: Path) -> None:
 if __name__ == "__main__":
     os.environ["HF_HUB_OFFLINE"] = "1"
     out = Path(sys.argv[2])
-    write_expected(*make_folder(Path(sys.argv[1]), out), out)
+    make_folder(Path(sys.argv[1]), out)
+    write_expected(out)
     print(sorted(path.name for path in out.iterdir()))
