@@ -62,7 +62,9 @@ class EngineThread:
     def __init__(self, engine: Engine) -> None:
         self._ids = itertools.count()
         self._engine = engine
-        self._condition = threading.Condition()
+        # A condition's own `with` can be interrupted with the lock taken; that of the lock itself cannot.
+        self._lock = threading.RLock()
+        self._condition = threading.Condition(self._lock)
         self._arriving: list[Call] = []
         self._calls: list[Call] = []
         self._thread: threading.Thread | None = None
@@ -95,7 +97,7 @@ class EngineThread:
             self._give_up(call)
 
     def _submit(self, call: Call) -> None:
-        with self._condition:
+        with self._lock:
             self._arriving.append(call)
             if not self._is_alive():
                 self._thread = threading.Thread(target=self._serve, name="tinyvllm engine", daemon=True)
@@ -106,7 +108,7 @@ class EngineThread:
 
     def _wait(self, call: Call, timeout_s: float | None) -> tuple[Sequence[RequestOutput], bool]:
         """The outputs of a call that its caller has not seen, as soon as there are some, and whether it is over."""
-        with self._condition:
+        with self._lock:
             self._condition.wait_for(lambda: call.outputs or call.is_over, timeout_s)
             if call.error is not None:
                 raise call.error
@@ -115,7 +117,7 @@ class EngineThread:
 
     def _give_up(self, call: Call) -> None:
         """End what is left of a call, and wait until it has ended; nothing if it is over or was never handed over."""
-        with self._condition:
+        with self._lock:
             call.is_wanted = False
             self._condition.wait_for(
                 lambda: call.is_over or not self._is_alive() or call not in (*self._arriving, *self._calls)
@@ -135,7 +137,7 @@ class EngineThread:
 
     def _take_calls(self) -> bool:
         """Begin the calls that have arrived, and end those that were given up; whether any are left."""
-        with self._condition:
+        with self._lock:
             arriving = self._arriving
             self._calls, self._arriving = [*self._calls, *arriving], []
             given_up = [call for call in self._calls if not call.is_wanted and not call.is_over]
@@ -144,7 +146,7 @@ class EngineThread:
                 self._begin(call)
         for call in given_up:
             self._end(call)
-        with self._condition:
+        with self._lock:
             self._calls = [call for call in self._calls if not call.is_over]
             if not self._calls and not self._arriving:
                 self._thread = None
@@ -172,7 +174,7 @@ class EngineThread:
         """Abort whatever is left of a call."""
         for request_id in call.request_ids:
             self._engine.abort_request(request_id, owner=call)
-        with self._condition:
+        with self._lock:
             call.is_over, call.error = True, error
             self._condition.notify_all()
 
@@ -180,7 +182,7 @@ class EngineThread:
         """One step, and the outputs that it gave."""
         with contextlib.suppress(BaseException):  # the requests that an exception concerns have ended with it
             self._engine.advance()
-        with self._condition:
+        with self._lock:
             for call in self._calls:
                 outputs = self._engine.take(call)
                 call.outputs.update({output.request_id: output for output in outputs})
@@ -191,7 +193,7 @@ class EngineThread:
 
     def _end_all(self, error: TinyvllmError) -> None:
         """End every call."""
-        with self._condition:
+        with self._lock:
             calls = [*self._calls, *self._arriving]
             self._calls, self._arriving, self._thread = [], [], None
         for call in calls:
