@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tinyvllm import SamplingParams
-from tinyvllm.checks import shown
+from tinyvllm._checks import shown
 from tinyvllm.errors import RequestError
 from tinyvllm.outputs import CompletionOutput, RequestMetrics
 from tinyvllm.request import Request

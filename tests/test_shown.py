@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tinyvllm.shown import MAX_SHOWN_CHARACTERS, printable, shown, some
+from tinyvllm._shown import MAX_SHOWN_CHARACTERS, printable, shown, some
 
 
 @pytest.mark.parametrize("value", [None, True, 5, -1.5, "a", "é", [], {}, [1, "b"], {"a": [1, {"b": None}]}, (1, 2)])

@@ -21,7 +21,7 @@ from tinyvllm.batch import Batch, Int32, LayerCache, SampleCall, Sampled
 from tinyvllm.shapes import Array, ModelShape
 
 if TYPE_CHECKING:
-    from tinyvllm.kernels.device_values import Workspace
+    from tinyvllm.ops.device_values import Workspace
 
 API_VERSION = 1
 

@@ -12,18 +12,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tinyvllm._progress import Progress
 from tinyvllm.config.resolve import Resolved, config_from_mapping, load_config
-from tinyvllm.devices.interface import Device
-from tinyvllm.engine.build import Built, build_engine
+from tinyvllm.device import Device
 from tinyvllm.engine.engine import Engine
 from tinyvllm.engine.engine_thread import EngineThread, NewRequest
 from tinyvllm.engine.stats import EngineStats
 from tinyvllm.errors import RequestError
 from tinyvllm.outputs import Deltas, OutputDelta, RequestOutput
-from tinyvllm.progress import Progress
 from tinyvllm.prompts import Messages, Prompt, list_of_params, list_of_priorities, list_of_prompts
 from tinyvllm.request import SamplingParams
 from tinyvllm.shapes import ModelShape
+from tinyvllm.start.build import Built, build_engine
 
 if TYPE_CHECKING:
     from tinyvllm.text.tokenizer import Tokenizer

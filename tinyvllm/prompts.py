@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Any, TypeAlias
 
-from tinyvllm.checks import refuse, shown
+from tinyvllm._checks import refuse, shown
 from tinyvllm.errors import RequestError
 from tinyvllm.request import SamplingParams, check_params
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field, fields
 from functools import wraps
 from typing import Any, NoReturn, TypeVar
 
-from tinyvllm.checks import INT32_MAX, check_integer, check_seconds, check_token_ids, refuse, shown
+from tinyvllm._checks import INT32_MAX, check_integer, check_seconds, check_token_ids, refuse, shown
+from tinyvllm._nearest import nearest
+from tinyvllm._sampling_checks import ASKS_NOTHING, CHECKS
 from tinyvllm.errors import RequestError
-from tinyvllm.nearest import nearest
-from tinyvllm.sampling_checks import ASKS_NOTHING, CHECKS
 
 _MAX_REQUEST_ID_CHARACTERS = 1024
 _MAX_PROMPT_TOKENS = 2**24  # far above any model; the engine checks against max_model_len

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from tinyvllm.devices.interface import Buffer
+from tinyvllm.device import Buffer
 from tinyvllm.interfaces import BindContext
 from tinyvllm.kernels.attention_decode import AttentionDecode
 from tinyvllm.kernels.attention_prefill import AttentionPrefill
 from tinyvllm.kernels.attention_sizes import AttentionSizes
-from tinyvllm.kernels.device_values import AttentionLayer, DeviceBatch, DeviceCache
+from tinyvllm.ops.device_values import AttentionLayer, DeviceBatch, DeviceCache
 from tinyvllm_kernels.tiers import Launch
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 
-from tinyvllm.devices.interface import Buffer
+from tinyvllm.device import Buffer
 from tinyvllm.interfaces import BindContext
-from tinyvllm.kernels import device_compose
-from tinyvllm.kernels.device_values import DeviceBatch, DeviceCache
 from tinyvllm.kernels.gate_up_silu import GateUpSilu
 from tinyvllm.kernels.linear_residual import LinearResidual
 from tinyvllm.kernels.lm_head import LmHeadArgmax, LmHeadLogits
 from tinyvllm.kernels.qkv_rope_append import QkvRopeAppend
 from tinyvllm.layers import AttentionProjection, Linear, Norm
+from tinyvllm.ops import device_compose
+from tinyvllm.ops.device_values import DeviceBatch, DeviceCache
 from tinyvllm_kernels.tiers import FUSED_HEAD_ROWS, Launch, Tiers
 
 

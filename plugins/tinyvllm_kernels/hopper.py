@@ -8,17 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
-from tinyvllm.devices.interface import Buffer
+from tinyvllm.device import Buffer
 from tinyvllm.hookspecs import hookimpl
 from tinyvllm.interfaces import API_VERSION as INTERFACE_VERSION
 from tinyvllm.interfaces import BindContext, Kernel, OpSpec, Plugin, PluginContext
-from tinyvllm.kernels.device_compose import normed_rows_of
-from tinyvllm.kernels.device_values import rows_from
 from tinyvllm.kernels.gate_up_silu_wide import TILE_ROWS, GateUpSiluWide
-from tinyvllm.kernels.launch import HOPPER_ARCH, ceil_div
 from tinyvllm.kernels.linear_residual_wide import LinearResidualWide
 from tinyvllm.kernels.tiling import smallest_holding
 from tinyvllm.layers import Linear, Norm
+from tinyvllm.ops.buffers import HOPPER_ARCH, ceil_div
+from tinyvllm.ops.device_compose import normed_rows_of
+from tinyvllm.ops.device_values import rows_from
 from tinyvllm_kernels.nvrtc import NvrtcKernels
 from tinyvllm_kernels.tiers import Launch
 

@@ -8,7 +8,7 @@ from typing import Any
 from tinyvllm.hookspecs import hookimpl
 from tinyvllm.interfaces import API_VERSION as INTERFACE_VERSION
 from tinyvllm.interfaces import BindContext, Kernel, OpSpec, Plugin, PluginContext
-from tinyvllm.kernels.ops import OPS
+from tinyvllm.ops.catalogue import OPS
 from tinyvllm.reference.linear import linear_in_tiles
 
 

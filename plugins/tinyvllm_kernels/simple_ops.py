@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from functools import cache
 
-from tinyvllm.devices.interface import Buffer
+from tinyvllm.device import Buffer
 from tinyvllm.interfaces import BindContext
 from tinyvllm.kernels.add import Add
-from tinyvllm.kernels.device_values import DeviceBatch, DeviceCache
 from tinyvllm.kernels.embedding import Embedding
 from tinyvllm.kernels.greedy_ids import GreedyIds
 from tinyvllm.kernels.linear import LinearRows
@@ -16,6 +15,7 @@ from tinyvllm.kernels.rms_norm import RmsNorm
 from tinyvllm.kernels.rope_append import RopeAppend
 from tinyvllm.kernels.silu_mul import SiluMul
 from tinyvllm.layers import AttentionProjection, Linear, Norm
+from tinyvllm.ops.device_values import DeviceBatch, DeviceCache
 from tinyvllm_kernels.tiers import FUSED_HEAD_ROWS, Launch, Tiers
 
 

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tinyvllm.checkpoint_file import what_it_is
+from tinyvllm._checkpoint_file import what_it_is
+from tinyvllm._shown import shown
 from tinyvllm.errors import LoadError
-from tinyvllm.shown import shown
 
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000  # the library's own limit

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from tinyvllm.checkpoint_file import FIRST_BYTES, is_there, read_bounded, what_it_is
+from tinyvllm._checkpoint_file import FIRST_BYTES, is_there, read_bounded, what_it_is
+from tinyvllm._shown import shown, some
 from tinyvllm.errors import LoadError
-from tinyvllm.shown import shown, some
 from tinyvllm_loaders.header import Entry, parse_json_object
 
 SINGLE = "model.safetensors"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from tinyvllm.shown import shown
+from tinyvllm._shown import shown
 
 HEAD = "lm_head.weight"
 _MODEL = "model."

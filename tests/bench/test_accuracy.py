@@ -19,8 +19,8 @@ from tinyvllm.bench.accuracy import (
     measure_greedy,
     prompts_of,
 )
-from tinyvllm.bench.recorder import NAME, take_recorded
-from tinyvllm.bench.source import weight_source
+from tinyvllm.bench.peers.recorder import NAME, take_recorded
+from tinyvllm.bench.peers.source import weight_source
 from tinyvllm.cli.main import main
 from tinyvllm.config.resolve import Resolved, config_from_mapping
 from tinyvllm.llm import LLM
@@ -36,7 +36,7 @@ def recording(model: Path, folder: Path, **more: Any) -> tuple[Recorded, Resolve
             "model": str(model),
             "device": "cpu",
             "skip_tokenizer_init": True,
-            "plugins": ["tinyvllm.bench.recorder"],
+            "plugins": ["tinyvllm.bench.peers.recorder"],
             "sampler": {"name": NAME, "folder": str(folder)},
             "scheduler": {"max_num_batched_tokens": 16},  # chunks, and prompts beside decodes
             **more,

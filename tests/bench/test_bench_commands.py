@@ -106,7 +106,7 @@ def test_peers_that_cannot_run_on_this_machine_are_reported(
 def test_a_peer_that_is_not_installed_is_one_clear_error(
     model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], peer: str
 ) -> None:
-    for name in ("torch", "transformers", "tinyvllm.bench.peer_torch_loop"):
+    for name in ("torch", "transformers", "tinyvllm.bench.peers.torch_loop"):
         monkeypatch.setitem(sys.modules, name, None)
     assert main(["bench", "latency", "--model", str(model), "--device", "cpu", "--peer", peer]) == 2
     assert f"--peer {peer} needs torch" in capsys.readouterr().err

@@ -10,8 +10,8 @@ import pytest
 from tests.engine.tiny import write_checkpoint
 from tinyvllm.bench.latency import measure_latency
 from tinyvllm.bench.peers import PEERS, PeerSeries, PeerTiming
+from tinyvllm.bench.peers.source import WeightSource, as_torch, weight_source
 from tinyvllm.bench.roofline import Machine
-from tinyvllm.bench.source import WeightSource, as_torch, weight_source
 from tinyvllm.bench.throughput import measure_throughput
 from tinyvllm.bench.workload import Job, uniform_jobs
 from tinyvllm.config.resolve import config_from_mapping
@@ -60,7 +60,7 @@ class StandIn:
 @pytest.mark.parametrize("is_tied", [False, True])
 def test_the_torch_loop_generates_our_tokens(tmp_path: Path, is_tied: bool) -> None:
     pytest.importorskip("torch")
-    from tinyvllm.bench.peer_torch_loop import TorchLoopPeer
+    from tinyvllm.bench.peers.torch_loop import TorchLoopPeer
 
     folder = write_checkpoint(tmp_path, rope_scaling=ROPE, tie_word_embeddings=is_tied)
     llm, source = engine(folder)
@@ -74,8 +74,8 @@ def test_the_torch_loop_generates_our_tokens(tmp_path: Path, is_tied: bool) -> N
 
 def test_a_step_that_is_not_the_written_one_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch")
-    from tinyvllm.bench import peer_torch_loop
-    from tinyvllm.bench.peer_torch_loop import TorchLoopPeer
+    from tinyvllm.bench.peers import torch_loop as peer_torch_loop
+    from tinyvllm.bench.peers.torch_loop import TorchLoopPeer
 
     _, source = engine(write_checkpoint(tmp_path))
     make = TorchLoopPeer._make
@@ -101,8 +101,8 @@ def test_a_step_that_is_not_the_written_one_is_not_timed(tmp_path: Path, monkeyp
 def test_the_torch_loop_generates_transformers_tokens(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    from tinyvllm.bench.peer_torch_loop import TorchLoopPeer
-    from tinyvllm.bench.peer_transformers import load_model
+    from tinyvllm.bench.peers.torch_loop import TorchLoopPeer
+    from tinyvllm.bench.peers.transformers import load_model
 
     _, source = engine(write_checkpoint(tmp_path, rope_scaling=ROPE))
     (job,) = uniform_jobs(61, 1, 50, 16, seed=2)
@@ -124,7 +124,7 @@ def test_the_torch_loop_refuses_what_it_does_not_know(tmp_path: Path) -> None:
 def test_transformers_gets_the_values_that_the_dummy_loader_makes(tmp_path: Path, is_tied: bool) -> None:
     torch = pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    from tinyvllm.bench.peer_transformers import load_model
+    from tinyvllm.bench.peers.transformers import load_model
 
     folder = write_checkpoint(tmp_path, rope_scaling=ROPE, tie_word_embeddings=is_tied, torch_dtype="bfloat16")
     (folder / "model.safetensors").unlink()

@@ -20,7 +20,7 @@ from tinyvllm import errors
 from tinyvllm.cli.bench_table import cell
 from tinyvllm.cli.commands import COMMANDS, LATER_COMMANDS
 from tinyvllm.cli.main import main, parser
-from tinyvllm.cli.table import aligned
+from tinyvllm.cli.text_table import aligned
 from tinyvllm.demo import tasks
 from tinyvllm.devices.cuda import probe
 

@@ -14,8 +14,8 @@ from tests.testing.own_kernel import write_own_kernel
 from tinyvllm.bench.roofline import Machine
 from tinyvllm.cli.main import main
 from tinyvllm.devices.emulator import EmulatorDevice
-from tinyvllm.engine.devices import DeviceChoice
-from tinyvllm.kernels.ops import OPS
+from tinyvllm.ops.catalogue import OPS
+from tinyvllm.start.devices import DeviceChoice
 
 
 def rows(text: str) -> list[list[str]]:
@@ -109,7 +109,7 @@ def test_bench_on_a_device_times_calls_on_copies_of_their_operands(
     device = TimedEmulator()
     monkeypatch.setattr("tinyvllm.bench.kernels._MAX_COPIES", 3)
     monkeypatch.setattr("tinyvllm.bench.kernels.measure", lambda _: Machine(1e12, 1e15, "a card"))
-    monkeypatch.setattr("tinyvllm.engine.devices.choose_device", lambda _: DeviceChoice("cuda", "for the test"))
+    monkeypatch.setattr("tinyvllm.start.devices.choose_device", lambda _: DeviceChoice("cuda", "for the test"))
     monkeypatch.setattr("tinyvllm.testing.check.open_device", lambda _: device)
     arguments = ["--rows", "1", "40", "--context-len", "100", "--implementation", "nvrtc"]
     for op in ("rms_norm", "attention_decode", "rms_norm_qkv_rope_append", "lm_head_argmax"):

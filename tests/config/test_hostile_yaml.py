@@ -17,7 +17,7 @@ from tinyvllm.config import Resolved, config_from_mapping, load_config
 from tinyvllm.config.show import show
 from tinyvllm.config.yaml_source import parse_yaml
 from tinyvllm.errors import ConfigError, PluginError
-from tinyvllm.plugin_sources import announcements
+from tinyvllm.registry.sources import announcements
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RICH = """\

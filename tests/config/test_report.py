@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tinyvllm.checks import shown
+from tinyvllm._checks import shown
 from tinyvllm.config import config_from_mapping, load_config
 from tinyvllm.config.other_words import LATER, MOVED, RENAMED
 from tinyvllm.config.schema import Config

@@ -9,7 +9,8 @@ import jinja2.sandbox
 import pytest
 from tokenizers import Tokenizer
 
-from tinyvllm.demo import CHECKPOINT, card, chat, corpus, make_tokenizer, verify
+from tinyvllm.demo import CHECKPOINT, chat, verify
+from tinyvllm.demo.making import card, corpus, make_tokenizer
 from tinyvllm.demo.randomness import stream
 
 MAX_SIZE_BYTES = 5_000_000

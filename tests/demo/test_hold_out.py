@@ -3,8 +3,9 @@
 import itertools
 import re
 
-from tinyvllm.demo import chat, corpus, stories, tasks
+from tinyvllm.demo import chat, stories, tasks
 from tinyvllm.demo.hold_out import is_held_out
+from tinyvllm.demo.making import corpus
 from tinyvllm.demo.randomness import stream
 
 

@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from tinyvllm.demo import corpus, tasks
+from tinyvllm.demo import tasks
+from tinyvllm.demo.making import corpus
 from tinyvllm.demo.randomness import stream
 
 

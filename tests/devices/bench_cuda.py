@@ -14,9 +14,9 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from tinyvllm.device import Argument, Buffer
 from tinyvllm.devices.cuda import CudaDevice, probe
 from tinyvllm.devices.cuda.gemm import shape_of
-from tinyvllm.devices.interface import Argument, Buffer
 
 SAMPLES = Path(__file__).resolve().parent.parent / "emulator" / "kernels"
 BF16 = np.dtype(ml_dtypes.bfloat16)

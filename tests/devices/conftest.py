@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tinyvllm.device import Device
 from tinyvllm.devices.cuda import CudaDevice, probe
-from tinyvllm.devices.interface import Device
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from tinyvllm.device import Buffer
 from tinyvllm.devices.cuda import CudaDevice
-from tinyvllm.devices.interface import Buffer
 from tinyvllm.errors import TinyvllmError
 
 SOURCE = """#include "tinyvllm/prelude.cuh"

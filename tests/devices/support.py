@@ -7,8 +7,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from tinyvllm.device import Array, Buffer
 from tinyvllm.devices.cuda import CudaDevice
-from tinyvllm.devices.interface import Array, Buffer
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 BF16_ROUNDOFF = 2.0**-8

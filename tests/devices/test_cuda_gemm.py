@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tinyvllm.device import Array
 from tinyvllm.devices.cuda import CudaDevice
-from tinyvllm.devices.interface import Array
 
 from .support import BF16, BF16_ROUNDOFF, F32_ROUNDOFF, assert_within, normal, put, sum_error
 

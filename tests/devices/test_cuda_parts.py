@@ -15,13 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tinyvllm.device import Argument, Buffer
 from tinyvllm.devices.cuda.cublaslt import ALGORITHM_BYTES, GemmShape, alignment_of
 from tinyvllm.devices.cuda.failures import failure_of, out_of_memory
 from tinyvllm.devices.cuda.gemm import AlgorithmStore, Gemm, shape_of
 from tinyvllm.devices.cuda.module import ArgumentPack
 from tinyvllm.devices.cuda.nvrtc_version import compile_arch, nvrtc_version
 from tinyvllm.devices.cuda.pinned import DownloadPool, PinnedMemory, UploadRing
-from tinyvllm.devices.interface import Argument, Buffer
 from tinyvllm.devices.nvrtc import compile_cubin
 from tinyvllm.errors import CapacityError, DeviceError, KernelError, ShapeError
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from tinyvllm import batch, interfaces, outputs, request, sequence, shapes
 from tinyvllm.engine import stats
-from tinyvllm.kernels import device_values
+from tinyvllm.ops import device_values
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 PAGES = {page: REFERENCE / page for page in ("plugins.md", "python.md")}

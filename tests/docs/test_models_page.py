@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tinyvllm.engine import build, generation_config
-from tinyvllm.json_file import MAX_JSON_BYTES
+from tinyvllm._json_file import MAX_JSON_BYTES
 from tinyvllm.models import MODEL_TYPES, config_reader, hf_config, read_config
 from tinyvllm.models.rotary import ROPE_TYPES, longest_context, read_rotary
+from tinyvllm.start import build, generation_config
 from tinyvllm.text import tokenizer_files
 from tinyvllm_loaders import layout
 from tinyvllm_loaders.safetensors import DTYPES

@@ -13,7 +13,7 @@ from typing import TypeAlias
 import ml_dtypes
 import numpy as np
 
-from tinyvllm.devices.interface import Argument, Array, Buffer, Device
+from tinyvllm.device import Argument, Array, Buffer, Device
 
 KERNELS = Path(__file__).parent / "kernels"
 BF16_EPSILON = 2.0**-8

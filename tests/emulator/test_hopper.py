@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.emulator.samples import KERNELS, upload
+from tinyvllm.device import Array
 from tinyvllm.devices.emulator import EmulatorDevice
-from tinyvllm.devices.interface import Array
 from tinyvllm.errors import KernelError
 
 BF16 = np.dtype(ml_dtypes.bfloat16)

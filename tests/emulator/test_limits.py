@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from tests.emulator.samples import KERNELS
+from tinyvllm.device import Argument
 from tinyvllm.devices.emulator import EmulatorDevice, Sanitizer
 from tinyvllm.devices.emulator.task import EmulatorFunction
-from tinyvllm.devices.interface import Argument
 from tinyvllm.errors import DeviceError, KernelError
 
 

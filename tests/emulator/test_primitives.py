@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.emulator.samples import KERNELS, upload
+from tinyvllm.device import Array
 from tinyvllm.devices.emulator import EmulatorDevice
 from tinyvllm.devices.emulator.device import EmulatorModule
-from tinyvllm.devices.interface import Array
 
 
 @pytest.fixture(scope="module")

@@ -12,15 +12,15 @@ from tests.engine.fake_tokenizer import text_of
 from tests.engine.faults import FailingBlocks, Faults
 from tinyvllm.batch import NO_LOGPROBS, LogprobColumns, SampleCall, Sampled, SamplingRows
 from tinyvllm.engine.admission import Admission
-from tinyvllm.engine.checked_sampler import CheckedSampler
 from tinyvllm.engine.engine import Engine
-from tinyvllm.engine.runner import Pending, PromptLogprobs, Step, StepResult
-from tinyvllm.engine.table import SequenceTable
+from tinyvllm.engine.sequence_table import SequenceTable
 from tinyvllm.errors import DeviceError
 from tinyvllm.interfaces import Kind, PluginContext, Sampler, Schedule, Scheduler, SchedulerView
 from tinyvllm.plugin_call import PluginName
 from tinyvllm.request import SamplingParams, SamplingRules
+from tinyvllm.runner.checked_sampler import CheckedSampler
 from tinyvllm.shapes import ModelShape
+from tinyvllm.step import Pending, PromptLogprobs, Step, StepResult
 from tinyvllm_schedulers.continuous import ContinuousScheduler
 from tinyvllm_schedulers.static import StaticScheduler
 

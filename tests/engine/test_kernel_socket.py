@@ -12,10 +12,10 @@ from tests.engine.tiny import write_checkpoint
 from tests.testing.own_kernel import write_own_kernel
 from tinyvllm.cli.main import main
 from tinyvllm.devices.emulator.device import EmulatorDevice
-from tinyvllm.engine import devices
 from tinyvllm.errors import ConfigError, KernelError, PluginError
 from tinyvllm.llm import LLM
 from tinyvllm.request import SamplingParams
+from tinyvllm.start import devices
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=6, logprobs=2)
 CLEAR_MARGIN = 0.12
@@ -260,7 +260,7 @@ from pathlib import Path
 
 from tinyvllm.hookspecs import hookimpl
 from tinyvllm.interfaces import Options
-from tinyvllm.kernels.cuda_kernel import cuda_kernel
+from tinyvllm.ops.cuda_kernel import cuda_kernel
 
 class RmsNormOptions(Options):
     threads: int = 256

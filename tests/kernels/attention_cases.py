@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from tinyvllm.batch import Batch, LayerCache
-from tinyvllm.devices.interface import Array, Buffer, Device
+from tinyvllm.device import Array, Buffer, Device
 from tinyvllm.kernels.attention_decode import AttentionDecode
 from tinyvllm.kernels.attention_prefill import AttentionPrefill
 from tinyvllm.kernels.attention_sizes import AttentionSizes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.kernels.attention_cases import LAYOUTS, make_case, padding_of, sizes_of
 from tests.kernels.mutants import device_of
 from tests.kernels.support import poisoned, put
-from tinyvllm.devices.interface import Device
+from tinyvllm.device import Device
 from tinyvllm.kernels.attention_decode import AttentionDecode
 from tinyvllm.kernels.attention_prefill import AttentionPrefill
 

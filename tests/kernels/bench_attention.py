@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from tinyvllm.bench.roofline import Machine, measure
-from tinyvllm.devices.interface import Array, Buffer, Device
+from tinyvllm.device import Array, Buffer, Device
 from tinyvllm.kernels.attention_decode import AttentionDecode, decode_bytes
 from tinyvllm.kernels.attention_prefill import AttentionPrefill
 from tinyvllm.kernels.attention_sizes import AttentionSizes

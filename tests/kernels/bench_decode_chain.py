@@ -13,7 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from tinyvllm.devices.interface import Device, Graph
+from tinyvllm.device import Device, Graph
 from tinyvllm.errors import TinyvllmError
 from tinyvllm.kernels.tiling import Tiling, choose_tiling, rows_tier
 

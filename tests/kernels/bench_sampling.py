@@ -18,7 +18,7 @@ import numpy as np
 
 from tests.kernels.bench_attention import device_of, put, time_us
 from tests.kernels.sampling import rows_of
-from tinyvllm.devices.interface import Device
+from tinyvllm.device import Device
 from tinyvllm.kernels.logprobs import LogprobBuffers, Logprobs
 from tinyvllm.kernels.sample import Sample
 from tinyvllm.kernels.sample_columns import DeviceSamplingColumns, SampledBuffers

@@ -18,7 +18,7 @@ from typing import Any
 
 from tests.kernels.bench_attention import time_us
 from tinyvllm.bench.workload import uniform_jobs
-from tinyvllm.devices.interface import Buffer, Device, TensorMap
+from tinyvllm.device import Buffer, Device, TensorMap
 from tinyvllm.llm import LLM
 from tinyvllm.request import SamplingParams
 

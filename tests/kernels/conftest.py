@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from tests.emulator.caches import add_runtimes
+from tinyvllm.device import Device
 from tinyvllm.devices.emulator.build import Sanitizer
 from tinyvllm.devices.emulator.device import EmulatorDevice
-from tinyvllm.devices.interface import Device
 from tinyvllm.errors import TinyvllmError
 
 DEVICES = ("emulator", pytest.param("emulator as sm_80", marks=pytest.mark.slow), "cuda")

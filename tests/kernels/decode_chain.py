@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from tinyvllm.devices.interface import Array, Buffer, Device, Shape
+from tinyvllm.device import Array, Buffer, Device, Shape
 from tinyvllm.kernels.embedding import Embedding
 from tinyvllm.kernels.gate_up_silu import GateUpSilu
 from tinyvllm.kernels.linear_residual import LinearResidual

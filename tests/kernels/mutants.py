@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import tinyvllm.kernels
+from tinyvllm.device import Device, Module
 from tinyvllm.devices.compile_cache import INCLUDE_DIR, read_sources
 from tinyvllm.devices.emulator import Sanitizer
 from tinyvllm.devices.emulator.check import Verdict, check
 from tinyvllm.devices.emulator.device import EmulatorDevice
-from tinyvllm.devices.interface import Device, Module
 from tinyvllm.errors import KernelError
 
 KERNELS = Path(tinyvllm.kernels.__file__).parent

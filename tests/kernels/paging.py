@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyvllm.batch import LayerCache
-from tinyvllm.devices.interface import Buffer, Device
+from tinyvllm.device import Buffer, Device
 from tinyvllm.layers import RotaryTable
 from tinyvllm.reference.kv_append import kv_append
 from tinyvllm.reference.rope import rope

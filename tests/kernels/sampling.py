@@ -14,7 +14,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from tinyvllm.batch import NO_LOGPROBS, Float32, Int32, SamplingRows
-from tinyvllm.devices.interface import Argument, Array, Buffer, Device
+from tinyvllm.device import Argument, Array, Buffer, Device
 from tinyvllm.kernels.sample import Sample
 from tinyvllm.kernels.sample_columns import NO_RULES, DeviceSamplingColumns, SampledBuffers
 from tinyvllm.reference.philox import random_words

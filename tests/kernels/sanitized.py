@@ -9,7 +9,7 @@ import numpy as np
 
 from tests.kernels.mutants import device_of
 from tests.kernels.support import bf16, poisoned, put
-from tinyvllm.devices.interface import Device
+from tinyvllm.device import Device
 from tinyvllm.kernels.embedding import Embedding
 from tinyvllm.kernels.gate_up_silu import GateUpSilu
 from tinyvllm.kernels.gate_up_silu_wide import GateUpSiluWide

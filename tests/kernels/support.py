@@ -8,7 +8,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 import numpy as np
 
-from tinyvllm.devices.interface import Array, Buffer, Device, Shape
+from tinyvllm.device import Array, Buffer, Device, Shape
 from tinyvllm.layers import Linear, Norm
 from tinyvllm.testing.case import definition
 from tinyvllm.testing.numbers import BF16, BF16_ROUNDOFF, F32_ROUNDOFF, SMALLEST, Float64, bf16, dot_error, f64

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinyvllm.batch import Float32, Int32
-from tinyvllm.devices.interface import Array, Device
+from tinyvllm.device import Array, Device
 from tinyvllm.errors import ShapeError
 from tinyvllm.kernels.argmax import Argmax
 

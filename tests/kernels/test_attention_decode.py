@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyvllm.devices.interface import Device
+from tinyvllm.device import Device
 from tinyvllm.errors import ShapeError
 from tinyvllm.kernels.attention_decode import AttentionDecode, decode_bytes
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from tinyvllm.device import Device
 from tinyvllm.devices.emulator import Sanitizer
-from tinyvllm.devices.interface import Device
 
 from . import attention_samples, test_attention_decode, test_attention_prefill
 from .attention_cases import LAYOUTS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tinyvllm.devices.interface import Array, Device
+from tinyvllm.device import Array, Device
 
 from .decode_chain import ChainShape, ChainWeights, DecodeChain
 from .support import get

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyvllm.devices.interface import Array, Buffer, Device
+from tinyvllm.device import Array, Buffer, Device
 from tinyvllm.errors import KernelError, ShapeError
 from tinyvllm.kernels.add import Add
 from tinyvllm.kernels.host_ring import HostCopy, HostRing

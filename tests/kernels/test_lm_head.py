@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyvllm.devices.interface import Array, Device
+from tinyvllm.device import Array, Device
 from tinyvllm.errors import ShapeError
 from tinyvllm.kernels.lm_head import LmHeadArgmax, LmHeadLogits
 from tinyvllm.kernels.tiling import Tiling, choose_tiling

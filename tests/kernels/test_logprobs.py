@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinyvllm.batch import NO_LOGPROBS, Float32, Int32, LogprobColumns
-from tinyvllm.devices.interface import Device
+from tinyvllm.device import Device
 from tinyvllm.errors import ShapeError
 from tinyvllm.kernels.logprobs import MAX_LISTED, LogprobBuffers, Logprobs
 from tinyvllm.reference.logprobs import logprob_columns

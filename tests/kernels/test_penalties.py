@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinyvllm.batch import Float32
-from tinyvllm.devices.interface import Array, Device
+from tinyvllm.device import Array, Device
 from tinyvllm.errors import CapacityError, ShapeError
 from tinyvllm.kernels.penalties import Penalties
 from tinyvllm.kernels.sample_rules import RuleState

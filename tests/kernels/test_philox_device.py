@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyvllm.devices.interface import Argument, Array, Device
+from tinyvllm.device import Argument, Array, Device
 from tinyvllm.reference.philox import GUMBEL_RANGE, random_words, uniform
 
 from .support import F32_ROUNDOFF, Float64, get, poisoned, put

@@ -22,8 +22,8 @@ from typing import Any
 
 import pytest
 
+from tinyvllm.device import Device
 from tinyvllm.devices.emulator import Sanitizer
-from tinyvllm.devices.interface import Device
 
 from . import sanitized, test_attention_decode, test_projections, test_rope_append, test_simple_kernels
 from .attention_cases import LAYOUTS

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tinyvllm.device import Device
 from tinyvllm.devices.emulator import Sanitizer
-from tinyvllm.devices.interface import Device
 from tinyvllm.kernels.tiling import LARGE_BATCH_ROWS, Tiling
 
 from . import (

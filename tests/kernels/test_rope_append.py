@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyvllm.devices.interface import Device
+from tinyvllm.device import Device
 from tinyvllm.errors import ShapeError
 from tinyvllm.kernels.rope_append import RopeAppend
 from tinyvllm.layers import Norm

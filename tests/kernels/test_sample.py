@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 
 from tinyvllm.batch import Float32, SamplingRows
-from tinyvllm.devices.interface import Device
+from tinyvllm.device import Device
 from tinyvllm.errors import ShapeError
 from tinyvllm.reference.sampling import sample
 

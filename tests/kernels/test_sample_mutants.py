@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tinyvllm.device import Device
 from tinyvllm.devices.emulator import Sanitizer
-from tinyvllm.devices.interface import Device
 
 from . import test_argmax, test_logprobs, test_penalties, test_philox_device, test_sample
 from .mutants import Scenario, copy_kernels, device_of, is_broken, plant, sanitize

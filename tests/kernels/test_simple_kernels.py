@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyvllm.devices.interface import Array, Device
+from tinyvllm.device import Array, Device
 from tinyvllm.errors import ShapeError
 from tinyvllm.kernels.embedding import Embedding
 from tinyvllm.kernels.rms_norm import RmsNorm

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tinyvllm.devices.interface import Device
+from tinyvllm.device import Device
 
 from . import test_host_ring, test_step_inputs
 from .mutants import Scenario, copy_kernels, is_broken, plant

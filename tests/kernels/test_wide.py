@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tinyvllm.device import Buffer, Device
 from tinyvllm.devices.emulator.device import EmulatorDevice
-from tinyvllm.devices.interface import Buffer, Device
 from tinyvllm.errors import ShapeError
 from tinyvllm.interfaces import BindContext
-from tinyvllm.kernels.device_values import DeviceLimits, Workspace
 from tinyvllm.kernels.gate_up_silu_wide import GateUpSiluWide
 from tinyvllm.kernels.linear_residual_wide import LinearResidualWide
 from tinyvllm.kernels.wide import BATCH_ROWS, has_wide_cores
 from tinyvllm.layers import Linear, Norm
+from tinyvllm.ops.device_values import DeviceLimits, Workspace
 from tinyvllm.testing.parameters import MODELS, Parameters
 from tinyvllm.testing.subject import spec_of
 from tinyvllm_kernels import hopper as hopper_plugin

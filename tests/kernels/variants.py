@@ -15,7 +15,7 @@ from typing import Any, cast
 import numpy as np
 
 import tinyvllm.kernels
-from tinyvllm.devices.interface import Buffer, Device, DeviceProperties, HostBuffer
+from tinyvllm.device import Buffer, Device, DeviceProperties, HostBuffer
 from tinyvllm.devices.nvrtc import ARCHITECTURES
 from tinyvllm.errors import ShapeError
 from tinyvllm.kernels.add import Add

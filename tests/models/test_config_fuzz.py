@@ -16,13 +16,13 @@ import pytest
 
 from tests.engine.tiny import CONFIG
 from tests.mutate import Mutant, to_json, tree_mutants
-from tinyvllm.engine.generation_config import generation_defaults
+from tinyvllm._json_file import read_json_object
 from tinyvllm.errors import LoadError
-from tinyvllm.json_file import read_json_object
 from tinyvllm.models import MODEL_TYPES, read_config
 from tinyvllm.models.rotary import rotary_table
 from tinyvllm.models.weights import expected_tensors
 from tinyvllm.request import SamplingParams
+from tinyvllm.start.generation_config import generation_defaults
 
 MAX_SECONDS = 2
 MAX_BYTES = 10**9

@@ -74,7 +74,7 @@ import numpy as np
 
 from tinyvllm.hookspecs import hookimpl
 from tinyvllm.interfaces import Plugin
-from tinyvllm.kernels.ops import OPS
+from tinyvllm.ops.catalogue import OPS
 
 OP = "{op}"
 

@@ -9,11 +9,11 @@ import pytest
 
 from tests.sockets.plugins import LOADER, answer, complaint, write_plugin
 from tinyvllm.cli.main import main
-from tinyvllm.engine.checked_loader import open_checkpoint
 from tinyvllm.errors import CapacityError, LoadError, PluginError
 from tinyvllm.interfaces import Kind, OpenCall
 from tinyvllm.plugin_call import PluginName
 from tinyvllm.registry import Registry
+from tinyvllm.start.checked_loader import open_checkpoint
 
 EMBED = "Checkpoint.{}('model.embed_tokens.weight')"
 META, READ = EMBED.format("meta"), EMBED.format("read")

@@ -14,8 +14,8 @@ import pytest
 from tests.engine.test_kernel_socket import SAMPLER
 from tests.testing.own_kernel import write_own_kernel
 from tinyvllm.errors import ConfigError
-from tinyvllm.kernels.ops import OPS
 from tinyvllm.llm import LLM
+from tinyvllm.ops.catalogue import OPS
 from tinyvllm.request import SamplingParams
 
 COUNTING = """
@@ -23,7 +23,7 @@ from collections import Counter
 
 from tinyvllm.hookspecs import hookimpl
 from tinyvllm.interfaces import Plugin
-from tinyvllm.kernels.ops import OPS
+from tinyvllm.ops.catalogue import OPS
 
 CALLS = Counter()
 

@@ -10,7 +10,7 @@ import pytest
 from tests.testing.own_kernel import write_own_kernel
 from tinyvllm.devices.emulator import Sanitizer
 from tinyvllm.errors import ConfigError, DeviceError, PluginError
-from tinyvllm.kernels.ops import OPS
+from tinyvllm.ops.catalogue import OPS
 from tinyvllm.testing import check_op
 from tinyvllm.testing.check import find_subjects
 from tinyvllm.testing.parameters import MODELS, Parameters
@@ -45,7 +45,7 @@ def test_the_devices_ops_are_their_definitions_and_so_are_their_parts_together(o
 
 SPOILT = """
 import numpy as np
-from tinyvllm.devices.interface import Buffer
+from tinyvllm.device import Buffer
 from tinyvllm.hookspecs import hookimpl
 from tinyvllm.interfaces import Plugin
 from tinyvllm_kernels.nvrtc import NvrtcKernels

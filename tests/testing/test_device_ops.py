@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tinyvllm.devices.emulator import EmulatorDevice
-from tinyvllm.kernels.device_ops import DeviceOps
-from tinyvllm.kernels.ops import OPS
+from tinyvllm.ops.catalogue import OPS
+from tinyvllm.ops.device_ops import DeviceOps
 from tinyvllm.registry import Registry
 from tinyvllm.testing.case import Bench
 from tinyvllm.testing.parameters import MODELS, Parameters

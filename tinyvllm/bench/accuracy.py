@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyvllm.batch import Float32
-from tinyvllm.bench.recorder import take_recorded
-from tinyvllm.bench.source import WeightSource
+from tinyvllm.bench.peers.recorder import take_recorded
+from tinyvllm.bench.peers.source import WeightSource
 from tinyvllm.llm import LLM
 from tinyvllm.request import SamplingParams
 
@@ -113,7 +113,7 @@ class TransformersReference:
     """
 
     def __init__(self, source: WeightSource, *, torch_device: str, weight_dtype: str) -> None:
-        from tinyvllm.bench.peer_transformers import import_transformers, load_model
+        from tinyvllm.bench.peers.transformers import import_transformers, load_model
 
         torch, _ = import_transformers()
         self._torch, self._device = torch, torch_device

@@ -12,12 +12,12 @@ from tinyvllm.batch import Sampled
 from tinyvllm.engine.admission import Admission
 from tinyvllm.engine.blocks import BlockManager
 from tinyvllm.engine.engine import Engine
-from tinyvllm.engine.runner import Done, Pending, Step, StepResult
-from tinyvllm.engine.table import SequenceTable
+from tinyvllm.engine.sequence_table import SequenceTable
 from tinyvllm.interfaces import Kind, PluginContext
 from tinyvllm.registry import Registry
 from tinyvllm.request import SamplingParams, SamplingRules
 from tinyvllm.shapes import ModelShape
+from tinyvllm.step import Done, Pending, Step, StepResult
 
 _BLOCK_SIZE = 16
 _WARM_UP_STEPS = 50

@@ -187,8 +187,8 @@ def _accuracy(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         prompts_of,
     )
     from tinyvllm.bench.peers import torch_device_of
-    from tinyvllm.bench.recorder import NAME
-    from tinyvllm.bench.source import weight_source
+    from tinyvllm.bench.peers.recorder import NAME
+    from tinyvllm.bench.peers.source import weight_source
     from tinyvllm.llm import LLM
 
     if min(*arguments.input_len, *arguments.batch_size, arguments.output_len) < 1:
@@ -198,7 +198,7 @@ def _accuracy(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     if arguments.max_model_len is None:
         _prefer(arguments, "max_model_len", max(lens) + output_len + 3)
     usual = _resolved(arguments)
-    arguments.plugin.append("tinyvllm.bench.recorder")
+    arguments.plugin.append("tinyvllm.bench.peers.recorder")
     with TemporaryDirectory() as folder:
         sampler = {"name": NAME, "folder": folder}
         config = _resolved(arguments, sampler=sampler)
@@ -261,7 +261,7 @@ def _prefer(arguments: argparse.Namespace, key: str, value: int) -> None:
 
 def _open_peers(arguments: argparse.Namespace, config: Resolved, llm: LLM) -> list[PeerSeries]:
     from tinyvllm.bench.peers import PeerSeries, torch_device_of
-    from tinyvllm.bench.source import weight_source
+    from tinyvllm.bench.peers.source import weight_source
 
     if not arguments.peer:
         return []

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from tinyvllm.cli.table import aligned
+from tinyvllm.cli.text_table import aligned
 
 _PEER_FIGURES = ("ms_per_token", "tokens_per_s", "speedup")
 # What the name of a figure says about its unit; the first that is found counts.

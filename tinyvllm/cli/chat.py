@@ -7,7 +7,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from tinyvllm.checks import shown
+from tinyvllm._checks import shown
 from tinyvllm.cli.options import add_config_arguments, add_engine_arguments, add_sampling_arguments, resolve
 from tinyvllm.errors import ConfigError, RequestError
 from tinyvllm.run.refuse import refuse_fields

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tinyvllm.cli.options import add_config_arguments, add_traceback_argument, resolve
 from tinyvllm.cli.output_json import add_output_json_argument, check_output_json, write_output_json
-from tinyvllm.cli.table import aligned
+from tinyvllm.cli.text_table import aligned
 from tinyvllm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_list(args: argparse.Namespace) -> int:
     """A line for each op and kind of device. Imports no accelerator's library."""
-    from tinyvllm.kernels.ops import OPS
+    from tinyvllm.ops.catalogue import OPS
     from tinyvllm.registry import Registry
     from tinyvllm.testing.subject import PARTS, implementations
 
@@ -91,9 +91,9 @@ def run_check(args: argparse.Namespace) -> int:
 def run_bench(args: argparse.Namespace) -> int:
     """A line for each implementation and number of rows."""
     from tinyvllm.bench.kernels import measure_kernels
-    from tinyvllm.engine.devices import choose_device
-    from tinyvllm.engine.model_files import resolve_model
     from tinyvllm.models import read_config
+    from tinyvllm.start.devices import choose_device
+    from tinyvllm.start.model_files import resolve_model
 
     _check_op(args.op)
     check_output_json(args.output_json)
@@ -148,8 +148,8 @@ def _sanitized(args: argparse.Namespace) -> list[Outcome]:
 
 
 def _check_op(name: str | None) -> None:
-    from tinyvllm.kernels.ops import OPS
-    from tinyvllm.nearest import did_you_mean
+    from tinyvllm._nearest import did_you_mean
+    from tinyvllm.ops.catalogue import OPS
 
     if name is not None and name not in OPS:
         raise ConfigError(f"there is no op {name!r}{did_you_mean(name, OPS) or ';'} the ops are {', '.join(OPS)}")

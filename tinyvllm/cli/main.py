@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 import tinyvllm
+from tinyvllm._nearest import did_you_mean
 from tinyvllm.cli import streams
 from tinyvllm.cli.commands import COMMANDS, LATER_COMMANDS
 from tinyvllm.errors import CapacityError, ConfigError, TinyvllmError
-from tinyvllm.nearest import did_you_mean
 
 _BUG = 1
 _INTERRUPTED = 130

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from tinyvllm.cli.options import add_config_arguments, add_engine_arguments, resolve
-from tinyvllm.cli.table import aligned
+from tinyvllm.cli.text_table import aligned
 from tinyvllm.errors import PluginError
 from tinyvllm.interfaces import Kind
 
@@ -39,7 +39,7 @@ def run_list(args: argparse.Namespace) -> int:
 
 def run_check(args: argparse.Namespace) -> int:
     """A line for every plugin, with the reasons where it is broken or cannot serve."""
-    from tinyvllm.run.plugin_check import check_plugins
+    from tinyvllm.start.plugin_check import check_plugins
 
     verdicts = check_plugins(resolve(args), Kind(args.kind) if args.kind else None, args.name)
     rows = [(each.info.kind or "-", each.info.name, each.state, each.detail) for each in verdicts]

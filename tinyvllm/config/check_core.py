@@ -10,11 +10,11 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from tinyvllm._nearest import did_you_mean, nearest
 from tinyvllm.config.other_words import INSTEAD, LATER, LATER_VALUES, NEVER, RENAMED
 from tinyvllm.config.problems import Problem, shown_value
 from tinyvllm.config.schema import Config
 from tinyvllm.config.tree import KeyPath, Tree, dotted, shown_key
-from tinyvllm.nearest import did_you_mean, nearest
 from tinyvllm.request import SamplingParams
 
 _EXPECTED = {

@@ -11,7 +11,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from tinyvllm.checks import shown
+from tinyvllm._checks import shown
+from tinyvllm._nearest import did_you_mean, nearest
 from tinyvllm.config.check_core import core_keys, problems_of, section_model, unknown_key
 from tinyvllm.config.other_words import LATER, NEVER
 from tinyvllm.config.path_text import wrong_with_path
@@ -20,8 +21,7 @@ from tinyvllm.config.schema import MAX_PLUGINS, Config, Section
 from tinyvllm.config.tree import KeyPath, Tree, dotted
 from tinyvllm.errors import PluginError
 from tinyvllm.interfaces import Kind, Plugin
-from tinyvllm.kernels.ops import OPS
-from tinyvllm.nearest import did_you_mean, nearest
+from tinyvllm.ops.catalogue import OPS
 from tinyvllm.registry import Registry
 
 _MAX_SUSPICIOUS_KEYS = 100  # looking for the nearest word takes time

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinyvllm.checks import escaped, shown
+from tinyvllm._checks import escaped, shown
 from tinyvllm.config.accept_words import home_of
 from tinyvllm.config.path_text import wrong_with_path
 from tinyvllm.config.problems import Place, Problem

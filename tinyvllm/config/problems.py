@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tinyvllm.checks import escaped, shown
+from tinyvllm._checks import escaped, shown
 from tinyvllm.errors import ConfigError, PluginError
 
 _MAX_REPORTED = 10

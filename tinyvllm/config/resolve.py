@@ -11,7 +11,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from tinyvllm.checks import escaped, shown
+from tinyvllm._checks import escaped, shown
+from tinyvllm._nearest import did_you_mean
 from tinyvllm.config.accept_words import drop_words, move_words
 from tinyvllm.config.check_core import check_core
 from tinyvllm.config.check_plugins import check_plugins
@@ -22,7 +23,6 @@ from tinyvllm.config.schema import Config
 from tinyvllm.config.tree import KeyPath, Tree, dotted, tree_from_mapping
 from tinyvllm.config.yaml_source import MAX_BYTES, parse_yaml
 from tinyvllm.errors import ConfigError, RequestError
-from tinyvllm.nearest import did_you_mean
 from tinyvllm.registry import Registry
 from tinyvllm.request import SamplingParams, asks_nothing
 

@@ -21,7 +21,7 @@ from pydantic import (
     field_validator,
 )
 
-from tinyvllm.checks import shown
+from tinyvllm._checks import shown
 from tinyvllm.config.path_text import wrong_with_path
 
 

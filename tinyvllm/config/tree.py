@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyvllm.checks import escaped, has_lone_surrogate, shown
+from tinyvllm._checks import escaped, has_lone_surrogate, shown
 from tinyvllm.config.problems import Place, Problem, shown_value
 from tinyvllm.errors import ConfigError
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from tinyvllm.checks import escaped, has_lone_surrogate, shown
+from tinyvllm._checks import escaped, has_lone_surrogate, shown
 from tinyvllm.config.problems import Place, Problem
 from tinyvllm.config.tree import LONE_SURROGATE, KeyPath, Tree, dotted, shown_key
 from tinyvllm.errors import ConfigError

@@ -17,12 +17,12 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tinyvllm._terminal import warn
 from tinyvllm.errors import CapacityError, KernelError
-from tinyvllm.notice import warn
 
 _INCLUDE = re.compile(rb'^[ \t]*#[ \t]*include[ \t]*"([^"]+)"', re.MULTILINE)
 
-INCLUDE_DIR = Path(__file__).resolve().parent.parent / "kernels" / "include"
+INCLUDE_DIR = Path(__file__).resolve().parent / "include"
 """Where ``tinyvllm/prelude.cuh`` is found."""
 
 

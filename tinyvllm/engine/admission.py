@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tinyvllm._checks import shown
 from tinyvllm.batch import ALL_LOGPROBS
-from tinyvllm.checks import shown
 from tinyvllm.engine.completion import Completion, RequestState
 from tinyvllm.errors import RequestError
 from tinyvllm.request import Request, SamplingParams, SamplingRules, check_params

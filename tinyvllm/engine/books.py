@@ -12,10 +12,10 @@ import numpy as np
 from tinyvllm.engine.blocks import require
 from tinyvllm.engine.completion import Completion, RequestState
 from tinyvllm.engine.failures import request_failure_of
-from tinyvllm.engine.launch import InFlight, StepLauncher
 from tinyvllm.engine.live_requests import LiveRequests
+from tinyvllm.engine.sequence_table import NUM_STOP_IDS, SequenceTable
 from tinyvllm.engine.stats import Counts, EngineStats
-from tinyvllm.engine.table import NUM_STOP_IDS, SequenceTable
+from tinyvllm.engine.step_launcher import InFlight, StepLauncher
 from tinyvllm.errors import TinyvllmError
 from tinyvllm.plugin_call import is_fatal
 

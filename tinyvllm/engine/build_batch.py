@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from tinyvllm.batch import Batch, Int32
-from tinyvllm.engine.table import SequenceTable
+from tinyvllm.engine.sequence_table import SequenceTable
 from tinyvllm.engine.validate import CheckedSchedule
 from tinyvllm.sequence import SequenceTokens
 

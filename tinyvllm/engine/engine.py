@@ -20,13 +20,12 @@ from tinyvllm.engine.admission import Admission
 from tinyvllm.engine.books import Books
 from tinyvllm.engine.completion import RequestState
 from tinyvllm.engine.failures import failure_of, request_failure_of
-from tinyvllm.engine.launch import StepLauncher
 from tinyvllm.engine.live_requests import Delivery
 from tinyvllm.engine.read_back import read_back
 from tinyvllm.engine.recovery import Recovery
-from tinyvllm.engine.runner import Runner
+from tinyvllm.engine.sequence_table import SequenceTable
 from tinyvllm.engine.stats import Counts, EngineStats
-from tinyvllm.engine.table import SequenceTable
+from tinyvllm.engine.step_launcher import StepLauncher
 from tinyvllm.engine.validate import validated
 from tinyvllm.engine.window import SchedulerWindow
 from tinyvllm.errors import DeviceError, InvariantError, PluginError, RequestError, TinyvllmError
@@ -34,6 +33,7 @@ from tinyvllm.interfaces import Scheduler
 from tinyvllm.outputs import RequestOutput
 from tinyvllm.plugin_call import PluginCall, PluginName, is_fatal
 from tinyvllm.request import Request, SamplingParams
+from tinyvllm.step import Runner
 
 
 class Engine:

@@ -11,8 +11,8 @@ from tinyvllm.batch import Int32, Sampled
 from tinyvllm.engine.books import Books
 from tinyvllm.engine.completion import RequestState
 from tinyvllm.engine.failures import request_failure_of
-from tinyvllm.engine.launch import InFlight
-from tinyvllm.engine.table import NUM_STOP_IDS, SequenceTable
+from tinyvllm.engine.sequence_table import NUM_STOP_IDS, SequenceTable
+from tinyvllm.engine.step_launcher import InFlight
 from tinyvllm.plugin_call import is_fatal
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 from tinyvllm.engine.books import Books
 from tinyvllm.engine.completion import Completion, RequestState
 from tinyvllm.engine.failures import failure_of
-from tinyvllm.engine.launch import InFlight
-from tinyvllm.engine.runner import Runner
+from tinyvllm.engine.step_launcher import InFlight
 from tinyvllm.engine.validate import CheckedSchedule
 from tinyvllm.errors import DeviceError, TinyvllmError
 from tinyvllm.plugin_call import is_fatal
+from tinyvllm.step import Runner
 
 
 class Recovery:

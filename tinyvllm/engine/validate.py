@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyvllm.batch import Int32
-from tinyvllm.engine.table import SequenceTable, State
+from tinyvllm.engine.sequence_table import SequenceTable, State
 from tinyvllm.errors import PluginError
 from tinyvllm.interfaces import Schedule
 from tinyvllm.plugin_call import PluginName

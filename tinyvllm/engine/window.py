@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tinyvllm.batch import Int32
-from tinyvllm.engine.table import SequenceTable
+from tinyvllm.engine.sequence_table import SequenceTable
 
 
 def _column(name: str, doc: str) -> property:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.devices.interface import Buffer, Device
-from tinyvllm.kernels.launch import BFLOAT16, VECTOR, ceil_div, check_buffer, check_multiple, source
+from tinyvllm.device import Buffer, Device
+from tinyvllm.ops.buffers import BFLOAT16, VECTOR, beside, ceil_div, check_buffer, check_multiple
 
 _THREADS = 128
 
@@ -22,7 +22,7 @@ class Add:
     def __init__(self, device: Device, *, hidden_size: int, pdl: bool = True) -> None:
         check_multiple("hidden_size", hidden_size, VECTOR)
         self._device, self._hidden_size, self._pdl = device, hidden_size, pdl
-        self._function = device.compile(source("add.cu"), {"THREADS": _THREADS}).function("add")
+        self._function = device.compile(beside(__file__, "add.cu"), {"THREADS": _THREADS}).function("add")
 
     def __call__(self, residual: Buffer, x: Buffer) -> None:
         """Queue it.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.devices.interface import Buffer, Device
+from tinyvllm.device import Buffer, Device
 from tinyvllm.errors import ShapeError
-from tinyvllm.kernels.launch import FLOAT32, INT32, check_buffer, source
 from tinyvllm.kernels.sample_columns import SampledBuffers
 from tinyvllm.kernels.sample_tiles import RowTiles
+from tinyvllm.ops.buffers import FLOAT32, INT32, beside, check_buffer
 
 
 class Argmax:
@@ -38,7 +38,7 @@ class Argmax:
             device, vocab_size, max_rows, threads, pdl,
         )  # fmt: skip
         self._tiles = RowTiles.of(device, vocab_size, threads, loads, num_blocks)
-        module = device.compile(source("argmax.cu"), self._tiles.defines)
+        module = device.compile(beside(__file__, "argmax.cu"), self._tiles.defines)
         self._function = module.function("argmax_rows")
         self._partial = device.memory.alloc((max_rows, self._tiles.most), np.uint64)
         self._counters = device.memory.alloc((max_rows,), np.uint32)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyvllm.devices.interface import Buffer, Device, DeviceProperties
+from tinyvllm.device import Buffer, Device, DeviceProperties
 from tinyvllm.errors import ShapeError
 from tinyvllm.kernels.attention_sizes import KEY_TILE, AttentionSizes
-from tinyvllm.kernels.launch import FLOAT32, WARP_SIZE, round_up, source
+from tinyvllm.ops.buffers import FLOAT32, WARP_SIZE, beside, round_up
 
 _MAX_WARPS_PER_SM = 16
 """Four blocks as a rule; of the batch-invariant ones, of one warp, as many as fit: five for head size 64 on Hopper."""
@@ -35,7 +35,7 @@ class AttentionDecode:
         self._device, self._sizes, self._pdl = device, sizes, pdl
         defines = decode_defines(sizes)
         shared_bytes = int(defines["SHARED_BYTES"])
-        module = device.compile(kernel_source or source("attention_decode.cu"), defines)
+        module = device.compile(kernel_source or beside(__file__, "attention_decode.cu"), defines)
         self._function = module.function("attention_decode", max_dynamic_shared_bytes=shared_bytes)
         self._shared_bytes, self._threads = shared_bytes, WARP_SIZE * int(defines["NUM_WARPS"])
         self._grid = device.properties.num_sms * _blocks_per_sm(device.properties, shared_bytes, self._threads)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyvllm.devices.interface import Buffer, Device
+from tinyvllm.device import Buffer, Device
 from tinyvllm.kernels.attention_sizes import KEY_TILE, AttentionSizes
-from tinyvllm.kernels.launch import BFLOAT16, WARP_SIZE, source
+from tinyvllm.ops.buffers import BFLOAT16, WARP_SIZE, beside
 
 _NUM_WARPS, _NUM_STAGES = 4, 2
 _THREADS = _NUM_WARPS * WARP_SIZE
@@ -33,7 +33,7 @@ class AttentionPrefill:
         defines = prefill_defines(sizes)
         self._shared_bytes = int(defines["SHARED_BYTES"])
         self._block_rows = _NUM_WARPS * 16 * int(defines["ROW_TILES"])
-        module = device.compile(kernel_source or source("attention_prefill.cu"), defines)
+        module = device.compile(kernel_source or beside(__file__, "attention_prefill.cu"), defines)
         self._function = module.function("attention_prefill", max_dynamic_shared_bytes=self._shared_bytes)
 
     def __call__(

@@ -1,6 +1,6 @@
 // The first half of the MLP in one: norm, gate and up projections, activation.
 //   Formula    out[t][f] = silu(norm(x[t]) . weight[f]) * (norm(x[t]) . weight[F + f])
-//   Reference  compose of rms_norm_gate_up_silu in tinyvllm/kernels/ops.py
+//   Reference  compose of rms_norm_gate_up_silu in tinyvllm/ops/catalogue.py
 //   Shapes     out [T, F], x [T, E], norm [E], weight [2F, E] bfloat16, gates first; E % 8 == 0 (SIZE_K), F a multiple
 //              of a tile's pairs
 //   Mapping    a tile pairs weight rows f and F + f; see projection.cuh and the core that BATCH_ROWS selects

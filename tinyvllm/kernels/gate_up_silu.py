@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.devices.interface import Buffer, Device
-from tinyvllm.kernels.launch import BFLOAT16, check_buffer, check_multiple
+from tinyvllm.device import Buffer, Device
 from tinyvllm.kernels.projection import Projection
 from tinyvllm.kernels.tiling import Tiling, choose_tiling, rows_tier
+from tinyvllm.ops.buffers import BFLOAT16, check_buffer, check_multiple
 
 
 class GateUpSilu:

@@ -1,6 +1,6 @@
 // Gate and up projections and the activation in one, from 17 rows on, for Hopper; the rows of x come normalised.
 //   Formula    out[t][f] = silu(x[t] . weight[f]) * (x[t] . weight[F + f])
-//   Reference  compose of rms_norm_gate_up_silu in tinyvllm/kernels/ops.py, but for the norm
+//   Reference  compose of rms_norm_gate_up_silu in tinyvllm/ops/catalogue.py, but for the norm
 //   Shapes     out [T, F], x [T, E], weight [2F, E] bfloat16, gates first; E % 8 == 0 (SIZE_K), F % 8 == 0
 //   Mapping    a tile pairs weight rows f and F + f in runs of eight, so that a lane has both sums; see
 //              gemm_wide_core.cuh. Outputs go through shared memory, to be stored 16 bytes at a time

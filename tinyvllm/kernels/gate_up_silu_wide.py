@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.devices.interface import Buffer, Device
-from tinyvllm.kernels.launch import BFLOAT16, VECTOR, check_buffer, check_multiple
+from tinyvllm.device import Buffer, Device
 from tinyvllm.kernels.rms_norm import NormedRows
 from tinyvllm.kernels.wide import WideProjection
+from tinyvllm.ops.buffers import BFLOAT16, VECTOR, check_buffer, check_multiple
 
 TILE_ROWS = 128
 """Weight rows of a block."""

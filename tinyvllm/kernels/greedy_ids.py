@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.devices.interface import Buffer, Device
+from tinyvllm.device import Buffer, Device
 from tinyvllm.kernels.argmax import Argmax
-from tinyvllm.kernels.launch import INT32, ceil_div, check_buffer, source
 from tinyvllm.kernels.sample_columns import SampledBuffers
+from tinyvllm.ops.buffers import INT32, beside, ceil_div, check_buffer
 
 _THREADS = 128
 
@@ -25,7 +25,7 @@ class GreedyIds:
     def __init__(self, device: Device, *, vocab_size: int, max_rows: int, pdl: bool = True) -> None:
         self._device, self._pdl = device, pdl
         self._argmax = Argmax(device, vocab_size=vocab_size, max_rows=max_rows, pdl=pdl)
-        self._mark = device.compile(source("mark_corrupt.cu"), {"THREADS": _THREADS}).function("mark_corrupt")
+        self._mark = device.compile(beside(__file__, "mark_corrupt.cu"), {"THREADS": _THREADS}).function("mark_corrupt")
         self._sampled = SampledBuffers.allocate(device, max_rows)
         self._slots = device.memory.alloc((max_rows,), INT32)
         device.memory.upload(self._slots, np.arange(max_rows, dtype=np.int32))

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.devices.interface import Array, Buffer, Device, Mark
+from tinyvllm.device import Array, Buffer, Device, Mark
 from tinyvllm.errors import KernelError, ShapeError
-from tinyvllm.kernels.launch import INT32, check_buffer
-from tinyvllm.kernels.launch import source as source_path
+from tinyvllm.ops.buffers import INT32, beside, check_buffer
 
 _THREADS = 256
 _NUM_PLACES = 4
@@ -33,7 +32,7 @@ class HostRing:
         check_buffer("host_ring newest", newest, (None,), INT32)
         self._device, self._source, self._newest = device, source, newest
         defines = {"THREADS": _THREADS, "NUM_PLACES": _NUM_PLACES}
-        self._function = device.compile(source_path("host_ring.cu"), defines).function("host_ring")
+        self._function = device.compile(beside(__file__, "host_ring.cu"), defines).function("host_ring")
         self._num_words = source.nbytes // _WORD_BYTES
         self._ring = device.memory.alloc_host((_NUM_PLACES, 1 + self._num_words), np.uint32)
         self._marks = [device.memory.mark() for _ in range(_NUM_PLACES)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.devices.interface import Buffer, Device
+from tinyvllm.device import Buffer, Device
 from tinyvllm.kernels.projection import Projection
 from tinyvllm.kernels.tiling import Tiling, choose_tiling, rows_tier
 

@@ -1,6 +1,6 @@
 // A linear layer added to the residual stream: the attention's output projection and the MLP's down projection.
 //   Formula    residual[t][n] += sum over k of x[t][k] weight[n][k] + bias[n]
-//   Reference  compose of linear_residual in tinyvllm/kernels/ops.py
+//   Reference  compose of linear_residual in tinyvllm/ops/catalogue.py
 //   Shapes     residual [T, N], x [T, K], weight [N, K], bias [N] or null, bfloat16; K % 8 == 0 (SIZE_K)
 //   Mapping    tiles of weight rows; see projection.cuh and the core that BATCH_ROWS selects. An element of the
 //              residual is read and written by one thread

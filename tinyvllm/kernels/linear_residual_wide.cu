@@ -1,6 +1,6 @@
 // A linear layer added to the residual stream, from 33 rows on, for Hopper.
 //   Formula    residual[t][n] += sum over k of x[t][k] weight[n][k] + bias[n]
-//   Reference  compose of linear_residual in tinyvllm/kernels/ops.py
+//   Reference  compose of linear_residual in tinyvllm/ops/catalogue.py
 //   Shapes     residual [T, N], x [T, K], weight [N, K], bias [N] or null, bfloat16; K % 8 == 0 (SIZE_K), N % 8 == 0
 //   Mapping    a block has TILE_ROWS weight rows and a part of K; see gemm_wide_core.cuh. Sums go through shared
 //              memory, so that a thread adds eight neighbours to the residual

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.devices.interface import Buffer, Device
-from tinyvllm.kernels.launch import VECTOR, check_multiple
+from tinyvllm.device import Buffer, Device
 from tinyvllm.kernels.wide import WideProjection
+from tinyvllm.ops.buffers import VECTOR, check_multiple
 
 _TILE_ROWS = 64  # few: what the blocks of a tile exchange grows with them
 

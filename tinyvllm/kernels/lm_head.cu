@@ -1,7 +1,7 @@
 // The end of a step in one: final norm, logits, and (lm_head_argmax) the most likely token.
 //   Formula    logits[t][v] = norm(x[t]) . weight[v];  token_ids[t] = the lowest v with the largest logit, or -1 if
 //              any logit of the row is NaN
-//   Reference  compose of rms_norm_lm_head in tinyvllm/kernels/ops.py; numpy.argmax
+//   Reference  compose of rms_norm_lm_head in tinyvllm/ops/catalogue.py; numpy.argmax
 //   Shapes     logits [T, V] float32, token_ids [T] int32, x [T, E], norm [E], weight [V, E] bfloat16; E % 8 == 0
 //              (SIZE_K); best_values, best_indices [T, gridDim.x] scratch; counters [gridDim.z], zero before first use
 //   Mapping    tiles of weight rows; see projection.cuh and the core that BATCH_ROWS selects. Each thread keeps the

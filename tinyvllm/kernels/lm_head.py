@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.devices.interface import Buffer, Device
+from tinyvllm.device import Buffer, Device
 from tinyvllm.errors import ShapeError
-from tinyvllm.kernels.launch import BFLOAT16, FLOAT32, INT32, check_buffer
 from tinyvllm.kernels.projection import Projection, zeros
 from tinyvllm.kernels.tiling import Tiling, choose_tiling, rows_tier
+from tinyvllm.ops.buffers import BFLOAT16, FLOAT32, INT32, check_buffer
 
 
 class LmHeadLogits:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tinyvllm.devices.interface import Buffer, Device
+from tinyvllm.device import Buffer, Device
 from tinyvllm.errors import ShapeError
-from tinyvllm.kernels.launch import FLOAT32, INT32, check_buffer, source
 from tinyvllm.kernels.sample import check_vocab_size
+from tinyvllm.ops.buffers import FLOAT32, INT32, beside, check_buffer
 
 MAX_LISTED = 64
 """Most tokens beside the chosen one; more, or the whole vocabulary, is a matter for the host."""
@@ -51,7 +51,7 @@ class Logprobs:
         check_vocab_size("logprobs", vocab_size)
         self._device, self._vocab_size, self._threads, self._pdl = device, vocab_size, threads, pdl
         defines = {"THREADS": threads, "LIST_SIZE": list_size, "MAX_LISTED": MAX_LISTED}
-        self._function = device.compile(source("logprobs.cu"), defines).function("logprobs_rows")
+        self._function = device.compile(beside(__file__, "logprobs.cu"), defines).function("logprobs_rows")
 
     def __call__(
         self, out: LogprobBuffers, logits: Buffer, chosen: Buffer, slots: Buffer, num_logprobs: Buffer

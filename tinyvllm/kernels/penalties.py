@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.devices.interface import Buffer, Device
+from tinyvllm.device import Buffer, Device
 from tinyvllm.errors import ShapeError
-from tinyvllm.kernels.launch import FLOAT32, INT32, ceil_div, check_buffer, source
 from tinyvllm.kernels.sample_columns import DeviceSamplingColumns
 from tinyvllm.kernels.sample_rules import RuleState
+from tinyvllm.ops.buffers import FLOAT32, INT32, beside, ceil_div, check_buffer
 
 
 class Penalties:
@@ -31,7 +31,7 @@ class Penalties:
         self._device, self._state, self._threads, self._pdl = device, state, threads, pdl
         self._num_tiles = ceil_div(state.vocab_size, tile)
         defines = {"THREADS": threads, "TILE": tile, "WINDOW": state.window}
-        module = device.compile(source("penalties.cu"), defines)
+        module = device.compile(beside(__file__, "penalties.cu"), defines)
         self._apply = module.function("apply_rules")
         self._record = module.function("record_tokens")
         self._start = module.function("start_rules")

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tinyvllm.devices.interface import Argument, Buffer, Device
+from tinyvllm.device import Argument, Buffer, Device
 from tinyvllm.errors import ShapeError
-from tinyvllm.kernels.launch import BFLOAT16, ceil_div, check_buffer, source
 from tinyvllm.kernels.rms_norm import NormedRows
 from tinyvllm.kernels.tiling import Tiling
+from tinyvllm.ops.buffers import BFLOAT16, beside, ceil_div, check_buffer
 
 _STATIC_BYTES = 1024
 """At most what a kernel for one row has besides: candidates of the warps, a flag."""
@@ -109,7 +109,7 @@ class Projection(ProjectionSizes):
             ring = tiling.row_ring(size_k, most_bytes, has_norm=eps is not None)
         self._shared_bytes = ring.shared_bytes
         shape_defines |= {"NUM_STAGES": ring.num_stages, "SHARED_BYTES": ring.shared_bytes}
-        module = device.compile(source(f"{name}.cu"), {**shape_defines, **(defines or {})})
+        module = device.compile(beside(__file__, f"{name}.cu"), {**shape_defines, **(defines or {})})
         self._function = module.function(function or name, max_dynamic_shared_bytes=self._shared_bytes)
         self.num_row_tiles = ceil_div(max_rows, tiling.batch_rows)
         self.workspace: Buffer | None = None

@@ -1,7 +1,7 @@
 // Everything of a layer before attention in one: norm, query-key-value projection, rotation, KV append.
 //   Formula    heads = norm(x[t]) weight^T + bias; queries rotated to `query`, keys rotated and values as they are to
 //              slot slot_mapping[t] of the caches; rotation by the angle of positions[t], x[i] paired with x[i + D/2]
-//   Reference  compose of rms_norm_qkv_rope_append in tinyvllm/kernels/ops.py (without head norms)
+//   Reference  compose of rms_norm_qkv_rope_append in tinyvllm/ops/catalogue.py (without head norms)
 //   Shapes     query [T, H, D], caches [blocks, K, block_size, D], x [T, E], norm [E], weight [(H + 2K) D, E], bias
 //              [(H + 2K) D] or null, bfloat16; tables [P, D/2] float32; positions, slot_mapping [T] int32;
 //              E % 8 == 0 (SIZE_K), D % 16 == 0 (HEAD_DIM), D / 2 a multiple of a tile's pairs

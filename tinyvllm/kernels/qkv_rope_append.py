@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.devices.interface import Buffer, Device
-from tinyvllm.kernels.launch import BFLOAT16, VECTOR, check_buffer, check_multiple
+from tinyvllm.device import Buffer, Device
 from tinyvllm.kernels.projection import Projection
 from tinyvllm.kernels.rope_append import check_cache_and_angles
 from tinyvllm.kernels.tiling import Tiling, choose_tiling, rows_tier
+from tinyvllm.ops.buffers import BFLOAT16, VECTOR, check_buffer, check_multiple
 
 
 class QkvRopeAppend:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.devices.interface import Buffer, Device
-from tinyvllm.kernels.launch import BFLOAT16, VECTOR, WARP_SIZE, check_buffer, check_multiple, round_up, source
+from tinyvllm.device import Buffer, Device
+from tinyvllm.ops.buffers import BFLOAT16, VECTOR, WARP_SIZE, beside, check_buffer, check_multiple, round_up
 
 
 class RmsNorm:
@@ -23,7 +23,7 @@ class RmsNorm:
         self._device, self._hidden_size, self._pdl = device, hidden_size, pdl
         self._eps = np.float32(eps)
         self._threads = min(256, round_up(hidden_size // VECTOR, WARP_SIZE))
-        module = device.compile(source("rms_norm.cu"), {"SIZE_E": hidden_size, "THREADS": self._threads})
+        module = device.compile(beside(__file__, "rms_norm.cu"), {"SIZE_E": hidden_size, "THREADS": self._threads})
         self._function = module.function("rms_norm")
 
     def __call__(self, out: Buffer, x: Buffer, weight: Buffer) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.devices.interface import Buffer, Device
+from tinyvllm.device import Buffer, Device
 from tinyvllm.errors import ShapeError
-from tinyvllm.kernels.launch import BFLOAT16, FLOAT32, INT32, VECTOR, ceil_div, check_buffer, check_multiple, source
+from tinyvllm.ops.buffers import BFLOAT16, FLOAT32, INT32, VECTOR, beside, ceil_div, check_buffer, check_multiple
 
 _THREADS = 128
 
@@ -35,7 +35,7 @@ class RopeAppend:
         lanes = 1 << (head_dim // (2 * VECTOR) - 1).bit_length()
         self._blocks = ceil_div((num_heads + 2 * num_kv_heads) * lanes, _THREADS)
         defines = {"HEAD_DIM": head_dim, "LANES": lanes, "THREADS": _THREADS}
-        self._function = device.compile(source("rope_append.cu"), defines).function("rope_append")
+        self._function = device.compile(beside(__file__, "rope_append.cu"), defines).function("rope_append")
 
     def __call__(
         self,

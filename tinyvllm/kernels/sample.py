@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.devices.interface import Buffer, Device, Dim3, Function
+from tinyvllm.device import Buffer, Device, Dim3, Function
 from tinyvllm.errors import ShapeError
 from tinyvllm.kernels.argmax import check_rows
-from tinyvllm.kernels.launch import FLOAT32, INT32, check_buffer, source
 from tinyvllm.kernels.sample_columns import DeviceSamplingColumns, SampledBuffers
 from tinyvllm.kernels.sample_tiles import BLOCKS_PER_SM, RowTiles
+from tinyvllm.ops.buffers import FLOAT32, INT32, beside, check_buffer
 
 MAX_VOCAB_SIZE = 2**20
 """A token's place in an order has 20 bits for its id."""
@@ -50,8 +50,8 @@ class Sample:
         self._threads = threads
         self._tiles = RowTiles.of(device, vocab_size, threads, loads, num_blocks)
         defines = {**self._tiles.defines, "MIN_BLOCKS": BLOCKS_PER_SM}
-        self._sample = device.compile(source("sample.cu"), defines).function("sample_rows")
-        module = device.compile(source("sample_cut.cu"), {**defines, "LIST_SIZE": list_size})
+        self._sample = device.compile(beside(__file__, "sample.cu"), defines).function("sample_rows")
+        module = device.compile(beside(__file__, "sample_cut.cu"), {**defines, "LIST_SIZE": list_size})
         self._weigh, self._race, self._draw = map(module.function, ("weigh_rows", "race_kept", "draw_kept"))
         alloc = device.memory.alloc
         self._row_max = alloc((max_rows,), np.float32)

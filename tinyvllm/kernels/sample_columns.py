@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyvllm.batch import Int32, SamplingRows
-from tinyvllm.devices.interface import Buffer, Device
-from tinyvllm.kernels.launch import FLOAT32, INT32, check_buffer
+from tinyvllm.device import Buffer, Device
+from tinyvllm.ops.buffers import FLOAT32, INT32, check_buffer
 
 NO_RULES = -1
 """In ``rule_row``: no penalty, bias or mask applies."""

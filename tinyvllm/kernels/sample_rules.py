@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyvllm.batch import Int32
-from tinyvllm.devices.interface import Buffer, Device
+from tinyvllm.device import Buffer, Device
 from tinyvllm.errors import CapacityError
-from tinyvllm.kernels.launch import FLOAT32, INT32
+from tinyvllm.ops.buffers import FLOAT32, INT32
 from tinyvllm.request import SamplingParams, SamplingRules
 
 

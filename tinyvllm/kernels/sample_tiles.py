@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tinyvllm.devices.interface import Device
-from tinyvllm.kernels.launch import ceil_div, round_up
+from tinyvllm.device import Device
+from tinyvllm.ops.buffers import ceil_div, round_up
 
 BLOCKS_PER_SM = 4
 """Of 256 threads with 64 registers each: what an SM holds. Twice as many were slower for 32, 128 and 256 rows."""

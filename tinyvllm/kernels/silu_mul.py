@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from tinyvllm.devices.interface import Buffer, Device
-from tinyvllm.kernels.launch import (
+from tinyvllm.device import Buffer, Device
+from tinyvllm.ops.buffers import (
     BFLOAT16,
     VECTOR,
     WARP_SIZE,
+    beside,
     ceil_div,
     check_buffer,
     check_multiple,
     round_up,
-    source,
 )
 
 
@@ -29,7 +29,9 @@ class SiluMul:
         self._device, self._size, self._pdl = device, intermediate_size, pdl
         self._threads = min(256, round_up(intermediate_size // VECTOR, WARP_SIZE))
         self._blocks = ceil_div(intermediate_size, self._threads * VECTOR)
-        module = device.compile(source("silu_mul.cu"), {"SIZE_F": intermediate_size, "THREADS": self._threads})
+        module = device.compile(
+            beside(__file__, "silu_mul.cu"), {"SIZE_F": intermediate_size, "THREADS": self._threads}
+        )
         self._function = module.function("silu_mul")
 
     def __call__(self, out: Buffer, gate_up: Buffer) -> None:

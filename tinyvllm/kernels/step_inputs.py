@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tinyvllm.devices.interface import Buffer, Device
-from tinyvllm.kernels.launch import INT32, ceil_div, check_buffer, source
+from tinyvllm.device import Buffer, Device
+from tinyvllm.ops.buffers import INT32, beside, ceil_div, check_buffer
 
 _THREADS = 256
 HEADER_SIZE = 1
@@ -38,7 +38,9 @@ class StepInputs:
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self._function = device.compile(source("step_inputs.cu"), {"THREADS": _THREADS}).function("step_inputs")
+        self._function = device.compile(beside(__file__, "step_inputs.cu"), {"THREADS": _THREADS}).function(
+            "step_inputs"
+        )
 
     def __call__(self, arrays: StepArrays, newest: Buffer, *, is_decode: bool) -> None:
         """Queue it; never as a dependent launch.

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from tinyvllm.devices.interface import DeviceProperties
+from tinyvllm.device import DeviceProperties
 from tinyvllm.errors import ShapeError
-from tinyvllm.kernels.launch import HOPPER_ARCH, VECTOR, VECTOR_BYTES, WARP_SIZE, ceil_div, round_up
+from tinyvllm.ops.buffers import HOPPER_ARCH, VECTOR, VECTOR_BYTES, WARP_SIZE, ceil_div, round_up
 
 BATCH_ROWS = (1, 8, 16, 32)
 """Rows of x that a block can work on: one on the arithmetic units, the others on the tensor cores."""

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tinyvllm.devices.interface import Argument, Buffer, Device, TensorMap
+from tinyvllm.device import Argument, Buffer, Device, TensorMap
 from tinyvllm.errors import ShapeError
-from tinyvllm.kernels.launch import HOPPER_ARCH, VECTOR, WARP_SIZE, ceil_div, check_multiple, round_up, source
 from tinyvllm.kernels.projection import ProjectionSizes, zeros
+from tinyvllm.ops.buffers import HOPPER_ARCH, VECTOR, WARP_SIZE, beside, ceil_div, check_multiple, round_up
 
 BATCH_ROWS = (64, 128, 256)
 """Rows of x that a block can work on: the columns of a product of the tensor cores."""
@@ -92,7 +92,7 @@ class WideProjection(ProjectionSizes):
         }
         if may_split:
             defines["SPLIT"] = self.split
-        module = device.compile(source(f"{name}.cu"), defines)
+        module = device.compile(beside(__file__, f"{name}.cu"), defines)
         self._function = module.function(name, max_dynamic_shared_bytes=self._shared_bytes)
         self._maps: dict[tuple[int, tuple[int, ...]], TensorMap] = {}
         self.workspace: Buffer | None = None

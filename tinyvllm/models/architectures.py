@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tinyvllm._nearest import nearest
+from tinyvllm._shown import shown
 from tinyvllm.errors import LoadError
-from tinyvllm.nearest import nearest
-from tinyvllm.shown import shown
 
 # Types of transformers 5.24 whose names are so like a served one that they could pass for a slip of the pen.
 # Types that begin with a served name, or differ from one in digits at the end alone, need no list.

@@ -11,8 +11,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from tinyvllm._shown import shown
 from tinyvllm.errors import LoadError
-from tinyvllm.shown import shown
 
 MAX_SIZE = 2**40
 """Of a dimension. Whether weights of such sizes fit is asked elsewhere; beyond it a size is no size."""

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tinyvllm.devices.interface import Buffer
-from tinyvllm.kernels.device_values import (
+from tinyvllm.device import Buffer
+from tinyvllm.models.decoder import DecoderWeights
+from tinyvllm.ops.buffers import BFLOAT16, FLOAT32
+from tinyvllm.ops.device_values import (
     AttentionLayer,
     DeviceBatch,
     DeviceCache,
@@ -17,8 +19,6 @@ from tinyvllm.kernels.device_values import (
     Workspace,
     first_rows,
 )
-from tinyvllm.kernels.launch import BFLOAT16, FLOAT32
-from tinyvllm.models.decoder import DecoderWeights
 from tinyvllm.shapes import ModelShape
 
 __all__ = ["DeviceBatch", "DeviceDecoder", "DeviceLimits"]

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import ml_dtypes
 import numpy as np
 
-from tinyvllm.devices.interface import Buffer, Device
+from tinyvllm.device import Buffer, Device
 from tinyvllm.interfaces import Checkpoint
-from tinyvllm.kernels.launch import BFLOAT16
 from tinyvllm.layers import AttentionProjection, Linear, Norm, RotaryTable
 from tinyvllm.models.decoder import DecoderConfig, DecoderLayer, DecoderWeights
 from tinyvllm.models.rotary import rotary_table
+from tinyvllm.ops.buffers import BFLOAT16
 
 WEIGHT_SCHEME = "rows"
 """How linear layers lie on a device; see :class:`~tinyvllm.layers.Linear`."""

@@ -7,9 +7,9 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
+from tinyvllm._nearest import did_you_mean
 from tinyvllm.errors import RequestError, TinyvllmError
 from tinyvllm.llm import LLM
-from tinyvllm.nearest import did_you_mean
 from tinyvllm.request import SamplingParams
 from tinyvllm.run.console import Console
 from tinyvllm.run.line_input import History, LineInput

@@ -19,8 +19,8 @@ from tinyvllm.devices.compile_cache import default_cache_dir, why_unwritable
 from tinyvllm.devices.cuda import CudaProbe, find_driver, probe
 from tinyvllm.devices.cuda.facts import DRIVER_LIBRARY
 from tinyvllm.devices.emulator.build import find_compiler
-from tinyvllm.engine.devices import choose_device
 from tinyvllm.errors import DeviceError
+from tinyvllm.start.devices import choose_device
 
 _CUDA_SUCCESS = 0
 

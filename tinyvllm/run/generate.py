@@ -8,12 +8,12 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from tinyvllm._progress import Progress
+from tinyvllm._terminal import warn
 from tinyvllm.config import Resolved
 from tinyvllm.config.schema import RunConfig
 from tinyvllm.errors import ConfigError, RequestError
 from tinyvllm.llm import LLM
-from tinyvllm.notice import warn
-from tinyvllm.progress import Progress
 from tinyvllm.run import screen
 from tinyvllm.run.feed import Result, complete
 from tinyvllm.run.jobs import Job, JobReader, merged_params

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from tinyvllm._nearest import did_you_mean
 from tinyvllm.errors import RequestError
-from tinyvllm.nearest import did_you_mean
 from tinyvllm.request import SamplingParams
 from tinyvllm.text.chat_options import CHAT_OPTIONS
 

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tinyvllm._regular_file import open_regular, read_regular
 from tinyvllm.errors import CapacityError, ConfigError
-from tinyvllm.regular_file import open_regular, read_regular
 from tinyvllm.run.seal import SealedInput
 
 try:

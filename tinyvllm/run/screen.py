@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import sys
 
+from tinyvllm._terminal import warn
 from tinyvllm.errors import RequestError
 from tinyvllm.llm import LLM
-from tinyvllm.notice import warn
 from tinyvllm.run.console import Console
 from tinyvllm.run.feed import Result, result_of
 from tinyvllm.run.jobs import Job

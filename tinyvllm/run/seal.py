@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tinyvllm._regular_file import kind_of
+from tinyvllm._terminal import warn
 from tinyvllm.errors import CapacityError, ConfigError
-from tinyvllm.notice import warn
-from tinyvllm.regular_file import kind_of
 from tinyvllm.run.jobs import MAX_LINE_BYTES, line_of
 
 _OWN_INPUT = ("/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")

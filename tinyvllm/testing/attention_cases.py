@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from tinyvllm.batch import LayerCache
-from tinyvllm.devices.interface import Buffer
-from tinyvllm.kernels.device_values import AttentionLayer
+from tinyvllm.device import Buffer
+from tinyvllm.ops.device_values import AttentionLayer
 from tinyvllm.reference.paged_attention import paged_attention
 from tinyvllm.testing.case import Bench, Case, Cast
 from tinyvllm.testing.numbers import BF16_ROUNDOFF, Array, Float64, attention_error, bf16, f64

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from tinyvllm.batch import Batch, LayerCache
-from tinyvllm.devices.interface import Buffer, Device
-from tinyvllm.kernels.device_values import DeviceBatch, DeviceCache
-from tinyvllm.kernels.ops import OPS
+from tinyvllm.device import Buffer, Device
 from tinyvllm.layers import AttentionProjection, Linear, Norm, RotaryTable
+from tinyvllm.ops.catalogue import OPS
+from tinyvllm.ops.device_values import DeviceBatch, DeviceCache
 from tinyvllm.testing.numbers import BF16, BF16_ROUNDOFF, F32_ROUNDOFF, SMALLEST, Array, Float64, f64, rounded
 from tinyvllm.testing.parameters import Parameters
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinyvllm.devices.interface import Buffer, Device
+from tinyvllm._nearest import did_you_mean
+from tinyvllm.device import Buffer, Device
 from tinyvllm.errors import ConfigError, DeviceError, KernelError, TinyvllmError
 from tinyvllm.interfaces import Kind
-from tinyvllm.kernels.ops import OPS
-from tinyvllm.nearest import did_you_mean
+from tinyvllm.ops.catalogue import OPS
 from tinyvllm.registry import Registry, State
 from tinyvllm.testing.case import Bench, Mismatch
 from tinyvllm.testing.parameters import Parameters, drawn, strategies

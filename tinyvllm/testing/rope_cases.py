@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tinyvllm.batch import LayerCache
-from tinyvllm.devices.interface import Buffer
+from tinyvllm.device import Buffer
 from tinyvllm.layers import AttentionProjection, Linear, RotaryTable
 from tinyvllm.testing.case import EPS, Bench, Case, Cast
 from tinyvllm.testing.numbers import (

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from tinyvllm.device import Device
 from tinyvllm.devices.emulator.build import Sanitizer
 from tinyvllm.devices.emulator.check import check
-from tinyvllm.devices.interface import Device
 from tinyvllm.errors import ConfigError, KernelError, TinyvllmError
 from tinyvllm.registry import Registry
 from tinyvllm.shapes import ModelShape

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyvllm.devices.interface import Buffer
+from tinyvllm.device import Buffer
 from tinyvllm.testing.case import Bench, Case, Cast, Mismatch, host_linear
 from tinyvllm.testing.numbers import (
     F32_ROUNDOFF,

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from tinyvllm.devices.interface import Device
+from tinyvllm.device import Device
 from tinyvllm.errors import PluginError, TinyvllmError
 from tinyvllm.interfaces import BindContext, Kernel, Kind, OpSpec, PluginContext
-from tinyvllm.kernels.checked_kernel import CheckedKernel
-from tinyvllm.kernels.device_values import DeviceLimits, Workspace
-from tinyvllm.kernels.ops import OPS
-from tinyvllm.kernels.table import DEFAULT_KERNELS, OpTable
+from tinyvllm.ops.catalogue import OPS
+from tinyvllm.ops.checked_kernel import CheckedKernel
+from tinyvllm.ops.device_values import DeviceLimits, Workspace
+from tinyvllm.ops.table import DEFAULT_KERNELS, OpTable
 from tinyvllm.registry import Registry, State
 from tinyvllm.testing.attention_cases import AttentionCase, AttentionDecodeCase, AttentionPrefillCase
 from tinyvllm.testing.case import Bench, Case, Mismatch, other_bits

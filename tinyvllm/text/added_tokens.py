@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinyvllm.checkpoint_file import is_there
-from tinyvllm.checks import shown
+from tinyvllm._checkpoint_file import is_there
+from tinyvllm._checks import shown
+from tinyvllm._json_file import read_json_object
 from tinyvllm.errors import LoadError
-from tinyvllm.json_file import read_json_object
 
 if TYPE_CHECKING:
     import tokenizers

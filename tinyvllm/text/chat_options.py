@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tinyvllm.checks import check_flag, refuse, shown
+from tinyvllm._checks import check_flag, refuse, shown
+from tinyvllm._nearest import did_you_mean
 from tinyvllm.errors import RequestError
-from tinyvllm.nearest import did_you_mean
 
 CHAT_OPTIONS = ("add_generation_prompt", "continue_final_message", "tools", "chat_template", "chat_template_kwargs")
 """The names of what may be given beside messages: arguments of ``LLM.chat``, keys of a line of a batch file."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from tinyvllm.checks import escaped, refuse, shown
+from tinyvllm._checks import escaped, refuse, shown
+from tinyvllm._nearest import did_you_mean
 from tinyvllm.errors import RequestError
-from tinyvllm.nearest import did_you_mean
 from tinyvllm.text.chat_options import DEFAULT_OPTIONS, ChatOptions
 from tinyvllm.text.messages import Messages, messages_for
 from tinyvllm.text.template_process import TIME_LIMIT_S, TemplateProcess

@@ -10,9 +10,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tinyvllm.checks import refuse, shown
+from tinyvllm._checks import refuse, shown
+from tinyvllm._nearest import did_you_mean
 from tinyvllm.errors import RequestError
-from tinyvllm.nearest import did_you_mean
 from tinyvllm.text.template_syntax import TemplateSyntax
 
 Message = Mapping[str, Any]

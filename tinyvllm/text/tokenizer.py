@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinyvllm.checks import shown
+from tinyvllm._checks import shown
 from tinyvllm.errors import RequestError
 from tinyvllm.plugin_call import is_fatal
 from tinyvllm.text.byte_level import bytes_of

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinyvllm.checkpoint_file import FIRST_BYTES, is_there, read_bounded, what_it_is
-from tinyvllm.checks import shown
+from tinyvllm._checkpoint_file import FIRST_BYTES, is_there, read_bounded, what_it_is
+from tinyvllm._checks import shown
+from tinyvllm._json_file import read_json_object
 from tinyvllm.errors import LoadError
-from tinyvllm.json_file import read_json_object
 from tinyvllm.plugin_call import is_fatal
 from tinyvllm.text.added_tokens import add_tokens, read_declared_tokens
 from tinyvllm.text.chat_template import ChatTemplates, TemplateSource

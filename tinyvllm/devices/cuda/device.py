@@ -7,19 +7,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from tinyvllm.device import Argument, Buffer, DeviceProperties, Dim3, Function, TensorMap
 from tinyvllm.devices.compile_cache import default_cache_dir
 from tinyvllm.devices.cuda.cublaslt import CublasLt
 from tinyvllm.devices.cuda.driver import Driver, check_driver_version
+from tinyvllm.devices.cuda.driver_launch import LaunchConfigs, LaunchShape, launch_failure, launch_function
 from tinyvllm.devices.cuda.failures import INVALID_CONTEXT
 from tinyvllm.devices.cuda.gemm import WORKSPACE_BYTES, AlgorithmStore, Gemm, GemmTiming, shape_of
 from tinyvllm.devices.cuda.graph import CudaGraph
-from tinyvllm.devices.cuda.launch import LaunchConfigs, LaunchShape, launch_failure, launch_function
 from tinyvllm.devices.cuda.memory import CudaMemory
 from tinyvllm.devices.cuda.module import CudaFunction, CudaModule
 from tinyvllm.devices.cuda.nvrtc_version import compile_arch, nvrtc_version
 from tinyvllm.devices.cuda.pinned import Event
 from tinyvllm.devices.cuda.tensor_map import encode
-from tinyvllm.devices.interface import Argument, Buffer, DeviceProperties, Dim3, Function, TensorMap
 from tinyvllm.devices.nvrtc import compile_cubin
 from tinyvllm.errors import KernelError
 

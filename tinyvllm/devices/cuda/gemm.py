@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tinyvllm.device import Buffer
 from tinyvllm.devices.compile_cache import key_of, note_unwritable
 from tinyvllm.devices.cuda.cublaslt import (
     ALGORITHM_BYTES,
@@ -22,7 +23,6 @@ from tinyvllm.devices.cuda.cublaslt import (
     alignment_of,
     status_name,
 )
-from tinyvllm.devices.interface import Buffer
 from tinyvllm.errors import KernelError, ShapeError
 
 WORKSPACE_BYTES = 32 * 1024**2

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tinyvllm.device import Array, Buffer, HostBuffer, Shape, check_corner
 from tinyvllm.devices.cuda.driver import EXTRA, Driver
 from tinyvllm.devices.cuda.failures import out_of_memory
 from tinyvllm.devices.cuda.graph import CudaGraph
 from tinyvllm.devices.cuda.pinned import DownloadPool, Event, PinnedMemory, UploadRing
-from tinyvllm.devices.interface import Array, Buffer, HostBuffer, Shape, check_corner
 from tinyvllm.errors import DeviceError, KernelError
 
 POISON = 0xFF

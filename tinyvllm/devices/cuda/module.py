@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from tinyvllm.device import Argument, Buffer, TensorMap
 from tinyvllm.devices.cuda.driver import Driver
-from tinyvllm.devices.interface import Argument, Buffer, TensorMap
 from tinyvllm.errors import KernelError
 
 _DEFAULT_SHARED_BYTES = 48 * 1024
@@ -105,7 +105,7 @@ class CudaFunction:
         self.source = source
         self.handle = handle
         self.address = int(handle)
-        """The driver's function, as :func:`~tinyvllm.devices.cuda.launch.launch_function` takes it."""
+        """The driver's function, as :func:`~tinyvllm.devices.cuda.driver_launch.launch_function` takes it."""
         self._module = module  # keeps the code loaded
         self.what = f"{driver.where}: kernel {name} ({source.name})"
         kinds = driver.api.CUfunction_attribute

@@ -5,8 +5,8 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
+from tinyvllm.device import Buffer, TensorMap
 from tinyvllm.devices.cuda.driver import Driver
-from tinyvllm.devices.interface import Buffer, TensorMap
 
 _WORDS_BYTES = 128
 _BOX_COLUMNS = 64

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
+from tinyvllm.device import Argument, Buffer, DeviceProperties, Dim3, Function, TensorMap
 from tinyvllm.devices.compile_cache import default_cache_dir
 from tinyvllm.devices.emulator.build import Compiler, Sanitizer, build_kernel, build_runtime, find_compiler
 from tinyvllm.devices.emulator.library import Dim3Struct, LaunchConfig, RuntimeLibrary, read_kernel_info
-from tinyvllm.devices.emulator.limits import MAX_STATIC_SHARED_BYTES, check_launch, properties_of
 from tinyvllm.devices.emulator.memory import EmulatorMemory, array_of, bytes_at
 from tinyvllm.devices.emulator.stream import HostTask, Stream, Task
 from tinyvllm.devices.emulator.task import EmulatorFunction, KernelTask, Watch, pack_arguments
-from tinyvllm.devices.interface import Argument, Buffer, DeviceProperties, Dim3, Function, TensorMap
+from tinyvllm.devices.limits import MAX_STATIC_SHARED_BYTES, check_launch, properties_of
 from tinyvllm.errors import KernelError
 from tinyvllm.plugin_call import PluginName
 

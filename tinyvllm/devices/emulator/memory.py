@@ -10,9 +10,9 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from tinyvllm.device import Array, Buffer, HostBuffer, Shape, check_corner
 from tinyvllm.devices.emulator.library import RuntimeLibrary
 from tinyvllm.devices.emulator.stream import HostTask, Stream
-from tinyvllm.devices.interface import Array, Buffer, HostBuffer, Shape, check_corner
 from tinyvllm.errors import CapacityError, KernelError
 
 _MARGIN_BYTES = 256

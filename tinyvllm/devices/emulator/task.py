@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tinyvllm.device import Argument, Buffer, TensorMap
 from tinyvllm.devices.emulator.failures import describe, describe_place, describe_split
 from tinyvllm.devices.emulator.library import (
     KernelInfo,
@@ -20,7 +21,6 @@ from tinyvllm.devices.emulator.library import (
     SplitBarrier,
 )
 from tinyvllm.devices.emulator.memory import Allocation
-from tinyvllm.devices.interface import Argument, Buffer, TensorMap
 from tinyvllm.errors import KernelError, PluginError
 from tinyvllm.plugin_call import PluginName
 

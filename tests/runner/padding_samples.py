@@ -1,0 +1,25 @@
+"""Steps of padding for a sanitizer, which runs them in a process of its own; see ``test_recording``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.engine.device_runs import start
+from tinyvllm.device import Device
+from tinyvllm.runner.sampling import SamplingMode
+from tinyvllm.start import devices
+from tinyvllm.start.warm_up import COMMON_MODES, EVERYTHING, record_common, rehearse
+
+
+def run_padding(device: Device) -> None:
+    """All that a card does before its first request, and steps of every kind of sampling; nothing was sent before."""
+    own: Any = devices
+    own.open_device = lambda *_, **__: device
+    llm = start("llama with biases", "emulator", scheduler={"max_num_seqs": 3, "max_num_batched_tokens": 20})
+    runner: Any = llm.engine._runner
+    rehearse(runner, runner._limits)
+    record_common(runner, runner._limits)
+    rules = SamplingMode(is_greedy=False, may_cut=False, has_rules=True, num_listed=None)
+    for mode in (*COMMON_MODES, rules, EVERYTHING):
+        for size in (1, 2, 3):
+            runner.rehearse_decode(size, mode)

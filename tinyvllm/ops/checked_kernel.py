@@ -1,0 +1,161 @@
+"""A kernel plugin with everything that comes out of it held against the rules of its socket."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+
+from tinyvllm._nearest import did_you_mean
+from tinyvllm.device import Device
+from tinyvllm.errors import TinyvllmError
+from tinyvllm.interfaces import BindContext, Kernel, OpSpec
+from tinyvllm.ops.catalogue import OPS
+from tinyvllm.ops.device_ops import DeviceOps
+from tinyvllm.ops.results import RESULT_SHAPES, Shape
+from tinyvllm.plugin_call import PluginCall, PluginName, checked_reasons, shown
+
+_FLOAT32 = np.dtype(np.float32)
+
+
+class CheckedKernel:
+    """Implements ``Kernel`` by a plugin's; raises ``PluginError`` for whatever breaks the rules.
+
+    Args:
+        kernel: what the plugin created.
+        plugin: its name.
+    """
+
+    def __init__(self, kernel: Kernel, plugin: PluginName) -> None:
+        self._kernel, self._plugin = kernel, plugin
+
+    def ops(self) -> Sequence[str]:
+        """Names of the ops that it implements, each the name of an op that exists."""
+        with PluginCall(self._plugin, "ops"):
+            returned: Any = self._kernel.ops()
+            is_sequence = not isinstance(returned, (str, bytes)) and hasattr(returned, "__iter__")
+            ops = list(returned) if is_sequence else None
+        if ops is None:
+            raise self._plugin.broken("ops", shown(returned), "a list of names of ops")
+        for op in ops:
+            if not isinstance(op, str):
+                raise self._plugin.broken("ops", f"{shown(op)} as a name", "a list of names of ops")
+            if op not in OPS:
+                hint = did_you_mean(op, OPS) or ";"
+                raise self._plugin.broken("ops", f"{shown(op)}", f"names of ops{hint} the ops are {', '.join(OPS)}")
+        return ops
+
+    def supports(self, op: str, spec: OpSpec) -> list[str]:
+        """Reasons why it cannot serve ``spec``; empty if it can."""
+        method = f"supports({op!r})"
+        with PluginCall(self._plugin, method):
+            reasons = self._kernel.supports(op, spec)
+        return checked_reasons(self._plugin, method, reasons)
+
+    def bind(self, op: str, context: BindContext) -> Callable[..., Any]:
+        """The plugin's op, checked at every call.
+
+        Raises:
+            KernelError: the compiler refuses the plugin's source.
+            CapacityError: no memory for what the plugin keeps between its kernels.
+        """
+        method = f"bind({op!r})"
+        with PluginCall(self._plugin, method, passes=TinyvllmError):
+            bound = self._kernel.bind(op, context)
+        if not callable(bound):
+            raise self._plugin.broken(method, shown(bound), f"a callable with the signature of {op}")
+        signature = _signature(op, context)
+        if not _takes(bound, len(signature.parameters)):
+            raise self._plugin.broken(method, f"a callable that does not take {signature}", "one that does")
+        if context.workspace is None:
+            return _checked_on_cpu(op, bound, self._plugin)
+        return _checked_on_device(op, bound, self._plugin, context.workspace.device)
+
+
+def _checked_on_cpu(op: str, bound: Callable[..., Any], plugin: PluginName) -> Callable[..., Any]:
+    calling, shapes_of = PluginCall(plugin, op), RESULT_SHAPES[op]
+
+    @functools.wraps(bound)
+    def checked(*arguments: Any) -> Any:
+        shapes = shapes_of(*arguments)
+        with calling:
+            returned = bound(*arguments)
+        if len(shapes) == 1:
+            _check_array(plugin, op, returned, shapes[0])
+        elif shapes:
+            _check_arrays(plugin, op, returned, shapes)
+        return returned
+
+    return checked
+
+
+def _check_arrays(plugin: PluginName, op: str, returned: Any, shapes: Sequence[Shape]) -> None:
+    if not isinstance(returned, (tuple, list)) or len(returned) != len(shapes):
+        raise plugin.broken(
+            op, shown(returned), f"{len(shapes)} arrays of float32 and shapes {', '.join(map(str, shapes))}"
+        )
+    for array, shape in zip(returned, shapes, strict=True):
+        _check_array(plugin, op, array, shape)
+
+
+def _check_array(plugin: PluginName, op: str, array: Any, shape: Shape) -> None:
+    if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != _FLOAT32:
+        raise plugin.broken(op, shown(array), f"an array of float32 and shape {shape}")
+
+
+def _checked_on_device(op: str, bound: Callable[..., Any], plugin: PluginName, device: Device) -> Callable[..., Any]:
+    calling = PluginCall(plugin, op) if not hasattr(device, "launched_by") else _EmulatorCall(plugin, op, device)
+
+    @functools.wraps(bound)
+    def checked(*arguments: Any) -> None:
+        with calling:
+            returned: Any = bound(*arguments)
+        if returned is not None:
+            raise plugin.broken(op, shown(returned), "None: on a device an op writes to its first argument")
+
+    return checked
+
+
+class _EmulatorCall(PluginCall):
+    """A call on a device that knows, of a kernel that fails later, who launched it."""
+
+    __slots__ = ("_device",)
+
+    def __init__(self, plugin: PluginName, method: str, device: Any) -> None:
+        super().__init__(plugin, method)
+        self._device = device
+
+    def __enter__(self) -> None:
+        self._device.launched_by = self.plugin
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> Literal[False]:
+        self._device.launched_by = None
+        return super().__exit__(kind, error, trace)
+
+
+def _signature(op: str, context: BindContext) -> inspect.Signature:
+    """What the engine calls an op with."""
+    if context.workspace is not None:
+        signature = inspect.signature(getattr(DeviceOps, op))
+        return signature.replace(parameters=list(signature.parameters.values())[1:])  # without self
+    compose, reference = OPS[op].compose, OPS[op].reference
+    definition = reference if compose is None else compose(lambda name: OPS[name].composed)
+    assert definition is not None
+    return inspect.signature(definition)
+
+
+def _takes(bound: Callable[..., Any], num_arguments: int) -> bool:
+    """Whether ``bound`` can be called with so many; true where Python cannot know."""
+    try:
+        inspect.signature(bound).bind(*[None] * num_arguments)
+    except TypeError:
+        return False
+    except ValueError:  # of a callable that is not written in Python
+        return True
+    return True

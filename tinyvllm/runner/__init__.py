@@ -1,0 +1,1 @@
+"""A step on a device: arrays up, the model, the tokens chosen, results down."""

@@ -1,0 +1,156 @@
+"""Every plugin imported, created where that is possible, and asked what it says of a model and device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pydantic import ValidationError
+
+from tinyvllm.config import Resolved
+from tinyvllm.errors import PluginError, TinyvllmError
+from tinyvllm.interfaces import AttentionSpec, Kernel, Kind, OpSpec, PluginContext
+from tinyvllm.models import read_config
+from tinyvllm.models.decoder import DecoderConfig
+from tinyvllm.ops.catalogue import OPS
+from tinyvllm.ops.checked_kernel import CheckedKernel
+from tinyvllm.plugin_call import PluginName
+from tinyvllm.registry import PluginInfo, State
+from tinyvllm.runner.checked_attention import CheckedAttention
+from tinyvllm.start.devices import NUMPY_ALONE, attention_on_device, choose_device, is_attention_of_devices
+from tinyvllm.start.model_files import resolve_model
+from tinyvllm.start.op_spec import op_spec
+
+_NUM_BLOCKS = 64  # enough for a plugin that sizes something by it
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What can be said of one plugin: ``ok``, ``cannot serve``, ``needs options`` or ``broken``, and why."""
+
+    info: PluginInfo
+    state: str
+    detail: str = ""
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether its author has something to mend."""
+        return self.state == "broken"
+
+
+def check_plugins(resolved: Resolved, kind: Kind | None = None, name: str | None = None) -> list[Verdict]:
+    """A verdict for each plugin, or those of one kind or name, with the model and device of ``resolved``.
+
+    Raises:
+        LoadError: the model cannot be found.
+        PluginError: no plugin is of that kind and name.
+    """
+    files = resolve_model(resolved.config.model, resolved.base)
+    raw = files.read_json("config.json")
+    assert raw is not None
+    model = read_config(raw, str(files.folder / "config.json"))
+    infos = [
+        info
+        for info in resolved.registry.available()
+        if (kind is None or info.kind is kind) and (name is None or info.name == name)
+    ]
+    if not infos:
+        if kind is not None and name is not None:
+            resolved.registry.get(kind, name)  # says what is near
+        raise PluginError(f"no plugin is called {name!r}; see plugins list")
+    return [_verdict(info, resolved, model) for info in infos]
+
+
+def _verdict(info: PluginInfo, resolved: Resolved, model: DecoderConfig) -> Verdict:
+    if info.kind is None:
+        return Verdict(info, "broken", f"{info.group} is not an entry point group of tinyvllm")
+    if info.state is State.INCOMPATIBLE:
+        return Verdict(info, "broken", f"made for plugin API v{info.api_version}")
+    context = _context(resolved, model)
+    registry = resolved.registry  # a fresh one, so that one broken plugin cannot spoil the next
+    try:
+        plugin = registry.get(info.kind, info.name)
+        options = _options(resolved, info, plugin.options)
+        filled = registry.create(info.kind, info.name, replace(context, options=options))
+        reasons = list(_reasons(registry.named(info.kind, info.name), filled, context, model, resolved))
+    except ValidationError as error:
+        missing = ", ".join(str(detail["loc"][0]) for detail in error.errors() if detail["loc"])
+        return Verdict(info, "needs options", missing)
+    except TinyvllmError as error:
+        return Verdict(info, "broken", str(error))
+    if reasons:
+        return Verdict(info, "cannot serve", "; ".join(dict.fromkeys(reasons)))
+    if info.kind is Kind.ATTENTION and context.device != "cpu":
+        return Verdict(info, "ok", attention_on_device(context.device))
+    return Verdict(info, "ok", plugin.description)
+
+
+def _options(resolved: Resolved, info: PluginInfo, model: Any) -> Any:
+    """The options that the configuration gives, or the plugin's defaults."""
+    for section, options in resolved.plugin_options.items():
+        if isinstance(options, model) and section.startswith(str(info.kind)):
+            return options
+    return model()
+
+
+def _context(resolved: Resolved, model: DecoderConfig) -> PluginContext:
+    config = resolved.config
+    return PluginContext(
+        options=None,
+        device=choose_device(resolved.config.device).name,
+        model=model.shape,
+        max_model_len=config.max_model_len or model.shape.max_position_embeddings,
+        max_num_seqs=config.scheduler.max_num_seqs,
+        max_num_batched_tokens=config.scheduler.max_num_batched_tokens,
+        block_size=config.cache.block_size,
+        num_blocks=config.cache.num_blocks_override or _NUM_BLOCKS,
+        batch_invariant=config.batch_invariant,
+        seed=config.seed,
+    )
+
+
+def _reasons(
+    plugin: PluginName, filled: Any, context: PluginContext, model: DecoderConfig, resolved: Resolved
+) -> Iterator[str]:
+    """Why it cannot serve; loaders, schedulers and samplers serve everything."""
+    if plugin.kind is Kind.ATTENTION and context.device != "cpu":
+        if not is_attention_of_devices(plugin.name):
+            yield NUMPY_ALONE
+            yield attention_on_device(context.device)
+    elif plugin.kind is Kind.ATTENTION:
+        attention = CheckedAttention(filled, plugin)
+        for window in dict.fromkeys(model.sliding_windows):
+            yield from attention.supports(_attention_spec(context, window))
+    elif plugin.kind is Kind.KERNEL:
+        yield from _reasons_of_ops(CheckedKernel(filled, plugin), _op_spec(context, model, resolved))
+
+
+def _attention_spec(context: PluginContext, sliding_window: int | None) -> AttentionSpec:
+    return AttentionSpec(
+        device=context.device,
+        num_heads=context.model.num_heads,
+        num_kv_heads=context.model.num_kv_heads,
+        head_dim=context.model.head_dim,
+        block_size=context.block_size,
+        dtype="float32",
+        sliding_window=sliding_window,
+        batch_invariant=context.batch_invariant,
+    )
+
+
+def _op_spec(context: PluginContext, model: DecoderConfig, resolved: Resolved) -> OpSpec:
+    config = resolved.config
+    return op_spec(model, context, attention=config.attention.name, sampler=config.sampler.name)
+
+
+def _reasons_of_ops(kernel: Kernel, spec: OpSpec) -> Iterator[str]:
+    """Each reason once, with the ops that it concerns unless it concerns all."""
+    ops = kernel.ops()
+    refused: dict[str, list[str]] = {}
+    for op in ops:
+        is_called = OPS[op].is_on(spec.device)
+        for reason in kernel.supports(op, spec) if is_called else [f"a model calls no such op on {spec.device}"]:
+            refused.setdefault(reason, []).append(op)
+    for reason, concerned in refused.items():
+        yield reason if len(concerned) == len(ops) else f"{', '.join(concerned)}: {reason}"
