@@ -1,6 +1,7 @@
-"""What a device offers to everything above it: memory, compile, launch, GEMM, graph.
+"""What a device offers to everything above it: memory, and where kernels are launched, compile, launch, GEMM, graph.
 
-The CUDA device and the emulator implement these protocols; launchers and the engine are written against them alone.
+The CPU, the CUDA device and the emulator implement these protocols; the engine, models, ops and launchers are written
+against them alone.
 Work is asynchronous and in order, as in one CUDA stream: a call returns when its work is queued, and a failure may be
 raised by a later call; ``synchronize`` raises what is left. Knows nothing about models.
 """
@@ -12,16 +13,51 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
 from tinyvllm.errors import KernelError
 
+BFLOAT16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+FLOAT32 = np.dtype(np.float32)
+INT32 = np.dtype(np.int32)
+
 Array: TypeAlias = npt.NDArray[Any]
 Dim3: TypeAlias = tuple[int, int, int]
 Shape: TypeAlias = tuple[int, ...]
+
+
+class Tensor(Protocol):
+    """An array in the memory of a device: ``numpy.ndarray`` on the CPU, :class:`Buffer` elsewhere.
+
+    Contiguous and row-major where an op writes to it. What models and compositions of ops do with one is this alone.
+    """
+
+    @property
+    def shape(self) -> Shape:
+        """Sizes."""
+        ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of its numbers."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        ...
+
+    def __getitem__(self, rows: slice, /) -> Tensor:
+        """Some of the rows, one after the other; shares the memory."""
+        ...
+
+    def reshape(self, shape: Shape, /) -> Tensor:
+        """The same numbers as an array of another shape; shares the memory."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +90,29 @@ class Buffer:
                 f"view {shape} of {kind} from byte {offset_bytes} ends beyond a buffer of {self.nbytes} bytes"
             )
         return part
+
+    def __getitem__(self, rows: slice, /) -> Buffer:
+        """Some of the rows, one after the other.
+
+        Raises:
+            KernelError: the rows have gaps between them, or end beyond the buffer.
+        """
+        first, stop, step = rows.indices(self.shape[0])
+        if step != 1:
+            raise KernelError(f"rows {rows} of a buffer do not lie one after the other")
+        shape = (max(0, stop - first), *self.shape[1:])
+        row_bytes = self.nbytes // self.shape[0] if self.shape[0] else 0
+        return Buffer(self.pointer + first * row_bytes, shape, self.dtype, self.owner)
+
+    def reshape(self, shape: Shape, /) -> Buffer:
+        """The same numbers as an array of another shape.
+
+        Raises:
+            KernelError: it has another number of elements.
+        """
+        if math.prod(shape) != math.prod(self.shape):
+            raise KernelError(f"a buffer of shape {self.shape} cannot be seen as one of shape {shape}")
+        return Buffer(self.pointer, shape, self.dtype, self.owner)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,22 +166,34 @@ def check_corner(buffer: Buffer, array: Array) -> None:
 
 
 class Memory(Protocol):
-    """Device memory, in the order of the device's stream."""
+    """Memory of a device, in the order in which work is queued there."""
+
+    def alloc(self, shape: Shape, dtype: npt.DTypeLike) -> Tensor:
+        """A new tensor, every byte 0xFF where the device can afford it (floats are NaN)."""
+        ...
+
+    def upload(self, tensor: Any, array: Array) -> None:
+        """Copies ``array`` (same shape and dtype) into a tensor; the array may be changed as soon as this returns."""
+        ...
+
+    def download(self, tensor: Any) -> Array:
+        """A copy of a tensor's contents after all work queued so far. Waits."""
+        ...
+
+    def fill(self, tensor: Any, byte: int) -> None:
+        """Sets every byte of a tensor: 0 to clear, 0xFF to poison."""
+        ...
+
+
+class GpuMemory(Memory, Protocol):
+    """Memory that kernels see."""
 
     def alloc(self, shape: Shape, dtype: npt.DTypeLike) -> Buffer:
         """A new buffer, 256-byte aligned, every byte 0xFF where the device can afford it (floats are NaN)."""
         ...
 
-    def upload(self, buffer: Buffer, array: Array) -> None:
-        """Copies ``array`` (same shape and dtype) into ``buffer``; the array may be changed as soon as this returns."""
-        ...
-
     def upload_corner(self, buffer: Buffer, array: Array) -> None:
         """Copies ``array`` ``[b, w]`` into the first ``b`` rows and ``w`` columns of ``buffer``; as ``upload``."""
-        ...
-
-    def download(self, buffer: Buffer) -> Array:
-        """A copy of the buffer's contents after all work queued so far. Waits."""
         ...
 
     def start_download(self, buffer: Buffer) -> Download:
@@ -135,10 +206,6 @@ class Memory(Protocol):
 
     def mark(self) -> Mark:
         """A point in the stream, not set yet."""
-        ...
-
-    def fill(self, buffer: Buffer, byte: int) -> None:
-        """Sets every byte of the buffer: 0 to clear, 0xFF to poison."""
         ...
 
 
@@ -192,7 +259,31 @@ class Graph(Protocol):
 
 
 class Device(Protocol):
-    """A device: its properties, its memory, and what can be done on it."""
+    """Where a model is: its name, its memory, and how what was queued is awaited."""
+
+    @property
+    def name(self) -> str:
+        """``"cpu"``, ``"emulator"`` or ``"cuda"``."""
+        ...
+
+    @property
+    def activation_dtype(self) -> np.dtype[Any]:
+        """Of hidden states, weights and the KV cache: float32 on the CPU, bfloat16 elsewhere."""
+        ...
+
+    @property
+    def memory(self) -> Memory:
+        """Allocation and copies."""
+        ...
+
+    def synchronize(self) -> None:
+        """Waits for all queued work; raises what failed in it."""
+        ...
+
+
+@runtime_checkable
+class Gpu(Device, Protocol):
+    """A device that compiles and launches CUDA kernels: a GPU, or the emulator of one."""
 
     @property
     def properties(self) -> DeviceProperties:
@@ -200,7 +291,7 @@ class Device(Protocol):
         ...
 
     @property
-    def memory(self) -> Memory:
+    def memory(self) -> GpuMemory:
         """Allocation and copies."""
         ...
 
@@ -265,8 +356,4 @@ class Device(Protocol):
 
     def capture(self) -> AbstractContextManager[Graph]:
         """Within the ``with`` block launches, fills and GEMMs are recorded instead of run."""
-        ...
-
-    def synchronize(self) -> None:
-        """Waits for all queued work; raises what failed in it."""
         ...

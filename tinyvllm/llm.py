@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tinyvllm._progress import Progress
 from tinyvllm.config.resolve import Resolved, config_from_mapping, load_config
-from tinyvllm.device import Device
+from tinyvllm.device import Gpu
 from tinyvllm.engine.engine import Engine
 from tinyvllm.engine.engine_thread import EngineThread, NewRequest
 from tinyvllm.engine.stats import EngineStats
@@ -108,7 +108,7 @@ class LLM:
         return self._built.shape
 
     @property
-    def device(self) -> Device | None:
+    def device(self) -> Gpu | None:
         """The device that the model is on; None is the CPU, where it is NumPy arrays."""
         return self._built.device
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tinyvllm.device import Device
+from tinyvllm.device import Gpu
 from tinyvllm.devices.cuda import CudaDevice, probe
 
 
@@ -29,7 +29,7 @@ def session_cuda(has_card: bool, cache_dir: Path) -> CudaDevice:
 
 
 @pytest.fixture(scope="session")
-def device(session_cuda: CudaDevice) -> Device:
+def device(session_cuda: CudaDevice) -> Gpu:
     return session_cuda  # mypy sees here that it is one
 
 

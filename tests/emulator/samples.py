@@ -13,13 +13,13 @@ from typing import TypeAlias
 import ml_dtypes
 import numpy as np
 
-from tinyvllm.device import Argument, Array, Buffer, Device
+from tinyvllm.device import Argument, Array, Buffer, Gpu
 
 KERNELS = Path(__file__).parent / "kernels"
 BF16_EPSILON = 2.0**-8
 
 
-def upload(device: Device, array: Array) -> Buffer:
+def upload(device: Gpu, array: Array) -> Buffer:
     """A buffer with the contents of ``array``."""
     buffer = device.memory.alloc(array.shape, array.dtype)
     device.memory.upload(buffer, array)
@@ -30,7 +30,7 @@ def bf16_normal(seed: int, shape: tuple[int, ...]) -> Array:
     return np.random.default_rng(seed).standard_normal(shape).astype(ml_dtypes.bfloat16)
 
 
-def run_moments(device: Device, source: str = "", num_rows: int = 6, num_columns: int = 600, seed: int = 0) -> None:
+def run_moments(device: Gpu, source: str = "", num_rows: int = 6, num_columns: int = 600, seed: int = 0) -> None:
     function = device.compile(Path(source or KERNELS / "moments.cu")).function("row_moments")
     x = bf16_normal(seed, (num_rows, num_columns))
     out = device.memory.alloc((num_rows, 2), np.float32)
@@ -43,7 +43,7 @@ def run_moments(device: Device, source: str = "", num_rows: int = 6, num_columns
     assert (np.abs(device.memory.download(out) - expected) <= 4 * bound).all()
 
 
-def run_maxima(device: Device, source: str = "", num_rows: int = 6, num_columns: int = 600, seed: int = 0) -> None:
+def run_maxima(device: Gpu, source: str = "", num_rows: int = 6, num_columns: int = 600, seed: int = 0) -> None:
     function = device.compile(Path(source or KERNELS / "maxima.cu")).function("row_maxima")
     x = np.random.default_rng(seed).integers(-99, 99, (num_rows, num_columns)).astype(np.float32)
     out = device.memory.alloc((num_rows, 8, 2), np.float32)
@@ -52,7 +52,7 @@ def run_maxima(device: Device, source: str = "", num_rows: int = 6, num_columns:
     np.testing.assert_array_equal(device.memory.download(out), np.broadcast_to(expected[:, None], out.shape))
 
 
-def run_transpose(device: Device, source: str = "", num_rows: int = 150, num_columns: int = 70) -> None:
+def run_transpose(device: Gpu, source: str = "", num_rows: int = 150, num_columns: int = 70) -> None:
     function = device.compile(Path(source or KERNELS / "transpose.cu")).function("transpose")
     x = np.random.default_rng(0).standard_normal((num_rows, num_columns)).astype(np.float32)
     out = device.memory.alloc((num_columns, num_rows), np.float32)
@@ -62,7 +62,7 @@ def run_transpose(device: Device, source: str = "", num_rows: int = 150, num_col
 
 
 def run_gemm(
-    device: Device, source: str = "", size_m: int = 11, size_n: int = 128, size_k: int = 448, seed: int = 0
+    device: Gpu, source: str = "", size_m: int = 11, size_n: int = 128, size_k: int = 448, seed: int = 0
 ) -> None:
     function = device.compile(Path(source or KERNELS / "gemm.cu")).function("gemm_small")
     x, w = bf16_normal(seed, (size_m, size_k)), bf16_normal(seed + 1, (size_n, size_k))
@@ -76,7 +76,7 @@ def run_gemm(
     assert (np.abs(device.memory.download(out) - exact_x @ exact_w.T) <= bound).all()
 
 
-def run_scan(device: Device, source: str = "", num_rows: int = 3, num_columns: int = 1000) -> None:
+def run_scan(device: Gpu, source: str = "", num_rows: int = 3, num_columns: int = 1000) -> None:
     function = device.compile(Path(source or KERNELS / "scan.cu")).function("scan_rows")
     x = np.random.default_rng(0).integers(-99, 99, (num_rows, num_columns)).astype(np.int32)
     out = device.memory.alloc(x.shape, np.int32)
@@ -84,7 +84,7 @@ def run_scan(device: Device, source: str = "", num_rows: int = 3, num_columns: i
     np.testing.assert_array_equal(device.memory.download(out), x.cumsum(axis=1))
 
 
-def run_grid_sum(device: Device, source: str = "", num_blocks: int = 6, size: int = 2000, repeats: int = 2) -> None:
+def run_grid_sum(device: Gpu, source: str = "", num_blocks: int = 6, size: int = 2000, repeats: int = 2) -> None:
     function = device.compile(Path(source or KERNELS / "grid_sum.cu")).function("divide_by_sum")
     x = np.random.default_rng(0).random(size).astype(np.float32)
     out, partial = device.memory.alloc((size,), np.float32), device.memory.alloc((num_blocks,), np.float32)
@@ -96,7 +96,7 @@ def run_grid_sum(device: Device, source: str = "", num_blocks: int = 6, size: in
         np.testing.assert_allclose(device.memory.download(out), x / x.sum(dtype=np.float64), rtol=size * 2.0**-24)
 
 
-def run_last_block(device: Device, source: str = "", num_blocks: int = 9, size: int = 2000) -> None:
+def run_last_block(device: Gpu, source: str = "", num_blocks: int = 9, size: int = 2000) -> None:
     function = device.compile(Path(source or KERNELS / "grid_sum.cu")).function("sum_by_last_block")
     x = np.random.default_rng(0).random(size).astype(np.float32)
     out, partial = device.memory.alloc((1,), np.float32), device.memory.alloc((num_blocks,), np.float32)
@@ -108,7 +108,7 @@ def run_last_block(device: Device, source: str = "", num_blocks: int = 9, size: 
         assert device.memory.download(counter)[0] == 0
 
 
-def run_dependent(device: Device, source: str = "", size: int = 1000, num_pairs: int = 2) -> None:
+def run_dependent(device: Gpu, source: str = "", size: int = 1000, num_pairs: int = 2) -> None:
     module = device.compile(Path(source or KERNELS / "dependent.cu"))
     produce, consume = module.function("produce"), module.function("consume")
     rng = np.random.default_rng(0)

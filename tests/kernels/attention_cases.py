@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from tinyvllm.batch import Batch, LayerCache
-from tinyvllm.device import Array, Buffer, Device
+from tinyvllm.device import Array, Buffer, Gpu
 from tinyvllm.kernels.attention_decode import AttentionDecode
 from tinyvllm.kernels.attention_prefill import AttentionPrefill
 from tinyvllm.kernels.attention_sizes import AttentionSizes
@@ -110,7 +110,7 @@ class Case:
         ends = np.cumsum([0, *taken]).astype(np.int32)
         return replace(self, query=self.query[np.concatenate(rows)], cu_seqlens_q=ends)
 
-    def put(self, device: Device) -> tuple[Buffer, Buffer, Buffer, Buffer, Buffer]:
+    def put(self, device: Gpu) -> tuple[Buffer, Buffer, Buffer, Buffer, Buffer]:
         """Query, caches, block tables and context lengths on the device, in the order of the kernels' parameters."""
         held = -(-self.context_lens // self.sizes.block_size)
         is_behind = np.arange(self.block_tables.shape[1]) >= held[:, None]
@@ -170,14 +170,14 @@ def permuted(case: Case, seed: int) -> Case:
     )
 
 
-def decode(device: Device, case: Case, kernel: AttentionDecode | None = None) -> Array:
+def decode(device: Gpu, case: Case, kernel: AttentionDecode | None = None) -> Array:
     """Attention of one query a sequence by the decode kernel, into a poisoned buffer."""
     out = poisoned(device, case.query.shape)
     (kernel or make_decode(device, sizes=case.sizes))(out, *case.put(device))
     return get(device, out)
 
 
-def prefill(device: Device, case: Case, kernel: AttentionPrefill | None = None) -> Array:
+def prefill(device: Gpu, case: Case, kernel: AttentionPrefill | None = None) -> Array:
     """Attention by the prefill kernel, into a poisoned buffer."""
     out = poisoned(device, case.query.shape)
     (kernel or make_prefill(device, sizes=case.sizes))(out, *case.put(device), put(device, case.cu_seqlens_q))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from tests.kernels.attention_cases import LAYOUTS, make_case, padding_of, sizes_of
 from tests.kernels.mutants import device_of
 from tests.kernels.support import poisoned, put
-from tinyvllm.device import Device
+from tinyvllm.device import Gpu
 from tinyvllm.kernels.attention_decode import AttentionDecode
 from tinyvllm.kernels.attention_prefill import AttentionPrefill
 
 
-def run_decode(device: Device, folder: str | None = None) -> None:
+def run_decode(device: Gpu, folder: str | None = None) -> None:
     """Whole items, items shared by blocks, a window, groups of four and of five, several warps."""
     device = device_of(device, folder)
     for layout, window in ((LAYOUTS[0], None), (LAYOUTS[6], 90)):
@@ -19,7 +19,7 @@ def run_decode(device: Device, folder: str | None = None) -> None:
         AttentionDecode(device, sizes=case.sizes)(out, *case.put(device))
 
 
-def run_splits(device: Device, folder: str | None = None) -> None:
+def run_splits(device: Gpu, folder: str | None = None) -> None:
     """Batch-invariant: one warp a block, fixed cuts."""
     device = device_of(device, folder)
     case = make_case(sizes_of(LAYOUTS[0], None, batch_invariant=True), [1024, 5, 600], [1, 1, 1], seed=0)
@@ -27,7 +27,7 @@ def run_splits(device: Device, folder: str | None = None) -> None:
     AttentionDecode(device, sizes=case.sizes)(out, *case.put(device))
 
 
-def run_prefill(device: Device, folder: str | None = None) -> None:
+def run_prefill(device: Gpu, folder: str | None = None) -> None:
     """A chunk after a context, a whole prompt, a single token; a last block of rows that is not full."""
     device = device_of(device, folder)
     for batch_invariant in (False, True):
@@ -36,7 +36,7 @@ def run_prefill(device: Device, folder: str | None = None) -> None:
         AttentionPrefill(device, sizes=case.sizes)(out, *case.put(device), put(device, case.cu_seqlens_q))
 
 
-def run_padding(device: Device, folder: str | None = None) -> None:
+def run_padding(device: Gpu, folder: str | None = None) -> None:
     """Steps of padding alone: decodes, a prompt's step, and the decode part of one."""
     device = device_of(device, folder)
     for batch_invariant in (False, True):

@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from tinyvllm.bench.roofline import Machine, measure
-from tinyvllm.device import Array, Buffer, Device
+from tinyvllm.device import Array, Buffer, Gpu
 from tinyvllm.kernels.attention_decode import AttentionDecode, decode_bytes
 from tinyvllm.kernels.attention_prefill import AttentionPrefill
 from tinyvllm.kernels.attention_sizes import AttentionSizes
@@ -28,7 +28,7 @@ BF16 = np.dtype(ml_dtypes.bfloat16)
 NUM_LAYERS = 16
 
 
-def device_of(name: str) -> Device:
+def device_of(name: str) -> Gpu:
     """The emulator or the first GPU."""
     if name == "emulator":
         from tinyvllm.devices.emulator.device import EmulatorDevice
@@ -39,7 +39,7 @@ def device_of(name: str) -> Device:
     return CudaDevice()
 
 
-def time_us(device: Device, work: Callable[[], None], repeats: int) -> float:
+def time_us(device: Gpu, work: Callable[[], None], repeats: int) -> float:
     """Median microseconds of what ``work`` queues, as a graph; by the host's clock where the device has none."""
     work()
     device.synchronize()
@@ -67,7 +67,7 @@ class Caches:
         num_layers: caches.
     """
 
-    def __init__(self, device: Device, sizes: AttentionSizes, batch: int, context_len: int, num_layers: int) -> None:
+    def __init__(self, device: Gpu, sizes: AttentionSizes, batch: int, context_len: int, num_layers: int) -> None:
         rng = np.random.default_rng(0)
         num_blocks = -(-context_len // sizes.block_size)
         shape = (batch * num_blocks, sizes.num_kv_heads, sizes.block_size, sizes.head_dim)
@@ -80,23 +80,21 @@ class Caches:
         self.context_lens = put(device, np.full(batch, context_len, np.int32))
 
 
-def put(device: Device, array: Array) -> Buffer:
+def put(device: Gpu, array: Array) -> Buffer:
     """The array on the device."""
     buffer = device.memory.alloc(array.shape, array.dtype)
     device.memory.upload(buffer, array)
     return buffer
 
 
-def queries(device: Device, sizes: AttentionSizes, num_tokens: int) -> tuple[Buffer, Buffer]:
+def queries(device: Gpu, sizes: AttentionSizes, num_tokens: int) -> tuple[Buffer, Buffer]:
     """Rows out, and random queries."""
     shape = (num_tokens, sizes.num_heads, sizes.head_dim)
     random = np.random.default_rng(1).standard_normal(shape, np.float32).astype(BF16)
     return device.memory.alloc(shape, BF16), put(device, random)
 
 
-def decode_us(
-    device: Device, sizes: AttentionSizes, batch: int, context_len: int, options: argparse.Namespace
-) -> float:
+def decode_us(device: Gpu, sizes: AttentionSizes, batch: int, context_len: int, options: argparse.Namespace) -> float:
     """One launch, one token a sequence."""
     caches = Caches(device, sizes, batch, context_len, options.num_layers)
     out, query = queries(device, sizes, batch)
@@ -109,7 +107,7 @@ def decode_us(
     return time_us(device, layers, options.repeats) / len(caches.layers)
 
 
-def prefill_us(device: Device, sizes: AttentionSizes, num_tokens: int, options: argparse.Namespace) -> float:
+def prefill_us(device: Gpu, sizes: AttentionSizes, num_tokens: int, options: argparse.Namespace) -> float:
     """One launch, one whole prompt."""
     caches = Caches(device, sizes, 1, num_tokens, options.num_layers)
     out, query = queries(device, sizes, num_tokens)

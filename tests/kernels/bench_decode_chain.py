@@ -13,7 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from tinyvllm.device import Device, Graph
+from tinyvllm.device import Gpu, Graph
 from tinyvllm.errors import TinyvllmError
 from tinyvllm.kernels.tiling import Tiling, choose_tiling, rows_tier
 
@@ -65,7 +65,7 @@ def _on_tensor_cores(shape: ChainShape, kernel: str) -> Tiling:
     return choose_tiling(size_k, 8, num_outputs=num_outputs, may_split=kernel != "lm_head")
 
 
-def median_us(device: Device, graph: Graph, replays: int, rounds: int) -> float:
+def median_us(device: Gpu, graph: Graph, replays: int, rounds: int) -> float:
     """Median over ``rounds`` of the time of one replay, from queueing ``replays`` of them to the last one's end."""
     graph.replay()
     device.synchronize()
@@ -79,7 +79,7 @@ def median_us(device: Device, graph: Graph, replays: int, rounds: int) -> float:
     return statistics.median(times) * 1e6
 
 
-def record(device: Device, launches: Sequence[Callable[[], None]]) -> Graph:
+def record(device: Gpu, launches: Sequence[Callable[[], None]]) -> Graph:
     """All launches in one graph; each is run once before, so that nothing is loaded while it is recorded."""
     for launch in launches:
         launch()
@@ -90,7 +90,7 @@ def record(device: Device, launches: Sequence[Callable[[], None]]) -> Graph:
     return graph
 
 
-def kernel_us(device: Device, chain: DecodeChain, kernel: str, replays: int, rounds: int) -> float:
+def kernel_us(device: Gpu, chain: DecodeChain, kernel: str, replays: int, rounds: int) -> float:
     """One launch of ``kernel`` in a graph of nothing else."""
     launches = [launch for name, launch in chain.launches() if name == kernel]
     launches *= max(1, 8 // len(launches))
@@ -103,9 +103,7 @@ def bandwidth(num_bytes: int, microseconds: float) -> str:
     return f"{rate / 1e9:7.0f} GB/s  {rate / PEAK_BYTES_PER_S:5.2f}"
 
 
-def report_chain(
-    device: Device, title: str, chain: DecodeChain, shape: ChainShape, options: argparse.Namespace
-) -> None:
+def report_chain(device: Gpu, title: str, chain: DecodeChain, shape: ChainShape, options: argparse.Namespace) -> None:
     """Prints each kernel and the whole chain."""
     print(f"\n{title}")
     for kernel in KERNELS:
@@ -119,7 +117,7 @@ def report_chain(
 
 
 def best_of_variants(
-    device: Device, weights: ChainWeights, kernel: str, options: argparse.Namespace
+    device: Gpu, weights: ChainWeights, kernel: str, options: argparse.Namespace
 ) -> tuple[str, Tiling]:
     """Times every variant of one kernel, prints them from best to worst, and returns the best."""
     shape, timed = weights.shape, []

@@ -18,7 +18,7 @@ import numpy as np
 
 from tests.kernels.bench_attention import device_of, put, time_us
 from tests.kernels.sampling import rows_of
-from tinyvllm.device import Device
+from tinyvllm.device import Gpu
 from tinyvllm.kernels.logprobs import LogprobBuffers, Logprobs
 from tinyvllm.kernels.sample import Sample
 from tinyvllm.kernels.sample_columns import DeviceSamplingColumns, SampledBuffers
@@ -36,7 +36,7 @@ CUTS: dict[str, dict[str, Any]] = {
 class Bench:
     """Logits of so many rows, and what is needed to draw from them at several positions."""
 
-    def __init__(self, device: Device, num_rows: int, sigma: float, options: argparse.Namespace) -> None:
+    def __init__(self, device: Gpu, num_rows: int, sigma: float, options: argparse.Namespace) -> None:
         rng = np.random.default_rng(num_rows)
         logits = rng.standard_normal((num_rows, options.vocab_size), np.float32) * np.float32(sigma)
         self.device, self.num_rows, self.options = device, num_rows, options

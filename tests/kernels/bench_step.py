@@ -18,7 +18,7 @@ from typing import Any
 
 from tests.kernels.bench_attention import time_us
 from tinyvllm.bench.workload import uniform_jobs
-from tinyvllm.device import Buffer, Device, TensorMap
+from tinyvllm.device import Buffer, Gpu, TensorMap
 from tinyvllm.llm import LLM
 from tinyvllm.request import SamplingParams
 
@@ -97,7 +97,7 @@ def decode_step(llm: LLM, batch: int, context_len: int, temperature: float) -> R
     return recording
 
 
-def report(device: Device, recording: Recording, repeats: int) -> None:
+def report(device: Gpu, recording: Recording, repeats: int) -> None:
     """A line a kernel, dearest first; then all of it in one graph."""
 
     def of(name: str | None) -> Callable[[], None]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.emulator.caches import add_runtimes
-from tinyvllm.device import Device
+from tinyvllm.device import Gpu
 from tinyvllm.devices.emulator.build import Sanitizer
 from tinyvllm.devices.emulator.device import EmulatorDevice
 from tinyvllm.errors import TinyvllmError
@@ -18,7 +18,7 @@ DEVICES = ("emulator", pytest.param("emulator as sm_80", marks=pytest.mark.slow)
 
 
 @functools.cache
-def open_device(name: str) -> Device:
+def open_device(name: str) -> Gpu:
     """The device called ``name``; skips the test where there is none."""
     if name.startswith("emulator"):
         return EmulatorDevice(arch=80 if name.endswith("sm_80") else 90)
@@ -34,7 +34,7 @@ def open_device(name: str) -> Device:
 
 
 @pytest.fixture(scope="session", params=DEVICES)
-def device(request: pytest.FixtureRequest) -> Device:
+def device(request: pytest.FixtureRequest) -> Gpu:
     """Each device in turn; one object for the whole session, so that hypothesis may run a test many times on it."""
     return open_device(request.param)
 

@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from tinyvllm.device import Array, Buffer, Device, Shape
+from tinyvllm.device import Array, Buffer, Gpu, Shape
 from tinyvllm.kernels.embedding import Embedding
 from tinyvllm.kernels.gate_up_silu import GateUpSilu
 from tinyvllm.kernels.linear_residual import LinearResidual
@@ -69,7 +69,7 @@ class ChainWeights:
     Large ones are cut from one pool of random numbers at odd places; no two layers are equal.
     """
 
-    def __init__(self, device: Device, shape: ChainShape, seed: int = 0) -> None:
+    def __init__(self, device: Gpu, shape: ChainShape, seed: int = 0) -> None:
         rng = np.random.default_rng(seed)
         pool = bf16(rng.standard_normal(_POOL_ELEMENTS if shape.hidden_size >= 1024 else 1 << 16) * 0.02)
         self.shape = shape
@@ -87,7 +87,7 @@ class ChainWeights:
         self.norm = _put(device, bf16(rng.uniform(0.5, 1.5, shape.hidden_size)))
 
 
-def _put(device: Device, values: Array) -> Buffer:
+def _put(device: Gpu, values: Array) -> Buffer:
     buffer = device.memory.alloc(values.shape, values.dtype)
     device.memory.upload(buffer, values)
     return buffer
@@ -108,7 +108,7 @@ class DecodeChain:
 
     def __init__(
         self,
-        device: Device,
+        device: Gpu,
         weights: ChainWeights,
         *,
         rows: int = 1,
@@ -140,7 +140,7 @@ class DecodeChain:
             pdl=pdl,
         )  # fmt: skip
 
-    def _allocate(self, device: Device, shape: ChainShape, rows: int) -> None:
+    def _allocate(self, device: Gpu, shape: ChainShape, rows: int) -> None:
         memory = device.memory
         cache = (NUM_BLOCKS, shape.num_kv_heads, BLOCK_SIZE, shape.head_dim)
         self.caches = [(memory.alloc(cache, BF16), memory.alloc(cache, BF16)) for _ in range(shape.num_layers)]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import tinyvllm.kernels
-from tinyvllm.device import Device, Module
+from tinyvllm.device import Gpu, Module
 from tinyvllm.devices.compile_cache import INCLUDE_DIR, read_sources
 from tinyvllm.devices.emulator import Sanitizer
 from tinyvllm.devices.emulator.check import Verdict, check
@@ -29,7 +29,7 @@ KERNELS = Path(tinyvllm.kernels.__file__).parent
 TEST_KERNELS = Path(__file__).parent
 NUM_SEEDS = 4
 
-Scenario = Callable[[Device], None]
+Scenario = Callable[[Gpu], None]
 
 
 class DoesNotCompileError(Exception):
@@ -39,7 +39,7 @@ class DoesNotCompileError(Exception):
 class DeviceOfFolder:
     """``device``, but kernels that differ are taken from ``folder``; the others stay where they are compiled."""
 
-    def __init__(self, device: Device, folder: Path) -> None:
+    def __init__(self, device: Gpu, folder: Path) -> None:
         self._device, self._folder = device, folder
 
     def __getattr__(self, name: str) -> Any:
@@ -56,9 +56,9 @@ class DeviceOfFolder:
             raise
 
 
-def device_of(device: Device, folder: str | Path | None) -> Device:
+def device_of(device: Gpu, folder: str | Path | None) -> Gpu:
     """``device``, with its kernels from ``folder`` if there is one."""
-    return device if folder is None else cast(Device, DeviceOfFolder(device, Path(folder)))
+    return device if folder is None else cast(Gpu, DeviceOfFolder(device, Path(folder)))
 
 
 def copy_kernels(folder: Path) -> Path:

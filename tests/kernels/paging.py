@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyvllm.batch import LayerCache
-from tinyvllm.device import Buffer, Device
+from tinyvllm.device import Buffer, Gpu
 from tinyvllm.layers import RotaryTable
 from tinyvllm.reference.kv_append import kv_append
 from tinyvllm.reference.rope import rope
@@ -66,14 +66,14 @@ def random_step(
     )
 
 
-def put_step(device: Device, step: Step) -> StepBuffers:
+def put_step(device: Gpu, step: Step) -> StepBuffers:
     """The step on the device, its cache full of NaN."""
     cache = np.full(step.cache.key.shape, np.nan).astype(BF16)
     arrays = (step.positions, step.slot_mapping, step.table.cos, step.table.sin, cache, cache)
     return StepBuffers(*(put(device, array) for array in arrays))
 
 
-def assert_appended(device: Device, buffers: StepBuffers, step: Step, key_error: float, value_error: float) -> None:
+def assert_appended(device: Gpu, buffers: StepBuffers, step: Step, key_error: float, value_error: float) -> None:
     """The cache is as expected: NaN where nothing was stored, within the errors elsewhere."""
     pairs = (
         (buffers.key_cache, step.cache.key, key_error),

@@ -14,7 +14,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from tinyvllm.batch import NO_LOGPROBS, Float32, Int32, SamplingRows
-from tinyvllm.device import Argument, Array, Buffer, Device
+from tinyvllm.device import Argument, Array, Buffer, Gpu
 from tinyvllm.kernels.sample import Sample
 from tinyvllm.kernels.sample_columns import NO_RULES, DeviceSamplingColumns, SampledBuffers
 from tinyvllm.reference.philox import random_words
@@ -66,7 +66,7 @@ def reference_columns(rows: SamplingRows) -> SamplingColumns:
 class Step:
     """One step's buffers: rows sit in shuffled slots, some slots are empty, one row at the end is padding."""
 
-    device: Device
+    device: Gpu
     logits: Buffer
     slots: Buffer
     positions: Buffer
@@ -75,7 +75,7 @@ class Step:
     host_slots: Int32
 
     @classmethod
-    def of(cls, device: Device, logits: Float32, rows: SamplingRows, rule_rows: Any = NO_RULES) -> Step:
+    def of(cls, device: Gpu, logits: Float32, rows: SamplingRows, rule_rows: Any = NO_RULES) -> Step:
         num_rows = len(logits)
         num_slots = num_rows + 3
         slots = np.random.default_rng(num_rows).permutation(num_slots)[:num_rows].astype(np.int32)
@@ -107,7 +107,7 @@ class Step:
 
 
 def draw(
-    device: Device, logits: Float32, rows: SamplingRows, *, may_cut: bool = True, **sizes: Any
+    device: Gpu, logits: Float32, rows: SamplingRows, *, may_cut: bool = True, **sizes: Any
 ) -> tuple[Int32, Array]:
     """Tokens and corrupt flags of one call."""
     step = Step.of(device, logits, rows)
@@ -116,7 +116,7 @@ def draw(
     return step.results()
 
 
-def launch_gumbel(device: Device, out: Buffer, words: Array) -> None:
+def launch_gumbel(device: Gpu, out: Buffer, words: Array) -> None:
     """Queue a kernel that fills ``out`` with float32 numbers, those of ``words``: a predecessor that makes logits."""
     others = [device.memory.alloc(words.shape, np.float32) for _ in range(3)]
     function = device.compile(PHILOX_WORDS).function("numbers_of_words")

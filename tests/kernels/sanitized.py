@@ -9,7 +9,7 @@ import numpy as np
 
 from tests.kernels.mutants import device_of
 from tests.kernels.support import bf16, poisoned, put
-from tinyvllm.device import Device
+from tinyvllm.device import Gpu
 from tinyvllm.kernels.embedding import Embedding
 from tinyvllm.kernels.gate_up_silu import GateUpSilu
 from tinyvllm.kernels.gate_up_silu_wide import GateUpSiluWide
@@ -25,11 +25,11 @@ from tinyvllm.kernels.tiling import Tiling
 EPS = 1e-5
 
 
-def ones(device: Device, *shape: int) -> Any:
+def ones(device: Gpu, *shape: int) -> Any:
     return put(device, bf16(np.ones(shape)))
 
 
-def run_gemv(device: Device, folder: str | None = None) -> None:
+def run_gemv(device: Gpu, folder: str | None = None) -> None:
     """Ragged rows and a last tile that hangs over, several tiles a block."""
     device = device_of(device, folder)
     tiling = Tiling(1, rows_per_warp=2, threads=128, max_stages=3, blocks_per_sm=1)
@@ -39,7 +39,7 @@ def run_gemv(device: Device, folder: str | None = None) -> None:
     head(poisoned(device, (1, 70), np.float32), ones(device, 1, 40), ones(device, 40), ones(device, 70, 40))
 
 
-def run_gemm(device: Device, folder: str | None = None) -> None:
+def run_gemm(device: Gpu, folder: str | None = None) -> None:
     """Ragged rows, a last tile that hangs over, fewer rows of x than a block can take, several tiles a block."""
     device = device_of(device, folder)
     tiling = Tiling(8, threads=64, warps_per_row=2, rows_per_warp=16, blocks_per_sm=1)
@@ -49,7 +49,7 @@ def run_gemm(device: Device, folder: str | None = None) -> None:
     gate_up(poisoned(device, (3, 64)), ones(device, 3, 200), ones(device, 200), ones(device, 128, 200))
 
 
-def run_split(device: Device, folder: str | None = None) -> None:
+def run_split(device: Gpu, folder: str | None = None) -> None:
     """Blocks that share a tile."""
     device = device_of(device, folder)
     tiling = Tiling(16, threads=64, warps_per_row=2, rows_per_warp=16, split=3)
@@ -57,7 +57,7 @@ def run_split(device: Device, folder: str | None = None) -> None:
     run(ones(device, 9, 19), ones(device, 9, 1096), ones(device, 19, 1096))
 
 
-def run_large(device: Device, folder: str | None = None) -> None:
+def run_large(device: Gpu, folder: str | None = None) -> None:
     """As ``run_gemm``; and blocks that share an item."""
     device = device_of(device, folder)
     for split in (1, 2):
@@ -69,7 +69,7 @@ def run_large(device: Device, folder: str | None = None) -> None:
     gate_up(poisoned(device, (3, 32)), ones(device, 3, 200), ones(device, 200), ones(device, 64, 200))
 
 
-def run_wide(device: Device, folder: str | None = None) -> None:
+def run_wide(device: Gpu, folder: str | None = None) -> None:
     """Rows and outputs that do not fill a block, a ring that turns round."""
     device = device_of(device, folder)
     down = LinearResidualWide(device, in_features=1096, out_features=72, batch_rows=64)
@@ -78,14 +78,14 @@ def run_wide(device: Device, folder: str | None = None) -> None:
     gate_up(poisoned(device, (35, 72)), ones(device, 35, 72), ones(device, 72), ones(device, 144, 72))
 
 
-def run_wide_split(device: Device, folder: str | None = None) -> None:
+def run_wide_split(device: Gpu, folder: str | None = None) -> None:
     """Blocks that share a tile."""
     device = device_of(device, folder)
     run = LinearResidualWide(device, in_features=520, out_features=64, batch_rows=64)
     run(ones(device, 35, 64), ones(device, 35, 520), ones(device, 64, 520))
 
 
-def run_argmax(device: Device, folder: str | None = None) -> None:
+def run_argmax(device: Gpu, folder: str | None = None) -> None:
     """Blocks that leave their best for the last."""
     device = device_of(device, folder)
     for rows in (1, 3):
@@ -94,7 +94,7 @@ def run_argmax(device: Device, folder: str | None = None) -> None:
         run(poisoned(device, (rows,), np.int32), ones(device, rows, 40), ones(device, 40), ones(device, 70, 40))
 
 
-def run_simple(device: Device, folder: str | None = None) -> None:
+def run_simple(device: Gpu, folder: str | None = None) -> None:
     """Sizes that leave lanes without work."""
     device = device_of(device, folder)
     ids = put(device, np.array([6, 0], np.int32))

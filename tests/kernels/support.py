@@ -8,7 +8,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 import numpy as np
 
-from tinyvllm.device import Array, Buffer, Device, Shape
+from tinyvllm.device import Array, Buffer, Gpu, Shape
 from tinyvllm.layers import Linear, Norm
 from tinyvllm.testing.case import definition
 from tinyvllm.testing.numbers import BF16, BF16_ROUNDOFF, F32_ROUNDOFF, SMALLEST, Float64, bf16, dot_error, f64
@@ -27,7 +27,7 @@ def once(make: Callable[P, R]) -> Callable[P, R]:
     return cast("Callable[P, R]", functools.cache(make))
 
 
-def put(device: Device, array: Array) -> Buffer:
+def put(device: Gpu, array: Array) -> Buffer:
     """A buffer with the contents of ``array``, in place before anything is launched: weights are read early."""
     buffer = device.memory.alloc(array.shape, array.dtype)
     device.memory.upload(buffer, np.ascontiguousarray(array))
@@ -35,7 +35,7 @@ def put(device: Device, array: Array) -> Buffer:
     return buffer
 
 
-def poisoned(device: Device, shape: Shape, dtype: Any = BF16) -> Buffer:
+def poisoned(device: Gpu, shape: Shape, dtype: Any = BF16) -> Buffer:
     """A buffer of NaN (or -1)."""
     buffer = device.memory.alloc(shape, dtype)
     device.memory.fill(buffer, 0xFF)
@@ -43,7 +43,7 @@ def poisoned(device: Device, shape: Shape, dtype: Any = BF16) -> Buffer:
     return buffer
 
 
-def get(device: Device, buffer: Buffer) -> Array:
+def get(device: Gpu, buffer: Buffer) -> Array:
     """The contents."""
     return device.memory.download(buffer)
 

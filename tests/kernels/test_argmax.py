@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinyvllm.batch import Float32, Int32
-from tinyvllm.device import Array, Device
+from tinyvllm.device import Array, Gpu
 from tinyvllm.errors import ShapeError
 from tinyvllm.kernels.argmax import Argmax
 
@@ -22,7 +22,7 @@ SMALL: dict[str, Any] = {"threads": 64, "loads": 2, "num_blocks": 12}  # a tile 
 SIZES = (1, 3, 4, 31, 511, 512, 513, 516, 2050, 5000)
 
 
-def argmax(device: Device, logits: Float32, **sizes: Any) -> tuple[Int32, Array]:
+def argmax(device: Gpu, logits: Float32, **sizes: Any) -> tuple[Int32, Array]:
     step = Step.of(device, logits, rows_of(len(logits)))
     launch = make_argmax(device, vocab_size=logits.shape[1], max_rows=64, **(sizes or SMALL))
     launch(step.out, step.logits, step.slots)
@@ -32,7 +32,7 @@ def argmax(device: Device, logits: Float32, **sizes: Any) -> tuple[Int32, Array]
 @settings(max_examples=40, deadline=None)
 @given(vocab_size=st.sampled_from(SIZES), num_rows=st.integers(1, 5), seed=st.integers(0, 2**32 - 1))
 def test_it_is_the_largest_logit_and_the_lowest_id_of_equals(
-    device: Device, vocab_size: int, num_rows: int, seed: int
+    device: Gpu, vocab_size: int, num_rows: int, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
     logits = rng.standard_normal((num_rows, vocab_size)) * rng.choice([0.0, 0.7, 5.0, 1e-40, 1e37], (num_rows, 1))
@@ -47,7 +47,7 @@ def test_it_is_the_largest_logit_and_the_lowest_id_of_equals(
 @pytest.mark.parametrize("vocab_size", [3, 700, 5000])
 @pytest.mark.parametrize("bad", [np.nan, -np.nan, INF])
 def test_a_row_with_a_nan_or_an_infinity_is_corrupt_and_its_neighbours_are_not(
-    device: Device, bad: float, vocab_size: int
+    device: Gpu, bad: float, vocab_size: int
 ) -> None:
     logits = np.random.default_rng(0).standard_normal((5, vocab_size)).astype(np.float32)
     logits[1, vocab_size // 2] = bad
@@ -58,7 +58,7 @@ def test_a_row_with_a_nan_or_an_infinity_is_corrupt_and_its_neighbours_are_not(
     assert tokens.tolist() == [logits[0].argmax(), 0, 0, logits[3].argmax(), 0]
 
 
-def test_the_sizes_of_a_real_model(device: Device) -> None:
+def test_the_sizes_of_a_real_model(device: Gpu) -> None:
     logits = np.random.default_rng(1).standard_normal((2, 128_256)).astype(np.float32)
     logits[0, 100_000] = logits[0, 128_255] = 9
     logits[1, 128_255] = 9
@@ -66,7 +66,7 @@ def test_the_sizes_of_a_real_model(device: Device) -> None:
     assert tokens.tolist() == [100_000, 128_255]
 
 
-def test_it_waits_for_the_kernel_that_makes_the_logits(device: Device) -> None:
+def test_it_waits_for_the_kernel_that_makes_the_logits(device: Gpu) -> None:
     words = np.random.default_rng(3).integers(0, 2**32, (4, 1100), dtype=np.uint32)
     words[:3, [77, 1000]] = 1  # next to the largest number there is
     step = Step.of(device, np.zeros((3, 1100), np.float32), rows_of(3))
@@ -76,7 +76,7 @@ def test_it_waits_for_the_kernel_that_makes_the_logits(device: Device) -> None:
     assert step.results()[0].tolist() == [77, 77, 77]
 
 
-def test_wrong_shapes_are_refused_before_anything_runs(device: Device) -> None:
+def test_wrong_shapes_are_refused_before_anything_runs(device: Gpu) -> None:
     step = Step.of(device, np.zeros((3, 64), np.float32), rows_of(3))
     with pytest.raises(ShapeError, match=r"argmax logits has shape \[4, 64\], expected \[4, 65\]"):
         make_argmax(device, vocab_size=65, max_rows=64)(step.out, step.logits, step.slots)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyvllm.device import Device
+from tinyvllm.device import Gpu
 from tinyvllm.errors import ShapeError
 from tinyvllm.kernels.attention_decode import AttentionDecode, decode_bytes
 
@@ -37,7 +37,7 @@ few = settings(max_examples=30, deadline=None)
 @few
 @given(layout=st.sampled_from(LAYOUTS), lens=ragged, window=windows, seed=seeds)
 def test_decode_is_its_definition(
-    device: Device, layout: tuple[int, int, int, int], lens: list[int], window: int | None, seed: int
+    device: Gpu, layout: tuple[int, int, int, int], lens: list[int], window: int | None, seed: int
 ) -> None:
     case = make_case(sizes_of(layout, window), lens, [1] * len(lens), seed)
     assert_close(decode(device, case), case.expected(), case.error())
@@ -46,7 +46,7 @@ def test_decode_is_its_definition(
 @pytest.mark.parametrize("batch_invariant", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_is_right_through_the_split_path(
-    device: Device, layout: tuple[int, int, int, int], batch_invariant: bool
+    device: Gpu, layout: tuple[int, int, int, int], batch_invariant: bool
 ) -> None:
     case = make_case(sizes_of(layout, None, batch_invariant), [1024, 1, 17, 520], [1] * 4, seed=len(layout))
     assert_close(decode(device, case), case.expected(), case.error())
@@ -54,12 +54,12 @@ def test_every_layout_is_right_through_the_split_path(
 
 @pytest.mark.parametrize("peak", [0.0, 1e-3, 30.0, 300.0])
 @pytest.mark.parametrize("batch_invariant", [False, True])
-def test_flat_and_very_peaked_softmaxes_hold(device: Device, peak: float, batch_invariant: bool) -> None:
+def test_flat_and_very_peaked_softmaxes_hold(device: Gpu, peak: float, batch_invariant: bool) -> None:
     case = make_case(sizes_of(LAYOUTS[0], None, batch_invariant), [513, 70], [1, 1], seed=1, peak=peak)
     assert_close(decode(device, case), case.expected(), case.error())
 
 
-def test_huge_and_tiny_values_are_not_lost(device: Device) -> None:
+def test_huge_and_tiny_values_are_not_lost(device: Gpu) -> None:
     case = make_case(sizes_of(LAYOUTS[0]), [300, 300], [1, 1], seed=2)
     scales = 10.0 ** np.linspace(-30, 30, case.value_cache.shape[-1])
     case = replace(case, value_cache=bf16(f64(case.value_cache) * scales))
@@ -67,7 +67,7 @@ def test_huge_and_tiny_values_are_not_lost(device: Device) -> None:
 
 
 @pytest.mark.parametrize("batch_invariant", [False, True])
-def test_a_sequence_without_context_gives_zeros(device: Device, batch_invariant: bool) -> None:
+def test_a_sequence_without_context_gives_zeros(device: Gpu, batch_invariant: bool) -> None:
     case = make_case(sizes_of(LAYOUTS[0], None, batch_invariant), [0, 300, 0], [1] * 3, seed=3)
     got = f64(decode(device, case))
     assert (got[[0, 2]] == 0).all()
@@ -78,7 +78,7 @@ def test_a_sequence_without_context_gives_zeros(device: Device, batch_invariant:
 @pytest.mark.parametrize("batch_invariant", [False, True])
 @pytest.mark.parametrize("num_sequences", [1, 8])
 def test_rows_of_padding_alone_give_zeros(
-    device: Device, num_sequences: int, batch_invariant: bool, window: int | None
+    device: Gpu, num_sequences: int, batch_invariant: bool, window: int | None
 ) -> None:
     """As graphs of decode steps are recorded; nothing of the cache, and no entry of the tables, is looked at."""
     sizes = sizes_of(LAYOUTS[0], window, batch_invariant)
@@ -95,7 +95,7 @@ def test_rows_of_padding_alone_give_zeros(
 @pytest.mark.parametrize("batch_invariant", [False, True])
 @pytest.mark.parametrize("num_sequences", [1, 8])
 def test_without_any_sequence_of_one_token_nothing_is_written(
-    device: Device, num_sequences: int, batch_invariant: bool
+    device: Gpu, num_sequences: int, batch_invariant: bool
 ) -> None:
     """As the decode part of a step that is padding alone."""
     case = padding_of(sizes_of(LAYOUTS[0], None, batch_invariant), num_sequences, 16)
@@ -108,13 +108,13 @@ def test_without_any_sequence_of_one_token_nothing_is_written(
 @few
 @given(layout=st.sampled_from(LAYOUTS[:3]), lens=ragged, seed=seeds)
 def test_permuting_blocks_changes_nothing(
-    device: Device, layout: tuple[int, int, int, int], lens: list[int], seed: int
+    device: Gpu, layout: tuple[int, int, int, int], lens: list[int], seed: int
 ) -> None:
     case = make_case(sizes_of(layout), lens, [1] * len(lens), seed)
     assert (bits(decode(device, case)) == bits(decode(device, permuted(case, seed)))).all()
 
 
-def test_the_order_of_threads_and_blocks_changes_nothing(device: Device) -> None:
+def test_the_order_of_threads_and_blocks_changes_nothing(device: Gpu) -> None:
     case = make_case(sizes_of(LAYOUTS[0]), [1024, 40, 900], [1] * 3, seed=4)
     first = bits(decode(device, case))
     for _ in range(4):
@@ -124,7 +124,7 @@ def test_the_order_of_threads_and_blocks_changes_nothing(device: Device) -> None
 @few
 @given(layout=st.sampled_from(LAYOUTS[:3]), lens=ragged, window=windows, seed=seeds)
 def test_batch_invariant_company_changes_nothing(
-    device: Device, layout: tuple[int, int, int, int], lens: list[int], window: int | None, seed: int
+    device: Gpu, layout: tuple[int, int, int, int], lens: list[int], window: int | None, seed: int
 ) -> None:
     case = make_case(sizes_of(layout, window, batch_invariant=True), lens, [1] * len(lens), seed)
     together = bits(decode(device, case))
@@ -132,7 +132,7 @@ def test_batch_invariant_company_changes_nothing(
         assert (bits(decode(device, case.only([b])))[0] == together[b]).all()
 
 
-def test_a_replayed_graph_follows_the_context_lengths(device: Device) -> None:
+def test_a_replayed_graph_follows_the_context_lengths(device: Gpu) -> None:
     case = make_case(sizes_of(LAYOUTS[0]), [1000, 700, 300], [1] * 3, seed=5)
     kernel = make_decode(device, sizes=case.sizes)
     query, key, value, tables, lens = case.put(device)
@@ -150,7 +150,7 @@ def test_a_replayed_graph_follows_the_context_lengths(device: Device) -> None:
         assert (bits(got) == bits(decode(device, case))).all()
 
 
-def test_queries_of_a_dependent_launch_are_read_after_the_wait(device: Device) -> None:
+def test_queries_of_a_dependent_launch_are_read_after_the_wait(device: Gpu) -> None:
     case = make_case(sizes_of(LAYOUTS[0]), [300, 20], [1, 1], seed=6)
     kernel = make_decode(device, sizes=case.sizes)
     query, *rest = case.put(device)
@@ -162,7 +162,7 @@ def test_queries_of_a_dependent_launch_are_read_after_the_wait(device: Device) -
 
 
 @pytest.mark.parametrize("batch_invariant", [False, True])
-def test_a_plan_that_the_predecessor_writes_is_read_after_the_wait(device: Device, batch_invariant: bool) -> None:
+def test_a_plan_that_the_predecessor_writes_is_read_after_the_wait(device: Gpu, batch_invariant: bool) -> None:
     case = make_case(sizes_of(LAYOUTS[0], None, batch_invariant), [300, 129], [1, 1], seed=9)
     kernel = make_decode(device, sizes=case.sizes)
     query, key, value, tables, lens = case.put(device)
@@ -177,7 +177,7 @@ def test_a_plan_that_the_predecessor_writes_is_read_after_the_wait(device: Devic
 
 
 @pytest.mark.parametrize("batch_invariant", [False, True])
-def test_only_sequences_with_one_token_are_computed_in_a_mixed_step(device: Device, batch_invariant: bool) -> None:
+def test_only_sequences_with_one_token_are_computed_in_a_mixed_step(device: Gpu, batch_invariant: bool) -> None:
     case = make_case(sizes_of(LAYOUTS[0], None, batch_invariant), [40, 300, 9, 77], [5, 1, 0, 1], seed=7)
     out = poisoned(device, case.query.shape)
     kernel = make_decode(device, sizes=case.sizes)
@@ -189,14 +189,14 @@ def test_only_sequences_with_one_token_are_computed_in_a_mixed_step(device: Devi
 
 
 @pytest.mark.parametrize("batch_invariant", [False, True])
-def test_more_sequences_than_threads_are_planned(device: Device, batch_invariant: bool) -> None:
+def test_more_sequences_than_threads_are_planned(device: Gpu, batch_invariant: bool) -> None:
     sizes = replace(sizes_of(LAYOUTS[1], None, batch_invariant), max_batch=200)
     lens = [1 + b * 7 % 90 if b != 150 else 700 for b in range(200)]
     case = make_case(sizes, lens, [1] * 200, seed=10)
     assert_close(decode(device, case), case.expected(), case.error())
 
 
-def test_wrong_shapes_are_refused(device: Device) -> None:
+def test_wrong_shapes_are_refused(device: Gpu) -> None:
     case = make_case(sizes_of(LAYOUTS[0]), [40, 30], [1, 1], seed=8)
     kernel = make_decode(device, sizes=case.sizes)
     query, key, value, tables, lens = case.put(device)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tinyvllm.device import Device
+from tinyvllm.device import Gpu
 from tinyvllm.devices.emulator import Sanitizer
 
 from . import attention_samples, test_attention_decode, test_attention_prefill
@@ -27,7 +27,7 @@ def inner(test: Any) -> Callable[..., None]:
     return test.hypothesis.inner_test  # type: ignore[no-any-return]
 
 
-def decode_scenario(device: Device) -> None:
+def decode_scenario(device: Gpu) -> None:
     tests = test_attention_decode
     for batch_invariant in (False, True):
         tests.test_every_layout_is_right_through_the_split_path(device, LAYOUTS[0], batch_invariant)
@@ -47,7 +47,7 @@ def decode_scenario(device: Device) -> None:
         inner(tests.test_batch_invariant_company_changes_nothing)(device, LAYOUTS[0], lens, None, 2)
 
 
-def prefill_scenario(device: Device) -> None:
+def prefill_scenario(device: Gpu) -> None:
     tests = test_attention_prefill
     for layout in (LAYOUTS[0], LAYOUTS[1], LAYOUTS[6]):
         inner(tests.test_prefill_is_its_definition)(device, layout, [(100, 5), (0, 0), (3, 77), (70, 1)], 60, 1)
@@ -63,7 +63,7 @@ def prefill_scenario(device: Device) -> None:
     tests.test_a_step_that_is_padding_alone_writes_nothing(device, 16, 8, False, None)
 
 
-def both_scenarios(device: Device) -> None:
+def both_scenarios(device: Gpu) -> None:
     decode_scenario(device)
     prefill_scenario(device)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyvllm.device import Device
+from tinyvllm.device import Gpu
 from tinyvllm.errors import ShapeError
 from tinyvllm.kernels.attention_prefill import prefill_flops
 
@@ -41,7 +41,7 @@ chunks = st.lists(chunk, min_size=1, max_size=4).filter(lambda pairs: any(count 
 @few
 @given(layout=st.sampled_from(LAYOUTS), pairs=chunks, window=windows, seed=seeds)
 def test_prefill_is_its_definition(
-    device: Device, layout: Layout, pairs: list[tuple[int, int]], window: int | None, seed: int
+    device: Gpu, layout: Layout, pairs: list[tuple[int, int]], window: int | None, seed: int
 ) -> None:
     case = make_case(sizes_of(layout, window), [sum(pair) for pair in pairs], [count for _, count in pairs], seed)
     assert_close(prefill(device, case), case.expected(), case.error())
@@ -49,20 +49,18 @@ def test_prefill_is_its_definition(
 
 @pytest.mark.parametrize("batch_invariant", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_is_right_over_many_tiles_and_splits(
-    device: Device, layout: Layout, batch_invariant: bool
-) -> None:
+def test_every_layout_is_right_over_many_tiles_and_splits(device: Gpu, layout: Layout, batch_invariant: bool) -> None:
     case = make_case(sizes_of(layout, None, batch_invariant), [600, 1, 130], [6, 1, 40], seed=len(layout))
     assert_close(prefill(device, case), case.expected(), case.error())
 
 
 @pytest.mark.parametrize("peak", [0.0, 30.0, 300.0])
-def test_flat_and_very_peaked_softmaxes_hold(device: Device, peak: float) -> None:
+def test_flat_and_very_peaked_softmaxes_hold(device: Gpu, peak: float) -> None:
     case = make_case(sizes_of(LAYOUTS[0]), [200, 70], [9, 70], seed=1, peak=peak)
     assert_close(prefill(device, case), case.expected(), case.error())
 
 
-def test_huge_and_tiny_values_are_not_lost(device: Device) -> None:
+def test_huge_and_tiny_values_are_not_lost(device: Gpu) -> None:
     case = make_case(sizes_of(LAYOUTS[0]), [200], [20], seed=2)
     scales = 10.0 ** np.linspace(-30, 30, case.value_cache.shape[-1])
     case = replace(case, value_cache=bf16(f64(case.value_cache) * scales))
@@ -70,12 +68,12 @@ def test_huge_and_tiny_values_are_not_lost(device: Device) -> None:
 
 
 @pytest.mark.parametrize("count", [15, 16, 17, 31, 32, 33, 64, 65])
-def test_edges_of_blocks_of_rows_are_right(device: Device, count: int) -> None:
+def test_edges_of_blocks_of_rows_are_right(device: Gpu, count: int) -> None:
     case = make_case(sizes_of(LAYOUTS[0]), [count, count + 63, count], [count, count, 0], seed=count)
     assert_close(prefill(device, case), case.expected(), case.error())
 
 
-def test_more_sequences_than_threads_are_found(device: Device) -> None:
+def test_more_sequences_than_threads_are_found(device: Gpu) -> None:
     sizes = replace(sizes_of(LAYOUTS[1]), max_batch=300)
     counts = [b % 3 for b in range(300)]
     case = make_case(sizes, [count + b % 5 for b, count in enumerate(counts)], counts, seed=3)
@@ -86,7 +84,7 @@ def test_more_sequences_than_threads_are_found(device: Device) -> None:
 @pytest.mark.parametrize("batch_invariant", [False, True])
 @pytest.mark.parametrize(("num_tokens", "num_sequences"), [(1, 1), (16, 8), (200, 3)])
 def test_a_step_that_is_padding_alone_writes_nothing(
-    device: Device, num_tokens: int, num_sequences: int, batch_invariant: bool, window: int | None
+    device: Gpu, num_tokens: int, num_sequences: int, batch_invariant: bool, window: int | None
 ) -> None:
     """Tokens that belong to no sequence; nothing of the cache, and no entry of the tables, is looked at."""
     sizes = sizes_of(LAYOUTS[0], window, batch_invariant)
@@ -102,7 +100,7 @@ def test_a_step_that_is_padding_alone_writes_nothing(
 @few
 @given(pairs=chunks, window=windows, seed=seeds)
 def test_permuting_blocks_changes_nothing(
-    device: Device, pairs: list[tuple[int, int]], window: int | None, seed: int
+    device: Gpu, pairs: list[tuple[int, int]], window: int | None, seed: int
 ) -> None:
     sizes = sizes_of(LAYOUTS[0], window)
     case = make_case(sizes, [sum(pair) for pair in pairs], [count for _, count in pairs], seed)
@@ -112,7 +110,7 @@ def test_permuting_blocks_changes_nothing(
 @few
 @given(layout=st.sampled_from(LAYOUTS[:2]), pairs=chunks, window=windows, count=st.integers(1, 40), seed=seeds)
 def test_chunks_and_company_change_nothing(
-    device: Device, layout: Layout, pairs: list[tuple[int, int]], window: int | None, count: int, seed: int
+    device: Gpu, layout: Layout, pairs: list[tuple[int, int]], window: int | None, count: int, seed: int
 ) -> None:
     case = make_case(sizes_of(layout, window), [sum(pair) for pair in pairs], [n for _, n in pairs], seed)
     together = bits(prefill(device, case))
@@ -125,7 +123,7 @@ def test_chunks_and_company_change_nothing(
 @few
 @given(layout=st.sampled_from(LAYOUTS[:3]), pairs=chunks, window=windows, seed=seeds)
 def test_batch_invariant_decode_gives_the_bits_of_prefill(
-    device: Device, layout: Layout, pairs: list[tuple[int, int]], window: int | None, seed: int
+    device: Gpu, layout: Layout, pairs: list[tuple[int, int]], window: int | None, seed: int
 ) -> None:
     sizes = sizes_of(layout, window, batch_invariant=True)
     # Through more than one split, too.
@@ -138,7 +136,7 @@ def test_batch_invariant_decode_gives_the_bits_of_prefill(
 @few
 @given(pairs=chunks, window=windows, seed=seeds)
 def test_batch_invariant_block_sizes_give_the_same_bits(
-    device: Device, pairs: list[tuple[int, int]], window: int | None, seed: int
+    device: Gpu, pairs: list[tuple[int, int]], window: int | None, seed: int
 ) -> None:
     sizes = sizes_of(LAYOUTS[0], window, batch_invariant=True)
     case = make_case(sizes, [sum(pair) for pair in pairs], [count for _, count in pairs], seed)
@@ -155,7 +153,7 @@ def test_batch_invariant_block_sizes_give_the_same_bits(
     assert (bits(prefill(device, wide)) == bits(prefill(device, case))).all()
 
 
-def test_a_replayed_graph_follows_the_ragged_ends(device: Device) -> None:
+def test_a_replayed_graph_follows_the_ragged_ends(device: Gpu) -> None:
     case = make_case(sizes_of(LAYOUTS[0]), [200, 150, 90], [40, 30, 20], seed=4)
     kernel = make_prefill(device, sizes=case.sizes)
     arrays = case.put(device)
@@ -178,7 +176,7 @@ def test_a_replayed_graph_follows_the_ragged_ends(device: Device) -> None:
         assert np.isnan(f64(got[sum(counts) :])).all()
 
 
-def test_both_kernels_together_compute_a_mixed_step(device: Device) -> None:
+def test_both_kernels_together_compute_a_mixed_step(device: Gpu) -> None:
     case = make_case(sizes_of(LAYOUTS[0]), [140, 300, 9, 77, 2], [50, 1, 0, 1, 2], seed=5)
     out, ends = poisoned(device, case.query.shape), put(device, case.cu_seqlens_q)
     arrays = case.put(device)
@@ -188,7 +186,7 @@ def test_both_kernels_together_compute_a_mixed_step(device: Device) -> None:
     assert_close(get(device, out), case.expected(), case.error())
 
 
-def test_queries_of_a_dependent_launch_are_read_after_the_wait(device: Device) -> None:
+def test_queries_of_a_dependent_launch_are_read_after_the_wait(device: Gpu) -> None:
     case = make_case(sizes_of(LAYOUTS[0]), [100, 20], [30, 20], seed=6)
     kernel = make_prefill(device, sizes=case.sizes)
     query, rest = (arrays := case.put(device))[0], arrays[1:]
@@ -200,7 +198,7 @@ def test_queries_of_a_dependent_launch_are_read_after_the_wait(device: Device) -
     assert_close(get(device, out), second.expected(), second.error())
 
 
-def test_a_plan_that_the_predecessor_writes_is_read_after_the_wait(device: Device) -> None:
+def test_a_plan_that_the_predecessor_writes_is_read_after_the_wait(device: Gpu) -> None:
     case = make_case(sizes_of(LAYOUTS[0]), [100, 65], [30, 20], seed=9)
     kernel = make_prefill(device, sizes=case.sizes)
     query, key, value, tables, lens = case.put(device)
@@ -215,7 +213,7 @@ def test_a_plan_that_the_predecessor_writes_is_read_after_the_wait(device: Devic
         assert_close(get(device, each), case.expected(), case.error())
 
 
-def test_wrong_shapes_are_refused(device: Device) -> None:
+def test_wrong_shapes_are_refused(device: Gpu) -> None:
     case = make_case(sizes_of(LAYOUTS[0]), [40, 30], [2, 1], seed=7)
     kernel = make_prefill(device, sizes=case.sizes)
     out, arrays = poisoned(device, case.query.shape), case.put(device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tinyvllm.device import Array, Device
+from tinyvllm.device import Array, Gpu
 
 from .decode_chain import ChainShape, ChainWeights, DecodeChain
 from .support import get
@@ -14,7 +14,7 @@ SHAPE = ChainShape(2, 192, 4, 2, 64, 64, 300)
 NUM_STEPS = 3
 
 
-def run_steps(device: Device, rows: int, *, is_graph: bool) -> list[Array]:
+def run_steps(device: Gpu, rows: int, *, is_graph: bool) -> list[Array]:
     """Tokens, residual stream and caches after some steps that feed their tokens to the next."""
     chain = DecodeChain(device, ChainWeights(device, SHAPE), rows=rows, pdl=is_graph)
     for cache in (buffer for pair in chain.caches for buffer in pair):
@@ -36,7 +36,7 @@ def run_steps(device: Device, rows: int, *, is_graph: bool) -> list[Array]:
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-def test_a_graph_of_dependent_launches_gives_the_bits_of_separate_ones(device: Device, rows: int) -> None:
+def test_a_graph_of_dependent_launches_gives_the_bits_of_separate_ones(device: Gpu, rows: int) -> None:
     in_graph, separate = (run_steps(device, rows, is_graph=is_graph) for is_graph in (True, False))
     for got, expected in zip(in_graph, separate, strict=True):
         assert (got == expected).all()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyvllm.device import Array, Buffer, Device
+from tinyvllm.device import Array, Buffer, Gpu
 from tinyvllm.errors import KernelError, ShapeError
 from tinyvllm.kernels.add import Add
 from tinyvllm.kernels.host_ring import HostCopy, HostRing
@@ -17,11 +17,11 @@ from .support import bf16, f64, get, once, poisoned, put
 make_add = once(Add)
 
 
-def ring_of(device: Device, source: Buffer) -> HostRing:
+def ring_of(device: Gpu, source: Buffer) -> HostRing:
     return HostRing(device, source, poisoned(device, (4,), np.int32))
 
 
-def no_slots(device: Device) -> Buffer:
+def no_slots(device: Gpu) -> Buffer:
     return put(device, np.full(1, -1, np.int32))
 
 
@@ -32,7 +32,7 @@ def words(array: Array) -> Array:
 @settings(max_examples=10, deadline=None)
 @given(num_words=st.integers(1, 1500), num_steps=st.integers(1, 11), seed=st.integers(0, 2**32 - 1))
 def test_each_step_s_copy_comes_to_the_host_one_step_late(
-    device: Device, num_words: int, num_steps: int, seed: int
+    device: Gpu, num_words: int, num_steps: int, seed: int
 ) -> None:
     results = np.random.default_rng(seed).integers(0, 2**32, (num_steps, num_words), np.uint32)
     source = poisoned(device, (num_words,), np.uint32)
@@ -49,7 +49,7 @@ def test_each_step_s_copy_comes_to_the_host_one_step_late(
     assert (words(late.wait()) == results[-1]).all()
 
 
-def test_a_replayed_graph_copies_each_time(device: Device) -> None:
+def test_a_replayed_graph_copies_each_time(device: Gpu) -> None:
     """The copy depends on the kernel before it: on the emulator it starts before that has ended."""
     residual = put(device, bf16(np.zeros((1, 64))))
     one = put(device, bf16(np.ones((1, 64))))
@@ -70,13 +70,13 @@ def test_a_replayed_graph_copies_each_time(device: Device) -> None:
         assert (f64(copy.wait().view(bf16(0).dtype)) == i + 1).all()
 
 
-def queued(ring: HostRing, source: Buffer, device: Device, value: int) -> HostCopy:
+def queued(ring: HostRing, source: Buffer, device: Gpu, value: int) -> HostCopy:
     device.memory.upload(source, np.full(source.shape, value, np.uint32))
     ring.queue(no_slots(device))
     return ring.last()
 
 
-def test_a_copy_that_is_overwritten_or_was_never_made_is_an_error_and_no_result(device: Device) -> None:
+def test_a_copy_that_is_overwritten_or_was_never_made_is_an_error_and_no_result(device: Gpu) -> None:
     source = poisoned(device, (3,), np.uint32)
     ring = ring_of(device, source)
     first, *rest = [queued(ring, source, device, i) for i in range(5)]
@@ -87,12 +87,12 @@ def test_a_copy_that_is_overwritten_or_was_never_made_is_an_error_and_no_result(
         ring.last().wait()
 
 
-def test_a_buffer_that_is_not_whole_words_is_refused(device: Device) -> None:
+def test_a_buffer_that_is_not_whole_words_is_refused(device: Gpu) -> None:
     with pytest.raises(ShapeError, match="words of 4 bytes, the buffer has 6 bytes"):
         ring_of(device, poisoned(device, (6,), np.uint8))
 
 
-def test_tokens_become_the_newest_of_their_slots(device: Device) -> None:
+def test_tokens_become_the_newest_of_their_slots(device: Gpu) -> None:
     """Rows without a slot, and words behind the rows, change nothing; what could not be chosen counts as token 0."""
     rng = np.random.default_rng(5)
     slots = rng.permutation(600).astype(np.int32)[:500]
@@ -109,7 +109,7 @@ def test_tokens_become_the_newest_of_their_slots(device: Device) -> None:
         ring.queue(put(device, np.zeros(600, np.int32)))
 
 
-def test_after_a_copy_that_nobody_asked_for_the_ring_counts_on(device: Device) -> None:
+def test_after_a_copy_that_nobody_asked_for_the_ring_counts_on(device: Gpu) -> None:
     source = poisoned(device, (3,), np.uint32)
     ring = ring_of(device, source)
     first = queued(ring, source, device, 5)

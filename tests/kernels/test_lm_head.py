@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyvllm.device import Array, Device
+from tinyvllm.device import Array, Gpu
 from tinyvllm.errors import ShapeError
 from tinyvllm.kernels.lm_head import LmHeadArgmax, LmHeadLogits
 from tinyvllm.kernels.tiling import Tiling, choose_tiling
@@ -43,7 +43,7 @@ def tiling_of(head: tuple[int, int, int | Tiling]) -> Tiling:
     return choose_tiling(size_k, cut, num_outputs=vocab_size, blocks_per_sm=4 if cut == 1 else 1, may_split=False)
 
 
-def argmax(device: Device, head: tuple[int, int, int | Tiling], x: Array, weight: Array) -> list[int]:
+def argmax(device: Gpu, head: tuple[int, int, int | Tiling], x: Array, weight: Array) -> list[int]:
     run = make_argmax(device, hidden_size=head[0], vocab_size=head[1], eps=EPS, max_rows=40, tiling=tiling_of(head))
     token_ids = poisoned(device, (len(x),), np.int32)
     run(token_ids, put(device, x), put(device, bf16(np.ones(head[0]))), put(device, weight))
@@ -57,7 +57,7 @@ def num_rows(head: tuple[int, int, int | Tiling], wanted: int) -> int:
 
 @settings(max_examples=30, deadline=None)
 @given(head=heads, rows=st.integers(1, 40), seed=seeds)
-def test_logits_are_their_definition(device: Device, head: tuple[int, int, int | Tiling], rows: int, seed: int) -> None:
+def test_logits_are_their_definition(device: Gpu, head: tuple[int, int, int | Tiling], rows: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     size_k, vocab_size, _ = head
     tiling = tiling_of(head)
@@ -76,7 +76,7 @@ def test_logits_are_their_definition(device: Device, head: tuple[int, int, int |
 @settings(max_examples=40, deadline=None)
 @given(head=heads, rows=st.integers(1, 40), seed=seeds)
 def test_argmax_is_the_lowest_of_the_largest(
-    device: Device, head: tuple[int, int, int | Tiling], rows: int, seed: int
+    device: Gpu, head: tuple[int, int, int | Tiling], rows: int, seed: int
 ) -> None:
     """Powers of two: every sum is exact on both cores, ties are many, and the norm, also rounded, scales all alike."""
     rng = np.random.default_rng(seed)
@@ -91,7 +91,7 @@ def test_argmax_is_the_lowest_of_the_largest(
 
 
 @pytest.mark.parametrize("head", [HEADS[1], HEADS[5]])
-def test_the_winner_is_found_wherever_it_is(device: Device, head: tuple[int, int, int | Tiling]) -> None:
+def test_the_winner_is_found_wherever_it_is(device: Gpu, head: tuple[int, int, int | Tiling]) -> None:
     for winner in (0, 7, 8, 1500, 2999, 3000):
         weight = np.zeros((head[1], head[0]))
         weight[winner, 100] = 1.0
@@ -99,7 +99,7 @@ def test_the_winner_is_found_wherever_it_is(device: Device, head: tuple[int, int
 
 
 @pytest.mark.parametrize("head", [HEADS[1], HEADS[5]])
-def test_a_nan_anywhere_in_a_row_is_reported_for_that_row(device: Device, head: tuple[int, int, int | Tiling]) -> None:
+def test_a_nan_anywhere_in_a_row_is_reported_for_that_row(device: Gpu, head: tuple[int, int, int | Tiling]) -> None:
     weight = np.zeros((head[1], head[0]))
     weight[2345, 5] = np.inf  # infinity times zero
     weight[17, 6] = 1.0
@@ -108,20 +108,20 @@ def test_a_nan_anywhere_in_a_row_is_reported_for_that_row(device: Device, head: 
     assert argmax(device, head, bf16(x), bf16(weight)) == [-1, 2345, 2345][: len(x)]
 
 
-def test_equal_logits_of_minus_infinity_give_token_zero(device: Device) -> None:
+def test_equal_logits_of_minus_infinity_give_token_zero(device: Gpu) -> None:
     weight = np.full((139, 2048), -np.inf)
     assert argmax(device, HEADS[0], bf16(np.ones((1, 2048))), bf16(weight)) == [0]
 
 
 @pytest.mark.parametrize("head", [HEADS[1], HEADS[5]])
-def test_it_can_be_called_again_at_once(device: Device, head: tuple[int, int, int | Tiling]) -> None:
+def test_it_can_be_called_again_at_once(device: Gpu, head: tuple[int, int, int | Tiling]) -> None:
     for winner in (2000, 1000):
         weight = np.zeros((head[1], head[0]))
         weight[winner] = 1.0
         assert argmax(device, head, bf16(np.ones((1, head[0]))), bf16(weight)) == [winner]
 
 
-def test_more_rows_than_it_was_made_for_are_refused(device: Device) -> None:
+def test_more_rows_than_it_was_made_for_are_refused(device: Gpu) -> None:
     with pytest.raises(ShapeError, match="1 to 1"):
         LmHeadLogits(device, hidden_size=40, vocab_size=5, eps=EPS)(
             poisoned(device, (2, 5), np.float32), poisoned(device, (2, 40)), poisoned(device, (40,)),

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinyvllm.batch import NO_LOGPROBS, Float32, Int32, LogprobColumns
-from tinyvllm.device import Device
+from tinyvllm.device import Gpu
 from tinyvllm.errors import ShapeError
 from tinyvllm.kernels.logprobs import MAX_LISTED, LogprobBuffers, Logprobs
 from tinyvllm.reference.logprobs import logprob_columns
@@ -24,7 +24,7 @@ SMALL: dict[str, Any] = {"threads": 64, "list_size": 72}
 SIZES = (1, 3, 31, 65, 300, 1300)
 
 
-def logprobs(device: Device, logits: Float32, chosen: Any, k: int, asked: Any = 0, **sizes: Any) -> LogprobColumns:
+def logprobs(device: Gpu, logits: Float32, chosen: Any, k: int, asked: Any = 0, **sizes: Any) -> LogprobColumns:
     """The columns; the padding row must have been left alone, the logits too."""
     num_rows, vocab_size = logits.shape
     step = Step.of(device, logits, rows_of(num_rows, num_logprobs=asked))
@@ -58,7 +58,7 @@ def check(logits: Float32, chosen: Int32, k: int, got: LogprobColumns) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(SIZES), st.integers(1, 4), st.integers(0, MAX_LISTED), st.integers(0, 2**32 - 1))
-def test_they_are_their_definition(device: Device, vocab_size: int, num_rows: int, k: int, seed: int) -> None:
+def test_they_are_their_definition(device: Gpu, vocab_size: int, num_rows: int, k: int, seed: int) -> None:
     k = min(k, vocab_size)
     rng = np.random.default_rng(seed)
     logits = rng.standard_normal((num_rows, vocab_size)) * rng.choice([0.0, 0.5, 3.0, 50.0, 1e6], (num_rows, 1))
@@ -71,7 +71,7 @@ def test_they_are_their_definition(device: Device, vocab_size: int, num_rows: in
 
 
 @pytest.mark.parametrize("bad", [np.nan, INF, "all -inf"])
-def test_rows_that_ask_for_none_or_are_corrupt_get_nan_and_touch_no_other(device: Device, bad: Any) -> None:
+def test_rows_that_ask_for_none_or_are_corrupt_get_nan_and_touch_no_other(device: Gpu, bad: Any) -> None:
     rng = np.random.default_rng(0)
     logits = rng.standard_normal((4, 130)).astype(np.float32)
     chosen = np.array([3, 4, 129, 0], np.int32)
@@ -88,7 +88,7 @@ def test_rows_that_ask_for_none_or_are_corrupt_get_nan_and_touch_no_other(device
     check(logits[pick], chosen[pick], 5, some)
 
 
-def test_company_and_block_sizes_change_no_bit(device: Device) -> None:
+def test_company_and_block_sizes_change_no_bit(device: Gpu) -> None:
     rng = np.random.default_rng(4)
     logits = (rng.standard_normal((9, 700)) * 3).astype(np.float32)
     chosen = rng.integers(0, 700, 9).astype(np.int32)
@@ -99,7 +99,7 @@ def test_company_and_block_sizes_change_no_bit(device: Device) -> None:
             np.testing.assert_array_equal(getattr(got, name), getattr(together, name)[pick])
 
 
-def test_they_follow_the_sampler_without_the_host(device: Device) -> None:
+def test_they_follow_the_sampler_without_the_host(device: Gpu) -> None:
     rng = np.random.default_rng(8)
     logits = (rng.standard_normal((5, 1300)) * 2).astype(np.float32)
     step = Step.of(device, logits, rows_of(5, num_logprobs=3))
@@ -112,13 +112,13 @@ def test_they_follow_the_sampler_without_the_host(device: Device) -> None:
     check(logits, step.results()[0], 3, got)
 
 
-def test_the_sizes_of_a_real_model(device: Device) -> None:
+def test_the_sizes_of_a_real_model(device: Gpu) -> None:
     logits = (np.random.default_rng(1).standard_normal((2, 128_256)) * 3).astype(np.float32)
     chosen = np.array([5, 128_255], np.int32)
     check(logits, chosen, 20, logprobs(device, logits, chosen, 20, threads=1024))
 
 
-def test_wrong_shapes_are_refused_before_anything_runs(device: Device) -> None:
+def test_wrong_shapes_are_refused_before_anything_runs(device: Gpu) -> None:
     logits = np.zeros((2, 100), np.float32)
     with pytest.raises(ShapeError, match="65 columns, expected 0 to 64"):
         logprobs(device, logits, [0, 0], 65)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyvllm.device import Array, Device
+from tinyvllm.device import Array, Gpu
 from tinyvllm.errors import ShapeError
 from tinyvllm.kernels.add import Add
 from tinyvllm.kernels.greedy_ids import GreedyIds
@@ -28,7 +28,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 @few
 @given(size=st.sampled_from((8, 40, 192, 2112)), num_rows=st.integers(1, 9), seed=SEEDS)
-def test_add_is_its_definition(device: Device, size: int, num_rows: int, seed: int) -> None:
+def test_add_is_its_definition(device: Gpu, size: int, num_rows: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     residual, x = (rows_of_many_scales(rng, (num_rows, size)) for _ in range(2))
     out = put(device, residual)
@@ -46,7 +46,7 @@ def test_add_is_its_definition(device: Device, size: int, num_rows: int, seed: i
     seed=SEEDS,
 )
 def test_logits_are_sums_of_products_that_are_not_rounded(
-    device: Device, size: int, vocab_size: int, num_rows: int, max_rows: int, seed: int
+    device: Gpu, size: int, vocab_size: int, num_rows: int, max_rows: int, seed: int
 ) -> None:
     num_rows = min(num_rows, max_rows)
     rng = np.random.default_rng(seed)
@@ -62,9 +62,7 @@ def test_logits_are_sums_of_products_that_are_not_rounded(
 
 @few
 @given(vocab_size=st.sampled_from((1, 61, 5000)), num_rows=st.integers(1, 6), seed=SEEDS)
-def test_greedy_ids_are_the_lowest_largest_or_minus_one(
-    device: Device, vocab_size: int, num_rows: int, seed: int
-) -> None:
+def test_greedy_ids_are_the_lowest_largest_or_minus_one(device: Gpu, vocab_size: int, num_rows: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     logits = rng.integers(-20, 20, (num_rows, vocab_size)).astype(np.float32)  # many equals
     spoiled = rng.choice([np.nan, np.inf, -np.inf, 0.0], num_rows)
@@ -74,7 +72,7 @@ def test_greedy_ids_are_the_lowest_largest_or_minus_one(
     assert get(device, token_ids).tolist() == argmax(logits).tolist()
 
 
-def test_the_parts_wait_for_each_other(device: Device) -> None:
+def test_the_parts_wait_for_each_other(device: Gpu) -> None:
     """Addition, logits and tokens in one graph: each reads what the one before it has written."""
     rng = np.random.default_rng(0)
     values = bf16(rng.standard_normal((2, 48)))
@@ -116,13 +114,13 @@ def test_the_parts_wait_for_each_other(device: Device) -> None:
         assert got.tobytes() == expected.tobytes()
 
 
-def test_another_shape_is_refused(device: Device) -> None:
+def test_another_shape_is_refused(device: Gpu) -> None:
     with pytest.raises(ShapeError, match=r"add x has shape \[2, 48\]"):
         make_add(device, hidden_size=40)(poisoned(device, (2, 40)), put(device, bf16(np.zeros((2, 48)))))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_corrupt_row_in_a_chain_is_reported(device: Device, bad: float) -> None:
+def test_a_corrupt_row_in_a_chain_is_reported(device: Gpu, bad: float) -> None:
     residual, x = put(device, bf16(np.ones((2, 40)))), bf16(np.zeros((2, 40)))
     x[1, 3] = bad
     logits, ids = poisoned(device, (2, 70), np.float32), poisoned(device, (2,), np.int32)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinyvllm.batch import Float32
-from tinyvllm.device import Array, Device
+from tinyvllm.device import Array, Gpu
 from tinyvllm.errors import CapacityError, ShapeError
 from tinyvllm.kernels.penalties import Penalties
 from tinyvllm.kernels.sample_rules import RuleState
@@ -28,7 +28,7 @@ TILE: dict[str, Any] = {"threads": 64, "tile": 128}
 class Rig:
     """Rule rows for all sequences but the first, which has none, in an order of their own."""
 
-    def __init__(self, device: Device, sequences: list[SequenceTokens], vocab_size: int) -> None:
+    def __init__(self, device: Gpu, sequences: list[SequenceTokens], vocab_size: int) -> None:
         self.device, self.sequences, self.vocab_size = device, sequences, vocab_size
         num_rows = len(sequences)
         self.state = RuleState(device, num_rows=num_rows + 1, vocab_size=vocab_size, window=WINDOW, capacity=4000)
@@ -112,7 +112,7 @@ def random_logits(rng: np.random.Generator, num_rows: int, vocab_size: int) -> F
 
 @settings(max_examples=40, deadline=None)
 @given(st.sampled_from([1, 5, 127, 128, 129, 700]), st.integers(2, 5), st.integers(0, 2**32 - 1))
-def test_rules_give_the_references_bits(device: Device, vocab_size: int, num_rows: int, seed: int) -> None:
+def test_rules_give_the_references_bits(device: Gpu, vocab_size: int, num_rows: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     sequences = [random_sequence(rng, vocab_size) for _ in range(num_rows)]
     rig = Rig(device, sequences, vocab_size)
@@ -127,7 +127,7 @@ def test_rules_give_the_references_bits(device: Device, vocab_size: int, num_row
 
 
 @pytest.mark.parametrize("bad", [np.nan, INF])
-def test_no_rule_hides_a_corrupt_row(device: Device, bad: float) -> None:
+def test_no_rule_hides_a_corrupt_row(device: Gpu, bad: float) -> None:
     rng = np.random.default_rng(0)
     rules = SamplingRules(bad_words_token_ids=((7,),))
     params = SamplingParams(allowed_token_ids=[1, 2], logit_bias={7: -1e6}, repetition_penalty=2.0, bad_words=["x"])
@@ -139,7 +139,7 @@ def test_no_rule_hides_a_corrupt_row(device: Device, bad: float) -> None:
         np.testing.assert_array_equal(got[rig.rule_rows[row], token], np.float32(bad))
 
 
-def test_the_end_is_forbidden_until_there_are_min_tokens(device: Device) -> None:
+def test_the_end_is_forbidden_until_there_are_min_tokens(device: Gpu) -> None:
     rules = SamplingRules(eos_token_ids=(3,))
     params = [SamplingParams(min_tokens=n, stop_token_ids=[30]) for n in (0, 4, 5, 6)]
     rig = Rig(device, [sequence_of(p, [1], [2] * 5, rules) for p in params], 40)
@@ -148,7 +148,7 @@ def test_the_end_is_forbidden_until_there_are_min_tokens(device: Device) -> None
         assert np.flatnonzero(got[rig.rule_rows[row]] == -INF).tolist() == [3, 30] * is_forbidden
 
 
-def test_biases_and_bad_words_meet_on_the_same_tokens(device: Device) -> None:
+def test_biases_and_bad_words_meet_on_the_same_tokens(device: Gpu) -> None:
     """Thirty tokens are both forbidden and given a bias, by different threads."""
     ids = range(5, 125, 4)
     params = SamplingParams(logit_bias=dict.fromkeys(ids, 2.0), bad_words=["x"])
@@ -158,7 +158,7 @@ def test_biases_and_bad_words_meet_on_the_same_tokens(device: Device) -> None:
     assert np.flatnonzero(got == -INF).tolist() == list(ids)
 
 
-def test_a_row_that_may_choose_nothing_is_corrupt(device: Device) -> None:
+def test_a_row_that_may_choose_nothing_is_corrupt(device: Gpu) -> None:
     params = SamplingParams(temperature=0, allowed_token_ids=[3], bad_words=["x"])
     rig = Rig(device, [sequence_of(params, [0], (), SamplingRules(bad_words_token_ids=((3,),))) for _ in range(2)], 40)
     step = rig.step(np.zeros((2, 40), np.float32))
@@ -170,7 +170,7 @@ def test_a_row_that_may_choose_nothing_is_corrupt(device: Device) -> None:
     assert corrupt.tolist() == [False, True]
 
 
-def test_a_graph_of_apply_sample_and_record_keeps_up_with_the_histories(device: Device) -> None:
+def test_a_graph_of_apply_sample_and_record_keeps_up_with_the_histories(device: Gpu) -> None:
     """Nine steps without the host: after each, the state is that of the history with the tokens just drawn."""
     rng = np.random.default_rng(11)
     vocab_size, num_rows = 150, 6
@@ -203,7 +203,7 @@ def test_a_graph_of_apply_sample_and_record_keeps_up_with_the_histories(device: 
         rig.check_state()
 
 
-def test_steps_follow_each_other_without_the_host(device: Device) -> None:
+def test_steps_follow_each_other_without_the_host(device: Gpu) -> None:
     """Each kernel starts before its predecessor has finished, as far as its wait."""
     rng = np.random.default_rng(12)
     vocab_size, num_rows = 150, 4
@@ -232,7 +232,7 @@ def test_steps_follow_each_other_without_the_host(device: Device) -> None:
     rig.check_state()
 
 
-def test_a_row_is_taken_over_without_a_trace(device: Device) -> None:
+def test_a_row_is_taken_over_without_a_trace(device: Gpu) -> None:
     rng = np.random.default_rng(3)
     sequences = [random_sequence(rng, 200) for _ in range(3)]
     rig = Rig(device, sequences, 200)
@@ -248,7 +248,7 @@ def test_a_row_is_taken_over_without_a_trace(device: Device) -> None:
         np.testing.assert_array_equal(got[rig.rule_rows[row]], expected[row])
 
 
-def test_what_does_not_fit_is_refused_and_changes_nothing(device: Device) -> None:
+def test_what_does_not_fit_is_refused_and_changes_nothing(device: Gpu) -> None:
     state = RuleState(device, num_rows=2, vocab_size=50, window=2, capacity=10)
     state.set(0, SamplingParams(allowed_token_ids=list(range(8))), SamplingRules())
     with pytest.raises(CapacityError, match="allowed_token_ids: 11 entries in 2 lists, the device has room for 10"):
@@ -260,7 +260,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(device: Device) -> Non
     assert get(device, state.allowed.offsets).tolist() == [0, 8, 10]
 
 
-def test_wrong_shapes_are_refused_before_anything_runs(device: Device) -> None:
+def test_wrong_shapes_are_refused_before_anything_runs(device: Gpu) -> None:
     rig = Rig(device, [sequence_of(SamplingParams(), [0]) for _ in range(2)], 40)
     step = rig.step(np.zeros((2, 40), np.float32))
     with pytest.raises(ShapeError, match=r"penalties logits has shape \[3, 39\]"):

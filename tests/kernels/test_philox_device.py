@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyvllm.device import Argument, Array, Device
+from tinyvllm.device import Argument, Array, Gpu
 from tinyvllm.reference.philox import GUMBEL_RANGE, random_words, uniform
 
 from .support import F32_ROUNDOFF, Float64, get, poisoned, put
@@ -39,7 +39,7 @@ def check_numbers(u: Array, g: Array, at_least: Array, at_most: Array) -> None:
     st.integers(0, 2**64 - 1), st.integers(0, 63), st.integers(0, 2**31 - 1), st.sampled_from([1, 2, 5, 127, 128, 700])
 )
 def test_words_and_uniforms_have_the_references_bits(
-    device: Device, seed: int, completion: int, position: int, vocab_size: int
+    device: Gpu, seed: int, completion: int, position: int, vocab_size: int
 ) -> None:
     kinds: list[Any] = [np.uint32] + [np.float32] * 4
     outputs = [poisoned(device, (vocab_size,), kind) for kind in kinds]
@@ -53,7 +53,7 @@ def test_words_and_uniforms_have_the_references_bits(
     check_numbers(u, g, at_least, at_most)
 
 
-def test_extreme_words_stay_within_the_bounds(device: Device) -> None:
+def test_extreme_words_stay_within_the_bounds(device: Gpu) -> None:
     """Powers of two and their neighbours: where the number of leading zeros, or the rounding to float, changes."""
     powers = np.concatenate([2 ** np.arange(32) + d for d in (-1, 0, 1)])
     words = np.unique(np.concatenate([powers, 2**32 - 1 - np.arange(300), np.arange(300)])).astype(np.uint32)

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from tinyvllm.device import Device
+from tinyvllm.device import Gpu
 from tinyvllm.devices.emulator import Sanitizer
 
 from . import sanitized, test_attention_decode, test_projections, test_rope_append, test_simple_kernels
@@ -36,7 +36,7 @@ def called(test: Any, *arguments: Any) -> Scenario:
     return lambda device: test.hypothesis.inner_test(device, *arguments)
 
 
-def on_two_layers(device: Device) -> None:
+def on_two_layers(device: Gpu) -> None:
     test = test_projections.test_a_linear_layer_is_its_definition.hypothesis.inner_test  # type: ignore[attr-defined]
     for layer in test_projections.LAYERS[4:6]:  # several tiles a block, rows shared by warps
         test(device, layer, 1, True, True, 5)

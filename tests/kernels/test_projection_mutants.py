@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tinyvllm.device import Device
+from tinyvllm.device import Gpu
 from tinyvllm.devices.emulator import Sanitizer
 from tinyvllm.kernels.tiling import LARGE_BATCH_ROWS, Tiling
 
@@ -36,7 +36,7 @@ def inner(test: Any) -> Callable[..., None]:
     return test.hypothesis.inner_test  # type: ignore[no-any-return]
 
 
-def linear_scenario(device: Device, batch_rows: tuple[int, ...]) -> None:
+def linear_scenario(device: Gpu, batch_rows: tuple[int, ...]) -> None:
     check_linear = inner(test_projections.test_a_linear_layer_is_its_definition)
     for layer in test_projections.LAYERS:
         rows = layer[2].batch_rows if isinstance(layer[2], Tiling) else layer[2]
@@ -44,14 +44,14 @@ def linear_scenario(device: Device, batch_rows: tuple[int, ...]) -> None:
             check_linear(device, layer, rows + 1, True, True, 5)  # more rows than a block takes
 
 
-def gemv_scenario(device: Device) -> None:
+def gemv_scenario(device: Gpu) -> None:
     for layer, scale in zip(test_projections.NORMED_LAYERS[:4], (1.0, 1e-20, 1.0, 1.0), strict=True):
         inner(test_projections.test_gate_up_silu_is_the_composition_of_its_parts)(device, layer, 1, scale, 3)
     test_decode_chain.test_a_graph_of_dependent_launches_gives_the_bits_of_separate_ones(device, 1)
     linear_scenario(device, (1,))
 
 
-def gemm_scenario(device: Device) -> None:
+def gemm_scenario(device: Gpu) -> None:
     for layer, scale in zip(test_projections.NORMED_LAYERS[4:7], (1.0, 1e-20, 1.0), strict=True):
         inner(test_projections.test_gate_up_silu_is_the_composition_of_its_parts)(device, layer, 12, scale, 3)
     test_decode_chain.test_a_graph_of_dependent_launches_gives_the_bits_of_separate_ones(device, 3)
@@ -59,7 +59,7 @@ def gemm_scenario(device: Device) -> None:
     test_projections.test_a_launcher_can_be_called_again_at_once(device)
 
 
-def large_scenario(device: Device) -> None:
+def large_scenario(device: Gpu) -> None:
     linear_scenario(device, LARGE_BATCH_ROWS)
     tests = test_projections
     inner(tests.test_gate_up_silu_is_the_composition_of_its_parts)(device, tests.NORMED_LAYERS[-1], 66, 1.0, 3)
@@ -68,7 +68,7 @@ def large_scenario(device: Device) -> None:
         same_bits(device, cut, 70, 0)
 
 
-def wide_scenario(device: Device) -> None:
+def wide_scenario(device: Gpu) -> None:
     """Rings that turn round, ragged ends, one split or several."""
     check_linear = inner(test_wide.test_a_linear_layer_is_its_definition)
     for layer, batch_rows in (((1024, 64), 64), ((2112, 64), 256), ((1096, 200), 64)):
@@ -80,7 +80,7 @@ def wide_scenario(device: Device) -> None:
     test_wide.test_a_launcher_can_be_called_again_at_once(device)
 
 
-def lm_head_scenario(device: Device) -> None:
+def lm_head_scenario(device: Gpu) -> None:
     for head in (test_lm_head.HEADS[1], test_lm_head.HEADS[5], test_lm_head.HEADS[7]):
         inner(test_lm_head.test_logits_are_their_definition)(device, head, 5, 0)
         inner(test_lm_head.test_argmax_is_the_lowest_of_the_largest)(device, head, 5, 0)
@@ -91,20 +91,20 @@ def lm_head_scenario(device: Device) -> None:
     test_lm_head.test_equal_logits_of_minus_infinity_give_token_zero(device)
 
 
-def qkv_scenario(device: Device) -> None:
+def qkv_scenario(device: Gpu) -> None:
     for layer in test_qkv_rope_append.LAYERS[1:9]:
         inner(test_qkv_rope_append.test_it_is_the_composition_of_its_parts)(device, layer, 6, 16, 1, True, 0)
     test_qkv_rope_append.test_tokens_without_a_slot_leave_the_cache_alone(device)
 
 
-def rope_scenario(device: Device) -> None:
+def rope_scenario(device: Gpu) -> None:
     run = inner(test_rope_append.test_heads_are_normalised_rotated_and_appended)
     for head_dim in (16, 64, 80):
         run(device, head_dim, 2, 3, 7, 1 if head_dim == 64 else 8, 1, head_dim != 64, 0)
     dependent_scenario(device)
 
 
-def parts_scenario(device: Device) -> None:
+def parts_scenario(device: Gpu) -> None:
     tests = test_parts_of_fused_ops
     tests.test_the_parts_wait_for_each_other(device)
     for bad in (np.nan, np.inf):
@@ -115,7 +115,7 @@ def parts_scenario(device: Device) -> None:
     inner(tests.test_greedy_ids_are_the_lowest_largest_or_minus_one)(device, 5000, 6, 0)
 
 
-def simple_scenario(device: Device) -> None:
+def simple_scenario(device: Gpu) -> None:
     for size in test_simple_kernels.SIZES[1:5]:
         inner(test_simple_kernels.test_embedding_copies_the_rows_of_the_tokens)(device, size, 3, 0)
         inner(test_simple_kernels.test_rms_norm_is_its_definition)(device, size, 3, 0)
@@ -125,7 +125,7 @@ def simple_scenario(device: Device) -> None:
     dependent_scenario(device)
 
 
-def dependent_scenario(device: Device) -> None:
+def dependent_scenario(device: Gpu) -> None:
     test_decode_chain.test_a_graph_of_dependent_launches_gives_the_bits_of_separate_ones(device, 1)
     test_simple_kernels.test_simple_kernels_wait_for_each_other(device)
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyvllm.device import Array, Device
+from tinyvllm.device import Array, Gpu
 from tinyvllm.errors import ShapeError
 from tinyvllm.kernels.gate_up_silu import GateUpSilu
 from tinyvllm.kernels.linear import LinearRows
@@ -123,7 +123,7 @@ def tilings_of(warps_per_row: int, split: int) -> list[Tiling]:
     seed=seeds,
 )
 def test_a_linear_layer_is_its_definition(
-    device: Device, layer: tuple[int, int, int | Tiling], rows: int, has_bias: bool, is_residual: bool, seed: int
+    device: Gpu, layer: tuple[int, int, int | Tiling], rows: int, has_bias: bool, is_residual: bool, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
     size_k, num_outputs, cut = layer
@@ -150,7 +150,7 @@ def test_a_linear_layer_is_its_definition(
     seed=seeds,
 )
 def test_gate_up_silu_is_the_composition_of_its_parts(
-    device: Device, layer: tuple[int, int, int | Tiling], rows: int, x_scale: float, seed: int
+    device: Gpu, layer: tuple[int, int, int | Tiling], rows: int, x_scale: float, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
     size_k, size_f, cut = layer
@@ -169,7 +169,7 @@ def test_gate_up_silu_is_the_composition_of_its_parts(
 @settings(max_examples=12, deadline=None)
 @given(cut=st.sampled_from(CUTS), rows=st.integers(1, 150), seed=seeds)
 def test_a_row_has_the_same_bits_from_every_kernel_alone_in_company_and_in_any_place(
-    device: Device, cut: tuple[int, int], rows: int, seed: int
+    device: Gpu, cut: tuple[int, int], rows: int, seed: int
 ) -> None:
     """One order of K, whoever sums."""
     rng = np.random.default_rng(seed)
@@ -210,7 +210,7 @@ def test_one_cut_of_k_serves_any_number_of_rows(size_k: int, num_outputs: int, a
     assert all(each.batch_rows > 1 for each in tilings)  # one row's core sums in another order
 
 
-def test_another_cut_gives_other_bits(device: Device) -> None:
+def test_another_cut_gives_other_bits(device: Gpu) -> None:
     """Else the test above would hold whatever the kernels did."""
     rng = np.random.default_rng(0)
     x, w = put(device, bf16(rng.standard_normal((8, 2120)))), put(device, random_layer(rng, 2120, 40))
@@ -224,7 +224,7 @@ def test_another_cut_gives_other_bits(device: Device) -> None:
     assert all((a != b).any() for a, b in combinations(seen, 2))
 
 
-def test_rows_that_are_nan_do_not_touch_the_others(device: Device) -> None:
+def test_rows_that_are_nan_do_not_touch_the_others(device: Gpu) -> None:
     rng = np.random.default_rng(0)
     x, weight, norm = rng.standard_normal((5, 192)), random_layer(rng, 192, 64), put(device, bf16(np.ones(192)))
     x[2] = np.nan
@@ -234,7 +234,7 @@ def test_rows_that_are_nan_do_not_touch_the_others(device: Device) -> None:
     assert np.isnan(f64(get(device, out))).all(axis=1).tolist() == [False, False, True, False, False]
 
 
-def test_a_launcher_can_be_called_again_at_once(device: Device) -> None:
+def test_a_launcher_can_be_called_again_at_once(device: Gpu) -> None:
     """The counters of a split reduction are zero again, and nothing of the last call is left."""
     rng = np.random.default_rng(0)
     x, weight = put(device, bf16(rng.standard_normal((8, 8192)))), put(device, random_layer(rng, 8192, 6))
@@ -256,7 +256,7 @@ def test_a_launcher_can_be_called_again_at_once(device: Device) -> None:
     assert (seen[0] == seen[2]).all()
 
 
-def test_what_does_not_fit_is_refused(device: Device) -> None:
+def test_what_does_not_fit_is_refused(device: Gpu) -> None:
     with pytest.raises(ShapeError, match="multiple of 8"):
         LinearRows(device, in_features=20, out_features=8)
     with pytest.raises(ShapeError, match="batch_rows is 4"):

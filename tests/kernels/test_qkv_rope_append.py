@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyvllm.device import Device
+from tinyvllm.device import Gpu
 from tinyvllm.errors import ShapeError
 from tinyvllm.kernels.qkv_rope_append import QkvRopeAppend
 from tinyvllm.kernels.tiling import Tiling, choose_tiling
@@ -67,7 +67,7 @@ def tiling_of(layer: tuple[int, int, int, int, int], is_looped: bool) -> Tiling 
     seed=st.integers(0, 2**32 - 1),
 )
 def test_it_is_the_composition_of_its_parts(
-    device: Device, layer: tuple[int, int, int, int, int], rows: int, block_size: int, padding: int, has_bias: bool,
+    device: Gpu, layer: tuple[int, int, int, int, int], rows: int, block_size: int, padding: int, has_bias: bool,
     seed: int,
 ) -> None:  # fmt: skip
     rng = np.random.default_rng(seed)
@@ -99,7 +99,7 @@ def test_it_is_the_composition_of_its_parts(
     assert_appended(device, buffers, step, rotated[:, h : h + k].max(), error[:, h + k :].max())
 
 
-def test_tokens_without_a_slot_leave_the_cache_alone(device: Device) -> None:
+def test_tokens_without_a_slot_leave_the_cache_alone(device: Gpu) -> None:
     rng = np.random.default_rng(0)
     step = random_step(rng, 4, 1, 16, 8, padding=4)
     buffers = put_step(device, step)
@@ -112,7 +112,7 @@ def test_tokens_without_a_slot_leave_the_cache_alone(device: Device) -> None:
     assert_appended(device, buffers, step, 0.0, 0.0)
 
 
-def test_a_tile_that_crosses_heads_is_refused(device: Device) -> None:
+def test_a_tile_that_crosses_heads_is_refused(device: Gpu) -> None:
     with pytest.raises(ShapeError, match="half of head_dim is 40"):
         QkvRopeAppend(
             device, hidden_size=64, num_heads=1, num_kv_heads=1, head_dim=80, eps=EPS,

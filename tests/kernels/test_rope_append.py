@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyvllm.device import Device
+from tinyvllm.device import Gpu
 from tinyvllm.errors import ShapeError
 from tinyvllm.kernels.rope_append import RopeAppend
 from tinyvllm.layers import Norm
@@ -34,7 +34,7 @@ make = once(RopeAppend)
     seed=st.integers(0, 2**32 - 1),
 )
 def test_heads_are_normalised_rotated_and_appended(
-    device: Device, head_dim: int, num_kv_heads: int, group: int, num_tokens: int, block_size: int, padding: int,
+    device: Gpu, head_dim: int, num_kv_heads: int, group: int, num_tokens: int, block_size: int, padding: int,
     has_norms: bool, seed: int,
 ) -> None:  # fmt: skip
     rng = np.random.default_rng(seed)
@@ -59,7 +59,7 @@ def test_heads_are_normalised_rotated_and_appended(
     assert_appended(device, buffers, step, errors[1], 0.0)
 
 
-def test_one_norm_without_the_other_is_refused(device: Device) -> None:
+def test_one_norm_without_the_other_is_refused(device: Gpu) -> None:
     step = put_step(device, random_step(np.random.default_rng(0), 1, 1, 16, 8))
     norm = poisoned(device, (16,))
     with pytest.raises(ShapeError, match="go together"):
@@ -70,6 +70,6 @@ def test_one_norm_without_the_other_is_refused(device: Device) -> None:
 
 
 @pytest.mark.parametrize("head_dim", [8, 24, 144])
-def test_a_head_size_that_the_kernel_cannot_serve_is_refused(device: Device, head_dim: int) -> None:
+def test_a_head_size_that_the_kernel_cannot_serve_is_refused(device: Gpu, head_dim: int) -> None:
     with pytest.raises(ShapeError, match="head_dim"):
         RopeAppend(device, num_heads=1, num_kv_heads=1, head_dim=head_dim)

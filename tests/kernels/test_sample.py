@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 
 from tinyvllm.batch import Float32, SamplingRows
-from tinyvllm.device import Device
+from tinyvllm.device import Gpu
 from tinyvllm.errors import ShapeError
 from tinyvllm.reference.sampling import sample
 
@@ -36,7 +36,7 @@ SIZES = (1, 3, 4, 31, 255, 256, 257, 300, 1029, 2500)  # a tile has 256 tokens o
 
 @settings(max_examples=60, deadline=None)
 @given(logits_and_rows(SIZES, cut=False))
-def test_an_uncut_row_gets_the_winner_of_the_race(device: Device, case: tuple[Float32, SamplingRows]) -> None:
+def test_an_uncut_row_gets_the_winner_of_the_race(device: Gpu, case: tuple[Float32, SamplingRows]) -> None:
     tokens, corrupt = draw(device, *case, may_cut=False)
     check(*case, tokens)
     assert not corrupt.any()
@@ -44,13 +44,13 @@ def test_an_uncut_row_gets_the_winner_of_the_race(device: Device, case: tuple[Fl
 
 @settings(max_examples=100, deadline=None)
 @given(logits_and_rows(SIZES))
-def test_a_cut_row_gets_the_winner_among_what_is_kept(device: Device, case: tuple[Float32, SamplingRows]) -> None:
+def test_a_cut_row_gets_the_winner_among_what_is_kept(device: Gpu, case: tuple[Float32, SamplingRows]) -> None:
     tokens, corrupt = draw(device, *case)
     check(*case, tokens)
     assert not corrupt.any()
 
 
-def test_nearly_every_token_is_the_references(device: Device) -> None:
+def test_nearly_every_token_is_the_references(device: Gpu) -> None:
     """Without this the tolerance of the others could hide anything."""
     rng = np.random.default_rng(2)
     certain = 0
@@ -77,11 +77,11 @@ def test_nearly_every_token_is_the_references(device: Device) -> None:
 @pytest.mark.parametrize(
     ("top_p", "kept"), [(0.2, 1), (0.25, 1), (0.26, 2), (0.5, 2), (0.51, 3), (0.99, 4), (1e-60, 1)]
 )
-def test_the_nucleus_has_the_token_that_crosses_top_p_and_none_after(device: Device, top_p: float, kept: int) -> None:
+def test_the_nucleus_has_the_token_that_crosses_top_p_and_none_after(device: Gpu, top_p: float, kept: int) -> None:
     assert support(device, [0.0] * 4, top_p=top_p) == set(range(kept))
 
 
-def support(device: Device, logits: list[float], list_size: int = 48, **columns: Any) -> set[int]:
+def support(device: Gpu, logits: list[float], list_size: int = 48, **columns: Any) -> set[int]:
     """Every token of 48 draws."""
     rows = rows_of(48, **columns)
     tokens, _ = draw(device, np.tile(np.array(logits, np.float32), (48, 1)), rows, **{**SMALL, "list_size": list_size})
@@ -89,7 +89,7 @@ def support(device: Device, logits: list[float], list_size: int = 48, **columns:
 
 
 @pytest.mark.parametrize("list_size", [1, 48])
-def test_cuts_come_in_order_and_ties_go_by_lowest_id(device: Device, list_size: int) -> None:
+def test_cuts_come_in_order_and_ties_go_by_lowest_id(device: Gpu, list_size: int) -> None:
     def kept(logits: list[float], **columns: Any) -> set[int]:
         return support(device, logits, list_size, **columns)
 
@@ -111,7 +111,7 @@ def test_cuts_come_in_order_and_ties_go_by_lowest_id(device: Device, list_size: 
     assert kept([0.0, -0.000988], top_p=0.3) == {0}  # the next bucket
 
 
-def test_a_quotient_at_the_edge_of_a_bucket_has_the_bits_of_a_division(device: Device) -> None:
+def test_a_quotient_at_the_edge_of_a_bucket_has_the_bits_of_a_division(device: Gpu) -> None:
     """A product with the reciprocal would put the token in another bucket, and so lose it."""
     rng = np.random.default_rng(0)
     distance, divisor = (rng.uniform(1, most, 4_000_000).astype(np.float32) for most in (4, 2))
@@ -126,7 +126,7 @@ def test_a_quotient_at_the_edge_of_a_bucket_has_the_bits_of_a_division(device: D
 
 @pytest.mark.parametrize("list_size", [48, 1300])
 @pytest.mark.parametrize("kept", [1, 47, 48, 49, 300, 1299, 1300])
-def test_a_nucleus_of_equal_tokens_ends_at_its_token(device: Device, kept: int, list_size: int) -> None:
+def test_a_nucleus_of_equal_tokens_ends_at_its_token(device: Gpu, kept: int, list_size: int) -> None:
     """All tokens share a place but for their id; the list holds them all, or fewer than are kept."""
     vocab_size, rows = 1300, rows_of(6, top_p=(kept - 0.5) / 1300, seed=6)
     sizes = {**SMALL, "list_size": list_size}
@@ -141,7 +141,7 @@ def test_a_nucleus_of_equal_tokens_ends_at_its_token(device: Device, kept: int, 
 
 @pytest.mark.parametrize("list_size", [48, 1024])
 @pytest.mark.parametrize("temperature", [1e-4, 0.7, 1.0, 3.0, 1e7])
-def test_most_of_a_flat_vocabulary_may_be_kept(device: Device, temperature: float, list_size: int) -> None:
+def test_most_of_a_flat_vocabulary_may_be_kept(device: Gpu, temperature: float, list_size: int) -> None:
     """Hundreds of tokens share the bucket of the cut: more than threads, and more than a short list can hold."""
     rng = np.random.default_rng(4)
     logits = (rng.standard_normal((15, 20_000)) * 0.9).astype(np.float32)
@@ -154,7 +154,7 @@ def test_most_of_a_flat_vocabulary_may_be_kept(device: Device, temperature: floa
 
 @settings(max_examples=30, deadline=None)
 @given(logits_and_rows((300, 1029, 2500)))
-def test_how_many_tokens_can_be_listed_changes_no_token(device: Device, case: tuple[Float32, SamplingRows]) -> None:
+def test_how_many_tokens_can_be_listed_changes_no_token(device: Gpu, case: tuple[Float32, SamplingRows]) -> None:
     few, many = (draw(device, *case, **{**SMALL, "list_size": list_size})[0] for list_size in (1, 4096))
     np.testing.assert_array_equal(few, many)
 
@@ -173,7 +173,7 @@ def random_batch(rng: np.random.Generator, num_rows: int, vocab_size: int) -> tu
 
 
 @pytest.mark.parametrize("vocab_size", [37, 1029])
-def test_company_and_place_change_no_token(device: Device, vocab_size: int) -> None:
+def test_company_and_place_change_no_token(device: Gpu, vocab_size: int) -> None:
     rng = np.random.default_rng(vocab_size)
     logits, rows = random_batch(rng, 12, vocab_size)
     together, _ = draw(device, logits, rows)
@@ -181,7 +181,7 @@ def test_company_and_place_change_no_token(device: Device, vocab_size: int) -> N
         np.testing.assert_array_equal(draw(device, logits[pick], take(rows, pick))[0], together[pick])
 
 
-def test_block_sizes_change_no_token_of_a_cut_row(device: Device) -> None:
+def test_block_sizes_change_no_token_of_a_cut_row(device: Gpu) -> None:
     logits, rows = random_batch(np.random.default_rng(0), 8, 1029)
     rows = replace(rows, top_k=np.array([5, 100, 0, 700] * 2, np.int32), top_p=np.full(8, 0.98, np.float32))
     small = draw(device, logits, rows)[0]
@@ -196,14 +196,14 @@ def test_block_sizes_change_no_token_of_a_cut_row(device: Device) -> None:
 )
 @pytest.mark.parametrize("vocab_size", [20, 1029])
 def test_more_tokens_may_win_than_a_tile_can_name(
-    device: Device, vocab_size: int, rise: float, temperature: float
+    device: Gpu, vocab_size: int, rise: float, temperature: float
 ) -> None:
     logits = np.tile(np.arange(vocab_size) * rise + 3, (8, 1)).astype(np.float32)
     rows = rows_of(8, temperature=temperature, seed=np.arange(8))
     check(logits, rows, draw(device, logits, rows)[0])
 
 
-def test_how_rows_are_cut_changes_no_token(device: Device) -> None:
+def test_how_rows_are_cut_changes_no_token(device: Gpu) -> None:
     logits, rows = random_batch(np.random.default_rng(1), 12, 1029)
     few, many = (draw(device, logits, rows, **{**SMALL, "num_blocks": num_blocks})[0] for num_blocks in (1, 1000))
     np.testing.assert_array_equal(few, many)
@@ -211,7 +211,7 @@ def test_how_rows_are_cut_changes_no_token(device: Device) -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, -np.nan, INF])
 @pytest.mark.parametrize("columns", [{}, {"temperature": 0}, {"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.1}], ids=str)
-def test_a_corrupt_row_is_reported_and_the_others_go_on(device: Device, bad: float, columns: dict[str, Any]) -> None:
+def test_a_corrupt_row_is_reported_and_the_others_go_on(device: Gpu, bad: float, columns: dict[str, Any]) -> None:
     logits, rows = random_batch(np.random.default_rng(3), 4, 600)[0], rows_of(4, **columns)
     sound, _ = draw(device, logits, rows)
     logits[1, 599], logits[3] = bad, -INF
@@ -227,7 +227,7 @@ def chi_squared_bound(degrees: int) -> float:
 
 
 @pytest.mark.parametrize("columns", [{}, {"temperature": 1.7}, {"top_k": 4}, {"top_p": 0.8}], ids=str)
-def test_draws_have_the_distribution_of_the_kept_tokens(device: Device, columns: dict[str, Any]) -> None:
+def test_draws_have_the_distribution_of_the_kept_tokens(device: Gpu, columns: dict[str, Any]) -> None:
     draws = 1500
     logits = np.random.default_rng(5).standard_normal(8).astype(np.float32)
     got = np.concatenate([
@@ -246,7 +246,7 @@ def test_draws_have_the_distribution_of_the_kept_tokens(device: Device, columns:
     assert ((counts[kept] - expected) ** 2 / expected).sum() < chi_squared_bound(len(kept) - 1)
 
 
-def test_a_graph_replays_with_changed_parameters(device: Device) -> None:
+def test_a_graph_replays_with_changed_parameters(device: Gpu) -> None:
     """Every parameter is a column on the device: nothing about a row is baked into the recorded launches."""
     rng = np.random.default_rng(9)
     logits, rows = random_batch(rng, 6, 300)
@@ -265,7 +265,7 @@ def test_a_graph_replays_with_changed_parameters(device: Device) -> None:
 
 
 @pytest.mark.parametrize("columns", [{}, {"top_k": 5}], ids=str)
-def test_it_waits_for_the_kernel_that_makes_the_logits(device: Device, columns: dict[str, Any]) -> None:
+def test_it_waits_for_the_kernel_that_makes_the_logits(device: Gpu, columns: dict[str, Any]) -> None:
     words = np.random.default_rng(3).integers(0, 2**32, (4, 1000), dtype=np.uint32)
     rows = rows_of(3, **columns)
     step = Step.of(device, np.zeros((3, 1000), np.float32), rows)
@@ -276,7 +276,7 @@ def test_it_waits_for_the_kernel_that_makes_the_logits(device: Device, columns: 
     check(get(device, step.logits)[:3], rows, tokens)
 
 
-def test_the_sizes_of_a_real_model(device: Device) -> None:
+def test_the_sizes_of_a_real_model(device: Gpu) -> None:
     rng = np.random.default_rng(1)
     logits = (rng.standard_normal((4, 128_256)) * 2.5).astype(np.float32)
     rows = rows_of(4, temperature=[0.6, 0.8, 1.0, 0.0], top_k=[0, 50, 0, 0], top_p=[1.0, 1.0, 0.9, 1.0], seed=5)
@@ -286,7 +286,7 @@ def test_the_sizes_of_a_real_model(device: Device) -> None:
     check(logits, rows, step.results()[0])
 
 
-def test_wrong_shapes_are_refused_before_anything_runs(device: Device) -> None:
+def test_wrong_shapes_are_refused_before_anything_runs(device: Gpu) -> None:
     step = Step.of(device, np.zeros((3, 64), np.float32), rows_of(3))
     launch = make_sample(device, vocab_size=64, max_rows=64, **SMALL)
     inputs = (step.logits, step.columns, step.slots)

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinyvllm.device import Device
+from tinyvllm.device import Gpu
 from tinyvllm.devices.emulator import Sanitizer
 
 from . import test_argmax, test_logprobs, test_penalties, test_philox_device, test_sample
 from .mutants import Scenario, copy_kernels, device_of, is_broken, plant, sanitize
 
 
-def argmax_scenario(device: Device) -> None:
+def argmax_scenario(device: Gpu) -> None:
     test_argmax.test_it_waits_for_the_kernel_that_makes_the_logits(device)
     test_argmax.test_the_sizes_of_a_real_model(device)
     inner = test_argmax.test_it_is_the_largest_logit_and_the_lowest_id_of_equals.hypothesis.inner_test  # type: ignore[attr-defined]
@@ -23,7 +23,7 @@ def argmax_scenario(device: Device) -> None:
     test_argmax.test_a_row_with_a_nan_or_an_infinity_is_corrupt_and_its_neighbours_are_not(device, np.nan, 5000)
 
 
-def race_scenario(device: Device) -> None:
+def race_scenario(device: Gpu) -> None:
     test_sample.test_it_waits_for_the_kernel_that_makes_the_logits(device, {})
     test_sample.test_nearly_every_token_is_the_references(device)
     test_sample.test_company_and_place_change_no_token(device, 1029)
@@ -34,7 +34,7 @@ def race_scenario(device: Device) -> None:
     test_sample.test_the_sizes_of_a_real_model(device)
 
 
-def cut_scenario(device: Device) -> None:
+def cut_scenario(device: Gpu) -> None:
     test_sample.test_it_waits_for_the_kernel_that_makes_the_logits(device, {"top_k": 5})
     for list_size in (1, 48):
         test_sample.test_cuts_come_in_order_and_ties_go_by_lowest_id(device, list_size)
@@ -49,12 +49,12 @@ def cut_scenario(device: Device) -> None:
     test_sample.test_the_sizes_of_a_real_model(device)
 
 
-def tile_scenario(device: Device) -> None:
+def tile_scenario(device: Gpu) -> None:
     argmax_scenario(device)
     race_scenario(device)
 
 
-def logprobs_scenario(device: Device) -> None:
+def logprobs_scenario(device: Gpu) -> None:
     test_logprobs.test_they_follow_the_sampler_without_the_host(device)
     test_logprobs.test_company_and_block_sizes_change_no_bit(device)
     test_logprobs.test_rows_that_ask_for_none_or_are_corrupt_get_nan_and_touch_no_other(device, np.nan)
@@ -67,12 +67,12 @@ def logprobs_scenario(device: Device) -> None:
         test_logprobs.check(x, chosen, k, test_logprobs.logprobs(device, x, chosen, k))
 
 
-def order_scenario(device: Device) -> None:
+def order_scenario(device: Gpu) -> None:
     race_scenario(device)
     logprobs_scenario(device)  # two reductions one after the other
 
 
-def penalties_scenario(device: Device) -> None:
+def penalties_scenario(device: Gpu) -> None:
     test_penalties.test_steps_follow_each_other_without_the_host(device)
     test_penalties.test_a_graph_of_apply_sample_and_record_keeps_up_with_the_histories(device)
     for seed in range(12):
@@ -82,7 +82,7 @@ def penalties_scenario(device: Device) -> None:
     test_penalties.test_the_end_is_forbidden_until_there_are_min_tokens(device)
 
 
-def philox_scenario(device: Device) -> None:
+def philox_scenario(device: Gpu) -> None:
     inner = test_philox_device.test_words_and_uniforms_have_the_references_bits.hypothesis.inner_test  # type: ignore[attr-defined]
     inner(device, 2**40 + 12345, 3, 77, 700)
     test_philox_device.test_extreme_words_stay_within_the_bounds(device)
@@ -173,7 +173,7 @@ SLIPS = [
 ]  # fmt: skip
 
 
-def run_races(device: Device, name: str, folder: str | None = None) -> None:
+def run_races(device: Gpu, name: str, folder: str | None = None) -> None:
     """What the race check runs, in a process of its own: small steps with the kernels in ``folder``."""
     device = device_of(device, folder)
     if name == "penalties.cu":

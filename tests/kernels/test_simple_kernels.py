@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyvllm.device import Array, Device
+from tinyvllm.device import Array, Gpu
 from tinyvllm.errors import ShapeError
 from tinyvllm.kernels.embedding import Embedding
 from tinyvllm.kernels.rms_norm import RmsNorm
@@ -39,7 +39,7 @@ few = settings(max_examples=20, deadline=None)
 
 @few
 @cases
-def test_embedding_copies_the_rows_of_the_tokens(device: Device, size: int, num_rows: int, seed: int) -> None:
+def test_embedding_copies_the_rows_of_the_tokens(device: Gpu, size: int, num_rows: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     table = rng.integers(0, 2**16, (7, size), dtype=np.uint16).view(bf16(0).dtype)
     ids = rng.integers(0, 7, num_rows, dtype=np.int32)
@@ -48,7 +48,7 @@ def test_embedding_copies_the_rows_of_the_tokens(device: Device, size: int, num_
     assert (get(device, out).view(np.uint16) == embedding(ids, table.view(np.uint16))).all()
 
 
-def test_an_id_outside_of_the_vocabulary_becomes_a_row_of_nan_and_reads_nothing(device: Device) -> None:
+def test_an_id_outside_of_the_vocabulary_becomes_a_row_of_nan_and_reads_nothing(device: Gpu) -> None:
     table = bf16(np.ones((4, 40)))
     out = put(device, bf16(np.zeros((4, 40))))
     ids = np.array([-1, 3, 4, 2**31 - 1], np.int32)
@@ -58,7 +58,7 @@ def test_an_id_outside_of_the_vocabulary_becomes_a_row_of_nan_and_reads_nothing(
 
 @few
 @cases
-def test_rms_norm_is_its_definition(device: Device, size: int, num_rows: int, seed: int) -> None:
+def test_rms_norm_is_its_definition(device: Gpu, size: int, num_rows: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     x, weight = rows_of_many_scales(rng, (num_rows, size)), rows_of_many_scales(rng, (1, size))[0]
     out = poisoned(device, x.shape)
@@ -69,7 +69,7 @@ def test_rms_norm_is_its_definition(device: Device, size: int, num_rows: int, se
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1e18])
-def test_rms_norm_holds_for_rows_that_are_zero_tiny_or_huge(device: Device, scale: float) -> None:
+def test_rms_norm_holds_for_rows_that_are_zero_tiny_or_huge(device: Gpu, scale: float) -> None:
     x = bf16(np.random.default_rng(0).standard_normal((3, 192)) * scale)
     out, weight = poisoned(device, x.shape), bf16(np.full(192, 2.0))
     make_rms_norm(device, hidden_size=192, eps=EPS)(out, put(device, x), put(device, weight))
@@ -79,7 +79,7 @@ def test_rms_norm_holds_for_rows_that_are_zero_tiny_or_huge(device: Device, scal
 
 @few
 @cases
-def test_silu_mul_is_its_definition(device: Device, size: int, num_rows: int, seed: int) -> None:
+def test_silu_mul_is_its_definition(device: Gpu, size: int, num_rows: int, seed: int) -> None:
     x = rows_of_many_scales(np.random.default_rng(seed), (num_rows, 2 * size))
     out = poisoned(device, (num_rows, size))
     make_silu_mul(device, intermediate_size=size)(out, put(device, x))
@@ -88,7 +88,7 @@ def test_silu_mul_is_its_definition(device: Device, size: int, num_rows: int, se
     assert_close(get(device, out), expected, silu_mul_error(gate, up, np.zeros_like(gate), np.zeros_like(up)))
 
 
-def test_silu_is_zero_where_the_hardwares_quotient_is(device: Device) -> None:
+def test_silu_is_zero_where_the_hardwares_quotient_is(device: Gpu) -> None:
     """The exponential lies between 2^126 and infinity, on the emulator too."""
     gate_up = bf16([[-87.5, -88.0, -88.5] * 8 + [1e4] * 24])
     out = poisoned(device, (1, 24))
@@ -96,14 +96,14 @@ def test_silu_is_zero_where_the_hardwares_quotient_is(device: Device) -> None:
     assert (get(device, out) == 0).all()
 
 
-def test_silu_of_a_very_negative_gate_is_zero_and_not_nan(device: Device) -> None:
+def test_silu_of_a_very_negative_gate_is_zero_and_not_nan(device: Gpu) -> None:
     gate_up = bf16([[-1e4] * 8 + [3.0] * 8])
     out = poisoned(device, (1, 8))
     make_silu_mul(device, intermediate_size=8)(out, put(device, gate_up))
     assert (get(device, out) == 0).all()
 
 
-def test_simple_kernels_wait_for_each_other(device: Device) -> None:
+def test_simple_kernels_wait_for_each_other(device: Gpu) -> None:
     """Embedding, norm, rotation and activation in one graph: each reads what the one before it has written."""
     rng = np.random.default_rng(0)
     table, weight = put(device, bf16(rng.standard_normal((7, 48)))), put(device, bf16(np.ones(48)))
@@ -136,7 +136,7 @@ def test_simple_kernels_wait_for_each_other(device: Device) -> None:
         assert (got == expected).all()
 
 
-def test_a_wrong_shape_or_dtype_is_refused_before_anything_runs(device: Device) -> None:
+def test_a_wrong_shape_or_dtype_is_refused_before_anything_runs(device: Gpu) -> None:
     x, weight = poisoned(device, (2, 192)), poisoned(device, (192,))
     norm = make_rms_norm(device, hidden_size=192, eps=EPS)
     with pytest.raises(ShapeError, match=r"rms_norm x has shape \[2, 96\]"):

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyvllm.device import Device
+from tinyvllm.device import Gpu
 from tinyvllm.kernels.step_inputs import HEADER_SIZE, StepArrays, StepInputs
 from tinyvllm.reference.step_inputs import step_inputs
 
@@ -39,7 +39,7 @@ def _updates(rng: np.random.Generator, tables: np.ndarray) -> np.ndarray:
     seed=st.integers(0, 2**32 - 1),
 )
 def test_unseen_tokens_come_from_their_slots_and_tables_are_updated(
-    device: Device, num_tokens: int, num_slots: int, num_rows: int, is_decode: bool, seed: int
+    device: Gpu, num_tokens: int, num_slots: int, num_rows: int, is_decode: bool, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
     newest = rng.integers(0, 1000, num_slots, dtype=np.int32)

@@ -6,19 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from tinyvllm.device import Device
+from tinyvllm.device import Gpu
 
 from . import test_host_ring, test_step_inputs
 from .mutants import Scenario, copy_kernels, is_broken, plant
 
 
-def step_scenario(device: Device) -> None:
+def step_scenario(device: Gpu) -> None:
     completes = test_step_inputs.test_unseen_tokens_come_from_their_slots_and_tables_are_updated.hypothesis.inner_test  # type: ignore[attr-defined]
     for is_decode in (False, True):
         completes(device, 600, 7, 120, is_decode, 1)
 
 
-def ring_scenario(device: Device) -> None:
+def ring_scenario(device: Gpu) -> None:
     comes = test_host_ring.test_each_step_s_copy_comes_to_the_host_one_step_late.hypothesis.inner_test  # type: ignore[attr-defined]
     for num_words in (1, 300):
         comes(device, num_words, 7, num_words)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyvllm.device import Buffer, Device
+from tinyvllm.device import Buffer, Gpu
 from tinyvllm.devices.emulator.device import EmulatorDevice
 from tinyvllm.errors import ShapeError
 from tinyvllm.interfaces import BindContext
@@ -37,7 +37,7 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 @pytest.fixture(scope="session")
-def hopper(device: Device) -> Device:
+def hopper(device: Gpu) -> Gpu:
     """Each device that has the instructions."""
     if not has_wide_cores(device):
         pytest.skip(f"{device.properties.name} is no Hopper")
@@ -53,7 +53,7 @@ def hopper(device: Device) -> Device:
     seed=seeds,
 )
 def test_a_linear_layer_is_its_definition(
-    hopper: Device, layer: tuple[int, int], batch_rows: int, rows: int, has_bias: bool, seed: int
+    hopper: Gpu, layer: tuple[int, int], batch_rows: int, rows: int, has_bias: bool, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
     size_k, num_outputs = layer
@@ -80,7 +80,7 @@ def test_a_linear_layer_is_its_definition(
     seed=seeds,
 )
 def test_gate_up_silu_is_the_composition_of_its_parts(
-    hopper: Device, mlp: tuple[int, int], batch_rows: int, rows: int, x_scale: float, seed: int
+    hopper: Gpu, mlp: tuple[int, int], batch_rows: int, rows: int, x_scale: float, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
     size_k, size_f = mlp
@@ -97,7 +97,7 @@ def test_gate_up_silu_is_the_composition_of_its_parts(
     assert_gate_up_silu(get(hopper, out), x, norm, weight, 1)
 
 
-def test_rows_that_are_nan_do_not_touch_the_others(hopper: Device) -> None:
+def test_rows_that_are_nan_do_not_touch_the_others(hopper: Gpu) -> None:
     rng = np.random.default_rng(0)
     x, weight = rng.standard_normal((35, 512)), random_layer(rng, 512, 64)
     x[2] = np.nan
@@ -107,7 +107,7 @@ def test_rows_that_are_nan_do_not_touch_the_others(hopper: Device) -> None:
     assert np.isnan(f64(get(hopper, out))).all(axis=1).tolist() == [row == 2 for row in range(35)]
 
 
-def test_a_launcher_can_be_called_again_at_once(hopper: Device) -> None:
+def test_a_launcher_can_be_called_again_at_once(hopper: Gpu) -> None:
     """Blocks that share a row count on, and nothing of the last call is left."""
     rng = np.random.default_rng(0)
     x, weight = put(hopper, bf16(rng.standard_normal((50, 1024)))), put(hopper, random_layer(rng, 1024, 64))
@@ -122,7 +122,7 @@ def test_a_launcher_can_be_called_again_at_once(hopper: Device) -> None:
     assert (seen[0] == seen[2]).all()
 
 
-def test_dependent_launches_wait_for_what_they_read(hopper: Device) -> None:
+def test_dependent_launches_wait_for_what_they_read(hopper: Gpu) -> None:
     """Each reads what the one before has written; on the emulator that is NaN until it has ended."""
     rng = np.random.default_rng(1)
     residual, norm = bf16(rng.standard_normal((40, 64))), bf16(rng.uniform(0.5, 1.5, 64))
@@ -147,7 +147,7 @@ def test_dependent_launches_wait_for_what_they_read(hopper: Device) -> None:
     assert (apart == dependent).all()
 
 
-def test_what_does_not_fit_is_refused(hopper: Device) -> None:
+def test_what_does_not_fit_is_refused(hopper: Gpu) -> None:
     with pytest.raises(ShapeError, match="multiple of 8"):
         LinearResidualWide(hopper, in_features=20, out_features=8, batch_rows=64)
     with pytest.raises(ShapeError, match="batch_rows is 32"):
@@ -164,7 +164,7 @@ def test_more_rows_than_a_block_s_go_to_it_where_they_fill_the_card(monkeypatch:
     asked: list[int | str] = []
 
     class Spy:
-        def __init__(self, device: Device, *, batch_rows: int, **_: object) -> None:
+        def __init__(self, device: Gpu, *, batch_rows: int, **_: object) -> None:
             self._batch_rows = batch_rows
 
         def __call__(self, *_: object) -> None:

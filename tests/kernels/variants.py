@@ -15,7 +15,7 @@ from typing import Any, cast
 import numpy as np
 
 import tinyvllm.kernels
-from tinyvllm.device import Buffer, Device, DeviceProperties, HostBuffer
+from tinyvllm.device import Buffer, DeviceProperties, Gpu, HostBuffer
 from tinyvllm.devices.nvrtc import ARCHITECTURES
 from tinyvllm.errors import ShapeError
 from tinyvllm.kernels.add import Add
@@ -62,7 +62,7 @@ SHAPES = (LLAMA_1B, LLAMA_8B, QWEN_HALF_B, DEMO)
 HOPPER_SOURCES = ("gate_up_silu_wide.cu", "linear_residual_wide.cu")
 """Made of instructions that sm_90a alone has."""
 
-Make = Callable[[Device], object]
+Make = Callable[[Gpu], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ def kernels_of(made: Iterator[tuple[str, Make]]) -> list[Kernel]:
     for label, make in made:
         recorder = Recorder(label)
         try:
-            make(cast(Device, recorder))
+            make(cast(Gpu, recorder))
         except ShapeError as error:
             if "of shared memory" not in str(error):
                 raise
@@ -216,7 +216,7 @@ def attention(
 def sampling(vocab_size: int) -> Iterator[tuple[str, Make]]:
     """Everything from logits to a token."""
 
-    def penalties(device: Device) -> object:
+    def penalties(device: Gpu) -> object:
         return Penalties(device, RuleState(device, num_rows=SAMPLED_ROWS, vocab_size=vocab_size))
 
     label = "any vocabulary"
@@ -227,7 +227,7 @@ def sampling(vocab_size: int) -> Iterator[tuple[str, Make]]:
     yield label, penalties
     yield "any step", StepInputs
 
-    def host_ring(device: Device) -> object:
+    def host_ring(device: Gpu) -> object:
         return HostRing(device, device.memory.alloc((64,), np.uint32), device.memory.alloc((64,), np.int32))
 
     yield "any step", host_ring

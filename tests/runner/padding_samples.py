@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from tests.engine.device_runs import start
-from tinyvllm.device import Device
+from tinyvllm.device import Gpu
 from tinyvllm.runner.sampling import SamplingMode
 from tinyvllm.start import devices
 from tinyvllm.start.warm_up import COMMON_MODES, EVERYTHING, record_common, rehearse
 
 
-def run_padding(device: Device) -> None:
+def run_padding(device: Gpu) -> None:
     """All that a card does before its first request, and steps of every kind of sampling; nothing was sent before."""
     own: Any = devices
     own.open_device = lambda *_, **__: device

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.device import Buffer, Device
-from tinyvllm.ops.buffers import BFLOAT16, VECTOR, beside, ceil_div, check_buffer, check_multiple
+from tinyvllm.device import BFLOAT16, Buffer, Gpu
+from tinyvllm.ops.buffers import VECTOR, beside, ceil_div, check_buffer, check_multiple
 
 _THREADS = 128
 
@@ -19,7 +19,7 @@ class Add:
         pdl: the launch may overlap the end of its predecessor.
     """
 
-    def __init__(self, device: Device, *, hidden_size: int, pdl: bool = True) -> None:
+    def __init__(self, device: Gpu, *, hidden_size: int, pdl: bool = True) -> None:
         check_multiple("hidden_size", hidden_size, VECTOR)
         self._device, self._hidden_size, self._pdl = device, hidden_size, pdl
         self._function = device.compile(beside(__file__, "add.cu"), {"THREADS": _THREADS}).function("add")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.device import Buffer, Device
+from tinyvllm.device import FLOAT32, INT32, Buffer, Gpu
 from tinyvllm.errors import ShapeError
 from tinyvllm.kernels.sample_columns import SampledBuffers
 from tinyvllm.kernels.sample_tiles import RowTiles
-from tinyvllm.ops.buffers import FLOAT32, INT32, beside, check_buffer
+from tinyvllm.ops.buffers import beside, check_buffer
 
 
 class Argmax:
@@ -25,7 +25,7 @@ class Argmax:
 
     def __init__(
         self,
-        device: Device,
+        device: Gpu,
         *,
         vocab_size: int,
         max_rows: int,

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyvllm.device import Buffer, Device, DeviceProperties
+from tinyvllm.device import FLOAT32, Buffer, DeviceProperties, Gpu
 from tinyvllm.errors import ShapeError
 from tinyvllm.kernels.attention_sizes import KEY_TILE, AttentionSizes
-from tinyvllm.ops.buffers import FLOAT32, WARP_SIZE, beside, round_up
+from tinyvllm.ops.buffers import WARP_SIZE, beside, round_up
 
 _MAX_WARPS_PER_SM = 16
 """Four blocks as a rule; of the batch-invariant ones, of one warp, as many as fit: five for head size 64 on Hopper."""
@@ -30,7 +30,7 @@ class AttentionDecode:
     """
 
     def __init__(
-        self, device: Device, *, sizes: AttentionSizes, pdl: bool = True, kernel_source: Path | None = None
+        self, device: Gpu, *, sizes: AttentionSizes, pdl: bool = True, kernel_source: Path | None = None
     ) -> None:
         self._device, self._sizes, self._pdl = device, sizes, pdl
         defines = decode_defines(sizes)
@@ -48,7 +48,7 @@ class AttentionDecode:
 
     @property
     def workspace_bytes(self) -> int:
-        """Device memory that this object holds."""
+        """Gpu memory that this object holds."""
         return self._workspace.nbytes + self._counters.nbytes
 
     def __call__(

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyvllm.device import Buffer, Device
+from tinyvllm.device import BFLOAT16, Buffer, Gpu
 from tinyvllm.kernels.attention_sizes import KEY_TILE, AttentionSizes
-from tinyvllm.ops.buffers import BFLOAT16, WARP_SIZE, beside
+from tinyvllm.ops.buffers import WARP_SIZE, beside
 
 _NUM_WARPS, _NUM_STAGES = 4, 2
 _THREADS = _NUM_WARPS * WARP_SIZE
@@ -27,7 +27,7 @@ class AttentionPrefill:
     """
 
     def __init__(
-        self, device: Device, *, sizes: AttentionSizes, pdl: bool = True, kernel_source: Path | None = None
+        self, device: Gpu, *, sizes: AttentionSizes, pdl: bool = True, kernel_source: Path | None = None
     ) -> None:
         self._device, self._sizes, self._pdl = device, sizes, pdl
         defines = prefill_defines(sizes)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from tinyvllm.device import Buffer
+from tinyvllm.device import BFLOAT16, INT32, Buffer
 from tinyvllm.errors import ShapeError
-from tinyvllm.ops.buffers import BFLOAT16, INT32, ceil_div, check_buffer
+from tinyvllm.ops.buffers import ceil_div, check_buffer
 
 HEAD_DIMS = (16, 32, 64, 80, 96, 128)
 BLOCK_SIZES = (8, 16, 32, 64)

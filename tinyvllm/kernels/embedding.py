@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.device import Buffer, Device
-from tinyvllm.ops.buffers import BFLOAT16, INT32, VECTOR, WARP_SIZE, beside, check_buffer, check_multiple, round_up
+from tinyvllm.device import BFLOAT16, INT32, Buffer, Gpu
+from tinyvllm.ops.buffers import VECTOR, WARP_SIZE, beside, check_buffer, check_multiple, round_up
 
 
 class Embedding:
@@ -17,7 +17,7 @@ class Embedding:
         pdl: the launch may overlap the end of its predecessor.
     """
 
-    def __init__(self, device: Device, *, hidden_size: int, pdl: bool = True) -> None:
+    def __init__(self, device: Gpu, *, hidden_size: int, pdl: bool = True) -> None:
         check_multiple("hidden_size", hidden_size, VECTOR)
         self._device, self._hidden_size, self._pdl = device, hidden_size, pdl
         self._threads = min(256, round_up(hidden_size // VECTOR, WARP_SIZE))

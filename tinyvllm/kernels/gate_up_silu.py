@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.device import Buffer, Device
+from tinyvllm.device import BFLOAT16, Buffer, Gpu
 from tinyvllm.kernels.projection import Projection
 from tinyvllm.kernels.tiling import Tiling, choose_tiling, rows_tier
-from tinyvllm.ops.buffers import BFLOAT16, check_buffer, check_multiple
+from tinyvllm.ops.buffers import check_buffer, check_multiple
 
 
 class GateUpSilu:
@@ -25,7 +25,7 @@ class GateUpSilu:
 
     def __init__(
         self,
-        device: Device,
+        device: Gpu,
         *,
         hidden_size: int,
         intermediate_size: int,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.device import Buffer, Device
+from tinyvllm.device import BFLOAT16, Buffer, Gpu
 from tinyvllm.kernels.rms_norm import NormedRows
 from tinyvllm.kernels.wide import WideProjection
-from tinyvllm.ops.buffers import BFLOAT16, VECTOR, check_buffer, check_multiple
+from tinyvllm.ops.buffers import VECTOR, check_buffer, check_multiple
 
 TILE_ROWS = 128
 """Weight rows of a block."""
@@ -29,7 +29,7 @@ class GateUpSiluWide:
 
     def __init__(
         self,
-        device: Device,
+        device: Gpu,
         *,
         hidden_size: int,
         intermediate_size: int,

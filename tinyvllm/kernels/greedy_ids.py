@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.device import Buffer, Device
+from tinyvllm.device import INT32, Buffer, Gpu
 from tinyvllm.kernels.argmax import Argmax
 from tinyvllm.kernels.sample_columns import SampledBuffers
-from tinyvllm.ops.buffers import INT32, beside, ceil_div, check_buffer
+from tinyvllm.ops.buffers import beside, ceil_div, check_buffer
 
 _THREADS = 128
 
@@ -22,7 +22,7 @@ class GreedyIds:
         pdl: the launches may overlap the end of their predecessors.
     """
 
-    def __init__(self, device: Device, *, vocab_size: int, max_rows: int, pdl: bool = True) -> None:
+    def __init__(self, device: Gpu, *, vocab_size: int, max_rows: int, pdl: bool = True) -> None:
         self._device, self._pdl = device, pdl
         self._argmax = Argmax(device, vocab_size=vocab_size, max_rows=max_rows, pdl=pdl)
         self._mark = device.compile(beside(__file__, "mark_corrupt.cu"), {"THREADS": _THREADS}).function("mark_corrupt")

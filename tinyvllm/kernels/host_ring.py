@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.device import Array, Buffer, Device, Mark
+from tinyvllm.device import INT32, Array, Buffer, Gpu, Mark
 from tinyvllm.errors import KernelError, ShapeError
-from tinyvllm.ops.buffers import INT32, beside, check_buffer
+from tinyvllm.ops.buffers import beside, check_buffer
 
 _THREADS = 256
 _NUM_PLACES = 4
@@ -26,7 +26,7 @@ class HostRing:
         ShapeError: of another size.
     """
 
-    def __init__(self, device: Device, source: Buffer, newest: Buffer) -> None:
+    def __init__(self, device: Gpu, source: Buffer, newest: Buffer) -> None:
         if source.nbytes % _WORD_BYTES:
             raise ShapeError(f"host_ring copies words of {_WORD_BYTES} bytes, the buffer has {source.nbytes} bytes")
         check_buffer("host_ring newest", newest, (None,), INT32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.device import Buffer, Device
+from tinyvllm.device import Buffer, Gpu
 from tinyvllm.kernels.projection import Projection
 from tinyvllm.kernels.tiling import Tiling, choose_tiling, rows_tier
 
@@ -22,7 +22,7 @@ class LinearResidual:
 
     def __init__(
         self,
-        device: Device,
+        device: Gpu,
         *,
         in_features: int,
         out_features: int,

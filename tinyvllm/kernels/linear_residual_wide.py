@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.device import Buffer, Device
+from tinyvllm.device import Buffer, Gpu
 from tinyvllm.kernels.wide import WideProjection
 from tinyvllm.ops.buffers import VECTOR, check_multiple
 
@@ -24,7 +24,7 @@ class LinearResidualWide:
 
     def __init__(
         self,
-        device: Device,
+        device: Gpu,
         *,
         in_features: int,
         out_features: int,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.device import Buffer, Device
+from tinyvllm.device import BFLOAT16, FLOAT32, INT32, Buffer, Gpu
 from tinyvllm.errors import ShapeError
 from tinyvllm.kernels.projection import Projection, zeros
 from tinyvllm.kernels.tiling import Tiling, choose_tiling, rows_tier
-from tinyvllm.ops.buffers import BFLOAT16, FLOAT32, INT32, check_buffer
+from tinyvllm.ops.buffers import check_buffer
 
 
 class LmHeadLogits:
@@ -26,7 +26,7 @@ class LmHeadLogits:
 
     def __init__(
         self,
-        device: Device,
+        device: Gpu,
         *,
         hidden_size: int,
         vocab_size: int,
@@ -72,7 +72,7 @@ class LmHeadArgmax:
 
     def __init__(
         self,
-        device: Device,
+        device: Gpu,
         *,
         hidden_size: int,
         vocab_size: int,
@@ -108,7 +108,7 @@ class LmHeadArgmax:
 
 def _lm_head(
     function: str,
-    device: Device,
+    device: Gpu,
     hidden_size: int,
     vocab_size: int,
     eps: float,

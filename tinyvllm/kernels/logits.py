@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.device import Buffer, Device
+from tinyvllm.device import BFLOAT16, FLOAT32, Buffer, Gpu
 from tinyvllm.kernels.projection import Projection
 from tinyvllm.kernels.tiling import Tiling, choose_tiling, rows_tier
-from tinyvllm.ops.buffers import BFLOAT16, FLOAT32, check_buffer
+from tinyvllm.ops.buffers import check_buffer
 
 
 class LogitsRows:
@@ -24,7 +24,7 @@ class LogitsRows:
 
     def __init__(
         self,
-        device: Device,
+        device: Gpu,
         *,
         hidden_size: int,
         vocab_size: int,

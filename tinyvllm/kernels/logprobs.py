@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tinyvllm.device import Buffer, Device
+from tinyvllm.device import FLOAT32, INT32, Buffer, Gpu
 from tinyvllm.errors import ShapeError
 from tinyvllm.kernels.sample import check_vocab_size
-from tinyvllm.ops.buffers import FLOAT32, INT32, beside, check_buffer
+from tinyvllm.ops.buffers import beside, check_buffer
 
 MAX_LISTED = 64
 """Most tokens beside the chosen one; more, or the whole vocabulary, is a matter for the host."""
@@ -27,7 +27,7 @@ class LogprobBuffers:
     rank: Buffer
 
     @classmethod
-    def allocate(cls, device: Device, num_rows: int, num_listed: int) -> LogprobBuffers:
+    def allocate(cls, device: Gpu, num_rows: int, num_listed: int) -> LogprobBuffers:
         """Buffers for ``num_rows`` rows of the chosen token and ``num_listed`` others."""
         alloc = device.memory.alloc
         shape = (num_rows, 1 + num_listed)
@@ -46,7 +46,13 @@ class Logprobs:
     """
 
     def __init__(
-        self, device: Device, *, vocab_size: int, threads: int = 1024, list_size: int = LIST_SIZE, pdl: bool = True
+        self,
+        device: Gpu,
+        *,
+        vocab_size: int,
+        threads: int = 1024,
+        list_size: int = LIST_SIZE,
+        pdl: bool = True,
     ) -> None:
         check_vocab_size("logprobs", vocab_size)
         self._device, self._vocab_size, self._threads, self._pdl = device, vocab_size, threads, pdl

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.device import Buffer, Device
+from tinyvllm.device import FLOAT32, INT32, Buffer, Gpu
 from tinyvllm.errors import ShapeError
 from tinyvllm.kernels.sample_columns import DeviceSamplingColumns
 from tinyvllm.kernels.sample_rules import RuleState
-from tinyvllm.ops.buffers import FLOAT32, INT32, beside, ceil_div, check_buffer
+from tinyvllm.ops.buffers import beside, ceil_div, check_buffer
 
 
 class Penalties:
@@ -26,7 +26,7 @@ class Penalties:
     """
 
     def __init__(
-        self, device: Device, state: RuleState, *, threads: int = 256, tile: int = 2048, pdl: bool = True
+        self, device: Gpu, state: RuleState, *, threads: int = 256, tile: int = 2048, pdl: bool = True
     ) -> None:
         self._device, self._state, self._threads, self._pdl = device, state, threads, pdl
         self._num_tiles = ceil_div(state.vocab_size, tile)

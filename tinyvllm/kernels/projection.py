@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tinyvllm.device import Argument, Buffer, Device
+from tinyvllm.device import BFLOAT16, Argument, Buffer, Gpu
 from tinyvllm.errors import ShapeError
 from tinyvllm.kernels.rms_norm import NormedRows
 from tinyvllm.kernels.tiling import Tiling
-from tinyvllm.ops.buffers import BFLOAT16, beside, ceil_div, check_buffer
+from tinyvllm.ops.buffers import beside, ceil_div, check_buffer
 
 _STATIC_BYTES = 1024
 """At most what a kernel for one row has besides: candidates of the warps, a flag."""
@@ -79,7 +79,7 @@ class Projection(ProjectionSizes):
 
     def __init__(
         self,
-        device: Device,
+        device: Gpu,
         name: str,
         *,
         size_k: int,
@@ -146,7 +146,7 @@ class Projection(ProjectionSizes):
         )
 
 
-def zeros(device: Device, count: int) -> Buffer:
+def zeros(device: Gpu, count: int) -> Buffer:
     """Counters at zero, as the first launch expects them; every launch leaves them so."""
     buffer = device.memory.alloc((count,), np.uint32)
     device.memory.fill(buffer, 0)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.device import Buffer, Device
+from tinyvllm.device import BFLOAT16, Buffer, Gpu
 from tinyvllm.kernels.projection import Projection
 from tinyvllm.kernels.rope_append import check_cache_and_angles
 from tinyvllm.kernels.tiling import Tiling, choose_tiling, rows_tier
-from tinyvllm.ops.buffers import BFLOAT16, VECTOR, check_buffer, check_multiple
+from tinyvllm.ops.buffers import VECTOR, check_buffer, check_multiple
 
 
 class QkvRopeAppend:
@@ -27,7 +27,7 @@ class QkvRopeAppend:
 
     def __init__(
         self,
-        device: Device,
+        device: Gpu,
         *,
         hidden_size: int,
         num_heads: int,

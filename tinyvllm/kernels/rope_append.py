@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.device import Buffer, Device
+from tinyvllm.device import BFLOAT16, FLOAT32, INT32, Buffer, Gpu
 from tinyvllm.errors import ShapeError
-from tinyvllm.ops.buffers import BFLOAT16, FLOAT32, INT32, VECTOR, beside, ceil_div, check_buffer, check_multiple
+from tinyvllm.ops.buffers import VECTOR, beside, ceil_div, check_buffer, check_multiple
 
 _THREADS = 128
 
@@ -24,7 +24,14 @@ class RopeAppend:
     """
 
     def __init__(
-        self, device: Device, *, num_heads: int, num_kv_heads: int, head_dim: int, eps: float = 0.0, pdl: bool = True
+        self,
+        device: Gpu,
+        *,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        eps: float = 0.0,
+        pdl: bool = True,
     ) -> None:
         check_multiple("head_dim", head_dim, 2 * VECTOR)
         if head_dim > 128:

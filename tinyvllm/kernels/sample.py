@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.device import Buffer, Device, Dim3, Function
+from tinyvllm.device import FLOAT32, INT32, Buffer, Dim3, Function, Gpu
 from tinyvllm.errors import ShapeError
 from tinyvllm.kernels.argmax import check_rows
 from tinyvllm.kernels.sample_columns import DeviceSamplingColumns, SampledBuffers
 from tinyvllm.kernels.sample_tiles import BLOCKS_PER_SM, RowTiles
-from tinyvllm.ops.buffers import FLOAT32, INT32, beside, check_buffer
+from tinyvllm.ops.buffers import beside, check_buffer
 
 MAX_VOCAB_SIZE = 2**20
 """A token's place in an order has 20 bits for its id."""
@@ -35,7 +35,7 @@ class Sample:
 
     def __init__(
         self,
-        device: Device,
+        device: Gpu,
         *,
         vocab_size: int,
         max_rows: int,

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyvllm.batch import Int32, SamplingRows
-from tinyvllm.device import Buffer, Device
-from tinyvllm.ops.buffers import FLOAT32, INT32, check_buffer
+from tinyvllm.device import FLOAT32, INT32, Buffer, Gpu
+from tinyvllm.ops.buffers import check_buffer
 
 NO_RULES = -1
 """In ``rule_row``: no penalty, bias or mask applies."""
@@ -41,7 +41,7 @@ class DeviceSamplingColumns:
         rule_row: ``[S]``, int32; row of :class:`~tinyvllm.kernels.sample_rules.RuleState`, or ``NO_RULES``.
     """
 
-    def __init__(self, device: Device, num_slots: int) -> None:
+    def __init__(self, device: Gpu, num_slots: int) -> None:
         size_bytes = num_slots * sum(dtype.itemsize for dtype in _COLUMNS.values())
         self.num_slots = num_slots
         self._device = device
@@ -88,7 +88,7 @@ class SampledBuffers:
     is_corrupt: Buffer
 
     @classmethod
-    def allocate(cls, device: Device, num_rows: int) -> SampledBuffers:
+    def allocate(cls, device: Gpu, num_rows: int) -> SampledBuffers:
         """Buffers for steps of ``num_rows``."""
         alloc = device.memory.alloc
         return cls(alloc((num_rows,), np.int32), alloc((num_rows,), np.uint8))

@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyvllm.batch import Int32
-from tinyvllm.device import Buffer, Device
+from tinyvllm.device import FLOAT32, INT32, Buffer, Gpu
 from tinyvllm.errors import CapacityError
-from tinyvllm.ops.buffers import FLOAT32, INT32
 from tinyvllm.request import SamplingParams, SamplingRules
 
 
@@ -50,12 +49,12 @@ class Ragged:
     """Lists of ``R`` rows on the device: ``values[offsets[r]:offsets[r + 1]]`` is row ``r``'s."""
 
     what: str
-    device: Device = field(repr=False)
+    device: Gpu = field(repr=False)
     offsets: Buffer
     values: Buffer
 
     @classmethod
-    def allocate(cls, what: str, device: Device, num_rows: int, capacity: int, dtype: np.dtype[Any]) -> Ragged:
+    def allocate(cls, what: str, device: Gpu, num_rows: int, capacity: int, dtype: np.dtype[Any]) -> Ragged:
         """Room for ``num_rows`` lists of ``capacity`` values in all."""
         alloc = device.memory.alloc
         return cls(what, device, alloc((num_rows + 1,), INT32), alloc((max(1, capacity),), dtype))
@@ -96,7 +95,7 @@ class RuleState:
     """
 
     def __init__(
-        self, device: Device, *, num_rows: int, vocab_size: int, window: int = 32, capacity: int = 1 << 16
+        self, device: Gpu, *, num_rows: int, vocab_size: int, window: int = 32, capacity: int = 1 << 16
     ) -> None:
         alloc = device.memory.alloc
         self.num_rows, self.vocab_size, self.window = num_rows, vocab_size, window

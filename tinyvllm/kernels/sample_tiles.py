@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tinyvllm.device import Device
+from tinyvllm.device import Gpu
 from tinyvllm.ops.buffers import ceil_div, round_up
 
 BLOCKS_PER_SM = 4
@@ -29,7 +29,7 @@ class RowTiles:
     num_blocks: int
 
     @classmethod
-    def of(cls, device: Device, vocab_size: int, threads: int, loads: int, num_blocks: int | None) -> RowTiles:
+    def of(cls, device: Gpu, vocab_size: int, threads: int, loads: int, num_blocks: int | None) -> RowTiles:
         """``num_blocks`` None: what the device holds at once."""
         wanted = BLOCKS_PER_SM * device.properties.num_sms if num_blocks is None else num_blocks
         return cls(vocab_size, threads, loads, wanted)

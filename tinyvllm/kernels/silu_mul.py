@@ -2,17 +2,8 @@
 
 from __future__ import annotations
 
-from tinyvllm.device import Buffer, Device
-from tinyvllm.ops.buffers import (
-    BFLOAT16,
-    VECTOR,
-    WARP_SIZE,
-    beside,
-    ceil_div,
-    check_buffer,
-    check_multiple,
-    round_up,
-)
+from tinyvllm.device import BFLOAT16, Buffer, Gpu
+from tinyvllm.ops.buffers import VECTOR, WARP_SIZE, beside, ceil_div, check_buffer, check_multiple, round_up
 
 
 class SiluMul:
@@ -24,7 +15,7 @@ class SiluMul:
         pdl: the launch may overlap the end of its predecessor.
     """
 
-    def __init__(self, device: Device, *, intermediate_size: int, pdl: bool = True) -> None:
+    def __init__(self, device: Gpu, *, intermediate_size: int, pdl: bool = True) -> None:
         check_multiple("intermediate_size", intermediate_size, VECTOR)
         self._device, self._size, self._pdl = device, intermediate_size, pdl
         self._threads = min(256, round_up(intermediate_size // VECTOR, WARP_SIZE))

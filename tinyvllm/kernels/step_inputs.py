@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tinyvllm.device import Buffer, Device
-from tinyvllm.ops.buffers import INT32, beside, ceil_div, check_buffer
+from tinyvllm.device import INT32, Buffer, Gpu
+from tinyvllm.ops.buffers import beside, ceil_div, check_buffer
 
 _THREADS = 256
 HEADER_SIZE = 1
@@ -36,7 +36,7 @@ class StepInputs:
         device: where it runs.
     """
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Gpu) -> None:
         self._device = device
         self._function = device.compile(beside(__file__, "step_inputs.cu"), {"THREADS": _THREADS}).function(
             "step_inputs"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tinyvllm.device import Argument, Buffer, Device, TensorMap
+from tinyvllm.device import Argument, Buffer, Gpu, TensorMap
 from tinyvllm.errors import ShapeError
 from tinyvllm.kernels.projection import ProjectionSizes, zeros
 from tinyvllm.ops.buffers import HOPPER_ARCH, VECTOR, WARP_SIZE, beside, ceil_div, check_multiple, round_up
@@ -26,7 +26,7 @@ _MAX_SPLIT = 8
 _MAX_MAPS = 1024
 
 
-def has_wide_cores(device: Device) -> bool:
+def has_wide_cores(device: Gpu) -> bool:
     """Whether the card has the instructions: sm_90 alone."""
     return device.properties.arch == HOPPER_ARCH
 
@@ -52,7 +52,7 @@ class WideProjection(ProjectionSizes):
 
     def __init__(
         self,
-        device: Device,
+        device: Gpu,
         name: str,
         *,
         size_k: int,

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tinyvllm.device import Buffer
+from tinyvllm.device import BFLOAT16, FLOAT32, Buffer
 from tinyvllm.models.decoder import DecoderWeights
-from tinyvllm.ops.buffers import BFLOAT16, FLOAT32
 from tinyvllm.ops.device_values import (
     AttentionLayer,
     DeviceBatch,

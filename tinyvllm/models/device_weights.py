@@ -7,12 +7,11 @@ from collections.abc import Sequence
 import ml_dtypes
 import numpy as np
 
-from tinyvllm.device import Buffer, Device
+from tinyvllm.device import BFLOAT16, Buffer, Gpu
 from tinyvllm.interfaces import Checkpoint
 from tinyvllm.layers import AttentionProjection, Linear, Norm, RotaryTable
 from tinyvllm.models.decoder import DecoderConfig, DecoderLayer, DecoderWeights
 from tinyvllm.models.rotary import rotary_table
-from tinyvllm.ops.buffers import BFLOAT16
 
 WEIGHT_SCHEME = "rows"
 """How linear layers lie on a device; see :class:`~tinyvllm.layers.Linear`."""
@@ -34,7 +33,7 @@ def unsupported_on_device(config: DecoderConfig) -> list[str]:
 
 
 def load_device_weights(
-    config: DecoderConfig, checkpoint: Checkpoint, device: Device, max_model_len: int
+    config: DecoderConfig, checkpoint: Checkpoint, device: Gpu, max_model_len: int
 ) -> DecoderWeights:
     """The decoder's weights on a device, rounded to bfloat16; the head is the embedding table where they are tied.
 
@@ -88,7 +87,7 @@ def _load_layer(config: DecoderConfig, reader: _Reader, rotary: RotaryTable, i: 
 class _Reader:
     """Tensors of a checkpoint as buffers."""
 
-    def __init__(self, checkpoint: Checkpoint, device: Device) -> None:
+    def __init__(self, checkpoint: Checkpoint, device: Gpu) -> None:
         self._checkpoint = checkpoint
         self._memory = device.memory
 

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 
 from tinyvllm.device import Buffer
 from tinyvllm.errors import ShapeError
 from tinyvllm.shapes import check_shape
-
-BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-FLOAT32 = np.dtype(np.float32)
-INT32 = np.dtype(np.int32)
 
 WARP_SIZE = 32
 VECTOR = 8

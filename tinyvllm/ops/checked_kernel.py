@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tinyvllm._nearest import did_you_mean
-from tinyvllm.device import Device
+from tinyvllm.device import Gpu
 from tinyvllm.errors import TinyvllmError
 from tinyvllm.interfaces import BindContext, Kernel, OpSpec
 from tinyvllm.ops.catalogue import OPS
@@ -107,7 +107,7 @@ def _check_array(plugin: PluginName, op: str, array: Any, shape: Shape) -> None:
         raise plugin.broken(op, shown(array), f"an array of float32 and shape {shape}")
 
 
-def _checked_on_device(op: str, bound: Callable[..., Any], plugin: PluginName, device: Device) -> Callable[..., Any]:
+def _checked_on_device(op: str, bound: Callable[..., Any], plugin: PluginName, device: Gpu) -> Callable[..., Any]:
     calling = PluginCall(plugin, op) if not hasattr(device, "launched_by") else _EmulatorCall(plugin, op, device)
 
     @functools.wraps(bound)

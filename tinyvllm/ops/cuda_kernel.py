@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from tinyvllm._nearest import did_you_mean
-from tinyvllm.device import Argument, Device, Dim3, Function
+from tinyvllm.device import Argument, Dim3, Function, Gpu
 from tinyvllm.errors import PluginError
 from tinyvllm.interfaces import API_VERSION as INTERFACE_VERSION
 from tinyvllm.interfaces import BindContext, Kernel, OpSpec, Options, Plugin, PluginContext
@@ -51,7 +51,7 @@ class BoundKernel:
         self._functions: dict[tuple[str, int], Function] = {}
 
     @property
-    def device(self) -> Device:
+    def device(self) -> Gpu:
         """Where it runs."""
         return self.workspace.device
 

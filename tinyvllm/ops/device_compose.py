@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tinyvllm.device import Buffer
+from tinyvllm.device import FLOAT32, Buffer
 from tinyvllm.interfaces import BindContext
 from tinyvllm.layers import AttentionProjection, Linear, Norm
-from tinyvllm.ops.buffers import FLOAT32
 from tinyvllm.ops.device_values import AttentionLayer, DeviceBatch, DeviceCache, first_rows, rows_from
 
 

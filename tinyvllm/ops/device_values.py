@@ -7,8 +7,7 @@ from typing import TypeAlias
 
 import numpy.typing as npt
 
-from tinyvllm.device import Buffer, Device, Shape
-from tinyvllm.ops.buffers import BFLOAT16
+from tinyvllm.device import BFLOAT16, Buffer, Gpu, Shape
 
 DeviceCache: TypeAlias = tuple[Buffer, Buffer]
 """Key and value blocks of one layer, ``[num_blocks, K, block_size, D]`` bfloat16 each."""
@@ -80,7 +79,7 @@ class Workspace:
         limits: of a step.
     """
 
-    def __init__(self, device: Device, limits: DeviceLimits) -> None:
+    def __init__(self, device: Gpu, limits: DeviceLimits) -> None:
         self.device, self.limits = device, limits
         self._buffers: dict[tuple[str, Shape, object], Buffer] = {}
 

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from tinyvllm.batch import Float32, Int32, LogprobColumns, SampleCall, Sampled
-from tinyvllm.device import Buffer, Device, Graph
+from tinyvllm.device import BFLOAT16, Buffer, Gpu, Graph
 from tinyvllm.errors import DeviceError, KernelError
 from tinyvllm.models.device_decoder import DeviceDecoder, DeviceLimits
-from tinyvllm.ops.buffers import BFLOAT16
 from tinyvllm.reference.logprobs import logprob_columns
 from tinyvllm.request import SamplingParams, SamplingRules
 from tinyvllm.runner.checked_sampler import CheckedSampler
@@ -45,7 +44,7 @@ class DeviceRunner:
 
     def __init__(
         self,
-        device: Device,
+        device: Gpu,
         decoder: DeviceDecoder,
         caches: list[tuple[Buffer, Buffer]],
         limits: DeviceLimits,
@@ -268,7 +267,7 @@ def decode_sizes(max_seqs: int) -> Sequence[int]:
 
 
 def allocate_device_caches(
-    device: Device, shape: ModelShape, num_blocks: int, block_size: int
+    device: Gpu, shape: ModelShape, num_blocks: int, block_size: int
 ) -> list[tuple[Buffer, Buffer]]:
     """Key and value blocks of every layer, ``[num_blocks, K, block_size, D]`` bfloat16 each."""
     size = (num_blocks, shape.num_kv_heads, block_size, shape.head_dim)

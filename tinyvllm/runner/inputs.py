@@ -9,10 +9,10 @@ from itertools import accumulate
 import numpy as np
 
 from tinyvllm.batch import Int32
-from tinyvllm.device import Buffer, Device
+from tinyvllm.device import INT32, Buffer, Gpu
 from tinyvllm.kernels.step_inputs import HEADER_SIZE, StepArrays, StepInputs
 from tinyvllm.models.device_decoder import DeviceBatch, DeviceLimits
-from tinyvllm.ops.buffers import INT32, ceil_div, round_up
+from tinyvllm.ops.buffers import ceil_div, round_up
 from tinyvllm.ops.device_values import rows_from
 from tinyvllm.runner.prompt_graphs import StepSize
 from tinyvllm.step import Step, TableUpdates
@@ -97,7 +97,7 @@ class DeviceInputs:
         limits: most tokens and sequences of a step.
     """
 
-    def __init__(self, device: Device, limits: DeviceLimits) -> None:
+    def __init__(self, device: Gpu, limits: DeviceLimits) -> None:
         self._device = device
         self._max_blocks = ceil_div(limits.max_context_len, limits.block_size)
         self._updates_size = HEADER_SIZE + 3 * limits.max_seqs

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from tinyvllm.batch import NO_LOGPROBS, Int32, LogprobColumns, Sampled, SamplingRows
-from tinyvllm.device import Buffer, Device, Download
+from tinyvllm.device import INT32, Buffer, Download, Gpu
 from tinyvllm.kernels.host_ring import HostCopy, HostRing
 from tinyvllm.kernels.logprobs import MAX_LISTED, LogprobBuffers, Logprobs
 from tinyvllm.kernels.penalties import Penalties
 from tinyvllm.kernels.sample import Sample
 from tinyvllm.kernels.sample_columns import NO_RULES, DeviceSamplingColumns, SampledBuffers
 from tinyvllm.kernels.sample_rules import RowRules, RuleState
-from tinyvllm.ops.buffers import INT32, round_up
+from tinyvllm.ops.buffers import round_up
 from tinyvllm.ops.device_values import rows_from
 from tinyvllm.request import SamplingParams, SamplingRules
 from tinyvllm.runner.inputs import SampledRows
@@ -79,7 +79,7 @@ class DeviceSampling:
 
     def __init__(
         self,
-        device: Device,
+        device: Gpu,
         *,
         vocab_size: int,
         num_slots: int,
@@ -225,7 +225,7 @@ class PendingTokens:
 class _Rules:
     """State of sequences with rules: the rule row of a sequence is its slot."""
 
-    def __init__(self, device: Device, num_slots: int, vocab_size: int, max_context_len: int) -> None:
+    def __init__(self, device: Gpu, num_slots: int, vocab_size: int, max_context_len: int) -> None:
         self._device = device
         self._state = RuleState(
             device,

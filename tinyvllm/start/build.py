@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tinyvllm._shown import some
 from tinyvllm.config.schema import Config, Section
-from tinyvllm.device import Device
+from tinyvllm.device import Gpu
 from tinyvllm.engine.admission import Admission
 from tinyvllm.engine.blocks import BlockManager
 from tinyvllm.engine.engine import Engine
@@ -75,7 +75,7 @@ class Built:
     tokenizer: Tokenizer | None
     defaults: GenerationDefaults
     shape: ModelShape
-    device: Device | None
+    device: Gpu | None
     folder: Path
     max_model_len: int
     report: Sequence[str]
@@ -105,7 +105,7 @@ class _Builder:
         self._base = base
         choice = choose_device(config.device)
         self._device = choice.name
-        self._opened: Device | None = None
+        self._opened: Gpu | None = None
         self._report = [f"device: {choice.name} ({choice.reason})"]
 
     def build(self) -> Built:

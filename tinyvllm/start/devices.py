@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinyvllm.config.schema import CacheConfig
-from tinyvllm.device import Device
+from tinyvllm.device import Gpu
 from tinyvllm.errors import ConfigError, DeviceError, PluginError
 from tinyvllm.interfaces import Checkpoint, OpSpec, PluginContext
 from tinyvllm.models.decoder import DecoderConfig
@@ -60,7 +60,7 @@ def choose_device(wanted: str) -> DeviceChoice:
     return DeviceChoice("cpu", f"auto: {missing}")
 
 
-def open_device(name: str, *, batch_invariant: bool) -> Device:
+def open_device(name: str, *, batch_invariant: bool) -> Gpu:
     """The emulator, or the first GPU.
 
     Raises:
@@ -98,7 +98,7 @@ class DeviceSettings:
 
 
 def build_device_runner(
-    device: Device,
+    device: Gpu,
     config: DecoderConfig,
     checkpoint: Checkpoint,
     context: PluginContext,
@@ -187,7 +187,7 @@ def _check(config: DecoderConfig, context: PluginContext, settings: DeviceSettin
         raise DeviceError(f"device {name} cannot run this model: {'; '.join(reasons)}")
 
 
-def _num_blocks(device: Device, context: PluginContext, cache: CacheConfig) -> int:
+def _num_blocks(device: Gpu, context: PluginContext, cache: CacheConfig) -> int:
     """KV blocks beside the weights and buffers that are on the device."""
     total = device.properties.memory_bytes
     memory: Any = device.memory

@@ -8,9 +8,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from tinyvllm._terminal import announce
-from tinyvllm.device import Buffer, Device
+from tinyvllm.device import BFLOAT16, FLOAT32, Buffer, Gpu
 from tinyvllm.models.decoder import DecoderWeights
-from tinyvllm.ops.buffers import BFLOAT16, FLOAT32
 from tinyvllm.ops.device_values import DeviceLimits, first_rows
 
 _ROWS = (16, 32, 64, 128, 192, 256, 512, 1024, 2048, 4096, 8192)
@@ -31,7 +30,7 @@ class TunableProducts(Protocol):
         ...
 
 
-def tune_products(device: Device, weights: DecoderWeights, limits: DeviceLimits) -> str:
+def tune_products(device: Gpu, weights: DecoderWeights, limits: DeviceLimits) -> str:
     """Time what was never timed on this card: some tenths of a second for each layer and number of rows.
 
     Returns:

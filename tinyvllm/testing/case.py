@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tinyvllm.batch import Batch, LayerCache
-from tinyvllm.device import Buffer, Device
+from tinyvllm.device import Buffer, Gpu
 from tinyvllm.layers import AttentionProjection, Linear, Norm, RotaryTable
 from tinyvllm.ops.catalogue import OPS
 from tinyvllm.ops.device_values import DeviceBatch, DeviceCache
@@ -143,7 +143,7 @@ def definition(op: str) -> Callable[..., Any]:
 class Bench:
     """Puts arrays on a device, and takes results from it. Everything is in place before an op is queued."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Gpu) -> None:
         self.device = device
 
     def put(self, array: Array) -> Buffer:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyvllm._nearest import did_you_mean
-from tinyvllm.device import Buffer, Device
+from tinyvllm.device import Buffer, Gpu
 from tinyvllm.errors import ConfigError, DeviceError, KernelError, TinyvllmError
 from tinyvllm.interfaces import Kind
 from tinyvllm.ops.catalogue import OPS
@@ -93,7 +93,7 @@ def find_subjects(
     return found
 
 
-def open_device(name: str) -> Device | None:
+def open_device(name: str) -> Gpu | None:
     """The device; None for the CPU.
 
     Raises:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tinyvllm.device import Device
+from tinyvllm.device import Gpu
 from tinyvllm.devices.emulator.build import Sanitizer
 from tinyvllm.devices.emulator.check import check
 from tinyvllm.errors import ConfigError, KernelError, TinyvllmError
@@ -48,7 +48,7 @@ def check_sanitized(
     return outcomes
 
 
-def run_cases(device: Device, op: str, implementation: str, plugins: list[str]) -> None:
+def run_cases(device: Gpu, op: str, implementation: str, plugins: list[str]) -> None:
     """Runs in the sanitized process.
 
     Raises:

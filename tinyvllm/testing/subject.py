@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyvllm.device import Device
+from tinyvllm.device import Gpu
 from tinyvllm.errors import PluginError, TinyvllmError
 from tinyvllm.interfaces import BindContext, Kernel, Kind, OpSpec, PluginContext
 from tinyvllm.ops.catalogue import OPS
@@ -54,9 +54,7 @@ class Subject:
         device: opened; None for the CPU.
     """
 
-    def __init__(
-        self, op: str, implementation: str, device_name: str, registry: Registry, device: Device | None
-    ) -> None:
+    def __init__(self, op: str, implementation: str, device_name: str, registry: Registry, device: Gpu | None) -> None:
         self.op, self.implementation, self.device_name, self.device = op, implementation, device_name, device
         self._registry = registry
         self._bound: dict[Any, Callable[..., Any]] = {}
@@ -65,7 +63,7 @@ class Subject:
         """As tables name it."""
         return f"{self.op} by {self.implementation} on {self.device_name}"
 
-    def on(self, device: Device) -> Subject:
+    def on(self, device: Gpu) -> Subject:
         """The same implementation on another device of the same name."""
         return Subject(self.op, self.implementation, self.device_name, self._registry, device)
 
@@ -127,7 +125,7 @@ class Subject:
 
 
 def subjects(
-    op: str, device_name: str, registry: Registry, device: Device | None, only: Sequence[str] = ()
+    op: str, device_name: str, registry: Registry, device: Gpu | None, only: Sequence[str] = ()
 ) -> list[Subject]:
     """Every implementation of ``op`` on a device, the composition of a fused op's parts included.
 
@@ -146,7 +144,7 @@ def subjects(
     return [Subject(op, name, device_name, registry, device) for name in names]
 
 
-def implementations(op: str, device_name: str, registry: Registry, device: Device | None = None) -> list[str]:
+def implementations(op: str, device_name: str, registry: Registry, device: Gpu | None = None) -> list[str]:
     """Names of the kernel plugins that implement ``op`` on a device, then ``PARTS`` where it is made of some."""
     if not OPS[op].is_on(device_name):
         return []
@@ -217,7 +215,7 @@ def create_kernel(registry: Registry, name: str, device_name: str, parameters: P
     return CheckedKernel(kernel, registry.named(Kind.KERNEL, name))
 
 
-def spec_of(device_name: str, parameters: Parameters, device: Device | None) -> OpSpec:
+def spec_of(device_name: str, parameters: Parameters, device: Gpu | None) -> OpSpec:
     """What an engine of these parameters asks of an op; without a device, of any card."""
     is_cpu = device_name == "cpu"
     return OpSpec(

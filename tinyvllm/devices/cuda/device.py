@@ -6,8 +6,11 @@ import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from tinyvllm.device import Argument, Buffer, DeviceProperties, Dim3, Function, TensorMap
+import numpy as np
+
+from tinyvllm.device import BFLOAT16, Argument, Buffer, DeviceProperties, Dim3, Function, TensorMap
 from tinyvllm.devices.compile_cache import default_cache_dir
 from tinyvllm.devices.cuda.cublaslt import CublasLt
 from tinyvllm.devices.cuda.driver import Driver, check_driver_version
@@ -68,6 +71,16 @@ class CudaDevice:
         self._configs = LaunchConfigs(self._driver, self._stream, self._properties.arch)
         self._launch = launch_function(self._driver)
         self._graph: CudaGraph | None = None
+
+    @property
+    def name(self) -> str:
+        """``"cuda"``."""
+        return "cuda"
+
+    @property
+    def activation_dtype(self) -> np.dtype[Any]:
+        """bfloat16."""
+        return BFLOAT16
 
     @property
     def properties(self) -> DeviceProperties:

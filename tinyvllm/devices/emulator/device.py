@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from tinyvllm.device import Argument, Buffer, DeviceProperties, Dim3, Function, TensorMap
+from tinyvllm.device import BFLOAT16, Argument, Buffer, DeviceProperties, Dim3, Function, TensorMap
 from tinyvllm.devices.compile_cache import default_cache_dir
 from tinyvllm.devices.emulator.build import Compiler, Sanitizer, build_kernel, build_runtime, find_compiler
 from tinyvllm.devices.emulator.library import Dim3Struct, LaunchConfig, RuntimeLibrary, read_kernel_info
@@ -108,6 +109,16 @@ class EmulatorDevice:
         self._max_resident_threads = most
         self._stream = Stream(lambda buffer: bytes_at(buffer.pointer, buffer.nbytes))
         self._memory = EmulatorMemory(self._runtime, self._stream, has_margins=sanitizer is Sanitizer.NONE)
+
+    @property
+    def name(self) -> str:
+        """``"emulator"``."""
+        return "emulator"
+
+    @property
+    def activation_dtype(self) -> np.dtype[Any]:
+        """bfloat16."""
+        return BFLOAT16
 
     @property
     def properties(self) -> DeviceProperties:
