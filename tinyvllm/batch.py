@@ -74,12 +74,46 @@ def read_only(array: _Any) -> _Any:
     return view  # type: ignore[return-value]  # of the same dtype
 
 
+def protected(tensor: Array) -> Array:
+    """A NumPy array as a view that refuses to be written; a tensor of a GPU as it is."""
+    return read_only(tensor) if isinstance(tensor, np.ndarray) else tensor
+
+
 @dataclass(frozen=True, slots=True)
-class LayerCache:
-    """The KV cache of one layer, in the core's layout ``HND``.
+class BatchTensors:
+    """The arrays of a step where the model is; see :class:`Batch`.
+
+    On a GPU a step may be padded. Rows of padding have position 0, slot -1 and context length 0; with ``cu_seqlens_q``
+    they are rows of no sequence, behind its last entry, which sequences of padding repeat: they have no token.
 
     Attributes:
-        key, value: ``[num_blocks, K, block_size, D]``, float32; read through ``batch.block_tables``.
+        token_ids, positions, slot_mapping: ``[T]``, int32.
+        context_lens: ``[B]``, int32.
+        block_tables: ``[B, M]``, int32.
+        cu_seqlens_q: ``[B+1]``, int32; None: every sequence computes one token. On the CPU it is always there.
+        has_decodes: false only if no sequence computes exactly one token: a step of prompts alone.
+    """
+
+    token_ids: Array
+    positions: Array
+    slot_mapping: Array
+    context_lens: Array
+    block_tables: Array
+    cu_seqlens_q: Array | None
+    has_decodes: bool = True
+
+    @property
+    def num_tokens(self) -> int:
+        """``T``."""
+        return int(self.token_ids.shape[0])
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCache:
+    """The KV cache of one layer, in the core's layout: the positions of a block lie together, for each head.
+
+    Attributes:
+        key, value: ``[num_blocks, K, block_size, D]``; read through ``batch.block_tables``.
     """
 
     key: Array

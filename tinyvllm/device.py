@@ -208,6 +208,10 @@ class GpuMemory(Memory, Protocol):
         """A point in the stream, not set yet."""
         ...
 
+    def free_bytes(self) -> int:
+        """What can still be allocated."""
+        ...
+
 
 class Mark(Protocol):
     """A point in the stream, to wait for. It can be moved."""

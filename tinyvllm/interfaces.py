@@ -11,17 +11,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from tinyvllm.batch import Batch, Int32, LayerCache, SampleCall, Sampled
+from tinyvllm.batch import Batch, BatchTensors, Int32, LayerCache, SampleCall, Sampled
+from tinyvllm.device import Gpu, Tensor
+from tinyvllm.layers import HeadSpec, Linear, LinearSpec
 from tinyvllm.shapes import Array, ModelShape
-
-if TYPE_CHECKING:
-    from tinyvllm.ops.device_values import Workspace
+from tinyvllm.workspace import StepLimits, Workspace
 
 API_VERSION = 1
 
@@ -173,7 +173,7 @@ class Loader(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class AttentionSpec:
-    """What an attention implementation must be able to do for this engine.
+    """Attention of one kind of layer. Layers of a model may differ; each kind is one spec.
 
     Attributes:
         device: ``"cpu"``, ``"emulator"`` or ``"cuda"``.
@@ -181,10 +181,10 @@ class AttentionSpec:
         num_kv_heads: ``K``; ``H`` is a multiple of it, and query head ``h`` reads KV head ``h // (H // K)``.
         head_dim: ``D``.
         block_size: tokens in a KV block.
-        dtype: of queries, keys, values and cache; ``"float32"``.
-        sliding_window: number of positions that a query sees, its own included; None: all up to its own.
+        dtype: of queries, results and cache: ``"float32"`` on the CPU, ``"bfloat16"`` elsewhere.
+        scale: multiplies ``q @ k``; usually ``1 / sqrt(D)``.
+        sliding_window: a query at ``p`` sees positions ``p - sliding_window + 1 .. p``; None: all up to ``p``.
         batch_invariant: whether a row's result must have the same bits whatever else is in the batch.
-        kv_layout: of the cache, ``"HND"``: ``[num_blocks, K, block_size, D]``.
     """
 
     device: str
@@ -193,35 +193,73 @@ class AttentionSpec:
     head_dim: int
     block_size: int
     dtype: str
+    scale: float
     sliding_window: int | None
     batch_invariant: bool
-    kv_layout: str = "HND"
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionContext:
+    """What an attention is given when it is bound to an engine.
+
+    Attributes:
+        specs: the kinds of layers that the model has, each once. The plugin supports all of them.
+        workspace: the device, the limits of a step, and memory.
+    """
+
+    specs: tuple[AttentionSpec, ...]
+    workspace: Workspace
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionCall:
-    """Attention of one layer over the paged cache. All arrays but those of ``cache`` are read-only.
+    """Attention of one layer over the paged cache, in which the K and V of this step's tokens are already.
 
     Attributes:
-        query: ``[T, H, D]``, float32.
-        key, value: ``[T, K, D]``, float32, of the tokens of this step.
+        out: ``[T, H, D]``; ``forward`` writes it.
+        query: ``[T, H, D]``, rotated; on the CPU read-only.
         cache: the layer's blocks.
         batch: which tokens the step computes, and where their keys and values are.
         plan: what ``plan`` returned for this step.
-        scale: multiplies ``q @ k``; usually ``1 / sqrt(D)``.
-        sliding_window: a query at ``p`` sees positions ``p - sliding_window + 1 .. p``; None: all up to ``p``.
-        kv_written: a fused op has already stored ``key`` and ``value``; otherwise ``forward`` stores them.
+        spec: of the layer.
+        is_first: whether this is the first layer of a step. On a GPU the arrays of ``batch`` may be written by the
+            kernel just before; a dependent launch of a later layer may read them before it waits.
     """
 
+    out: Array
     query: Array
-    key: Array
-    value: Array
     cache: LayerCache
-    batch: Batch
+    batch: BatchTensors
     plan: Any
-    scale: float
-    sliding_window: int | None
-    kv_written: bool
+    spec: AttentionSpec
+    is_first: bool
+
+
+@runtime_checkable
+class BoundAttention(Protocol):
+    """Attention that is ready to be called, for one engine."""
+
+    def host_plan(self, batch: Batch) -> Int32 | None:
+        """What is worth computing of a step's arrays while they are on the host: ``[N]`` int32, or None.
+
+        Called before every step. ``N`` is the same for all steps; the array is uploaded with the step's own.
+
+        Args:
+            batch: the arrays of the step, read-only, without padding.
+        """
+        ...
+
+    def plan(self, batch: BatchTensors, host_plan: Tensor | None) -> Any:
+        """Whatever is worth computing once a step rather than once a layer; given back in every call.
+
+        On the CPU it runs in every step, before the first layer. On a GPU it runs when a step is recorded, and what it
+        queues runs in every step: it sees shapes and buffers, never values.
+        """
+        ...
+
+    def forward(self, call: AttentionCall) -> None:
+        """Write each query's attention over its own sequence to ``call.out``; on a GPU: queue that."""
+        ...
 
 
 @runtime_checkable
@@ -232,15 +270,8 @@ class Attention(Protocol):
         """Reasons why this implementation cannot serve ``spec``; empty if it can."""
         ...
 
-    def plan(self, batch: Batch) -> Any:
-        """Whatever is worth computing once a step rather than once a layer; given back in every call.
-
-        The arrays of ``batch`` are read-only, and valid until the step ends.
-        """
-        ...
-
-    def forward(self, call: AttentionCall) -> Array:
-        """``[T, H, D]``, float32 on the CPU: each query's attention over its own sequence."""
+    def bind(self, context: AttentionContext) -> BoundAttention:
+        """The attention of one engine, with all the memory that it will ever need."""
         ...
 
 
@@ -384,36 +415,27 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class OpSpec:
-    """What an implementation of an op must be able to do for this engine.
+    """What an implementation of an op must be able to do for one kind of layer of an engine.
 
     Attributes:
         device: ``"cpu"``, ``"emulator"`` or ``"cuda"``.
         model: the sizes of the model.
-        dtype: of activations: ``"float32"`` on the CPU, ``"bfloat16"`` on a device.
-        weight_scheme: how linear layers are stored; see :class:`~tinyvllm.layers.Linear`.
+        dtype: of activations: ``"float32"`` on the CPU, ``"bfloat16"`` on a GPU.
         block_size: tokens in a KV block.
         batch_invariant: whether a row's bits must depend on its own sequence only.
-        attention, sampler: name of the plugin in use.
-        world_size: processes that share the model; always 1 in this version.
-        kv_layout: of the cache, ``"HND"``: ``[num_blocks, K, block_size, D]``.
-        has_qk_norm: each head of queries and keys is normalised before the rotation.
-        sliding_windows: the windows that layers have, each once; None is a layer that sees everything.
         arch: of the card or of the one emulated, 90 for sm_90; None on the CPU, and before a device is opened.
+        linear: the linear layer that the op applies; None where it applies none, or any.
+        heads: the heads that the op splits its rows into; None where it does not.
     """
 
     device: str
     model: ModelShape
     dtype: str
-    weight_scheme: str
     block_size: int
     batch_invariant: bool
-    attention: str
-    sampler: str
-    world_size: int = 1
-    kv_layout: str = "HND"
-    has_qk_norm: bool = False
-    sliding_windows: tuple[int | None, ...] = (None,)
     arch: int | None = None
+    linear: LinearSpec | None = None
+    heads: HeadSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -422,25 +444,44 @@ class BindContext:
 
     Attributes:
         spec: what it must be able to do.
-        op: resolves the name of an op to the callable that serves it; for fused ops made of others. A kernel that the
-            configuration names for an op gets what serves the others where nothing is replaced.
-        workspace: the device, the limits of a step and memory between kernels; None on the CPU.
+        op: resolves the name of an op to the callable that serves it for the same layer; for fused ops made of others.
+            A kernel that the configuration names for an op gets what serves the others where nothing is replaced.
+        workspace: the device, the limits of a step, and memory between kernels.
     """
 
     spec: OpSpec
-    op: Callable[[str], Callable[..., Any]]
-    workspace: Workspace | None = None
+    op: Callable[[str], Callable[..., None]]
+    workspace: Workspace
 
     @property
-    def on_device(self) -> Workspace:
-        """The workspace, where there is a device."""
-        assert self.workspace is not None, f"ops of {self.spec.device} have no workspace"
-        return self.workspace
+    def limits(self) -> StepLimits:
+        """The largest step."""
+        return self.workspace.limits
+
+    @property
+    def gpu(self) -> Gpu:
+        """The device, for a kernel that serves nothing but GPUs."""
+        device = self.workspace.device
+        assert isinstance(device, Gpu), f"no kernel is launched on {self.spec.device}"
+        return device
+
+    @property
+    def linear(self) -> LinearSpec:
+        """The linear layer that the op applies."""
+        assert self.spec.linear is not None, "the op applies no linear layer"
+        return self.spec.linear
+
+    def rows(self, name: str, width: int) -> Tensor:
+        """``[max_tokens, width]`` of the activations' type: memory between the parts of an op, by what it holds."""
+        return self.workspace.buffer(name, (self.limits.max_tokens, width))
 
 
 @runtime_checkable
 class Kernel(Protocol):
-    """One implementation of one or more named ops for some device."""
+    """One implementation of one or more named ops for some device.
+
+    A kernel may also have ``prepare(op, layer) -> Linear``, see :class:`PreparingKernel`.
+    """
 
     def ops(self) -> Sequence[str]:
         """Names of the ops that it implements."""
@@ -450,11 +491,23 @@ class Kernel(Protocol):
         """Reasons why it cannot serve ``spec``; empty if it can."""
         ...
 
-    def bind(self, op: str, context: BindContext) -> Callable[..., Any]:
-        """A callable with the signature of the op's reference; on a device with that of ``DeviceOps``.
+    def bind(self, op: str, context: BindContext) -> Callable[..., None]:
+        """A callable with the signature of the op's method in :class:`~tinyvllm.ops.signatures.Ops`.
 
-        What it returns on the CPU has the shapes that the reference returns, and is float32. Weights are read-only
-        there.
+        It writes to the op's outputs and returns None. Weights are read-only.
+        """
+        ...
+
+
+@runtime_checkable
+class PreparingKernel(Kernel, Protocol):
+    """A kernel that wants the weights of linear layers in another order than a checkpoint has them."""
+
+    def prepare(self, op: str, layer: Linear) -> Linear:
+        """The layer with its weight stored anew, under a scheme's name of the kernel's choice; or ``layer`` itself.
+
+        Called while a model is loaded, tensor by tensor, if every op that is called with the layer is served by this
+        kernel for the new scheme too. What it returns replaces the layer.
         """
         ...
 

@@ -1,7 +1,7 @@
 """Layers as values: weights, and all that an operation must know to apply them.
 
-Operations take these values, never bare arrays, so that a sharded, quantised or adapted layer needs no
-change in a model.
+Operations take these values, never bare arrays, so that a quantised, adapted or sharded layer needs no change in a
+model. The arrays lie where the model is: NumPy arrays on the CPU, buffers on a GPU.
 """
 
 from __future__ import annotations
@@ -10,41 +10,51 @@ from dataclasses import dataclass
 
 from tinyvllm.shapes import Array
 
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """Which slice of a layer this process holds: rank ``rank`` of ``world_size``."""
-
-    rank: int = 0
-    world_size: int = 1
+ROWS = "rows"
+"""The scheme of a weight as checkpoints store it, ``[out, in]``: a row for each output."""
+COLUMNS = "columns"
+"""The scheme of a weight ``[in, out]``, as the matrix products of a CPU like it best."""
 
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """``y = x @ weight + bias``.
+    """``y = x @ W + bias``.
 
     Attributes:
-        weight: ``[in, out]`` as seen by the caller; it may be a transposed view of an ``[out, in]`` buffer.
+        weight: stored as ``scheme`` says.
         bias: ``[out]``, or None.
-        scheme: how the weight is stored; ``"dense"`` is the plain array, ``"rows"`` the plain array ``[out, in]`` of a
-            checkpoint, as kernels of a device stream it.
-        shard: the slice that is held here.
+        scheme: ``"rows"`` or ``"columns"``, or the name that a kernel gave to what its ``prepare`` returned.
+        in_features: length of a row that goes in.
+        out_features: length of a row that comes out.
     """
 
     weight: Array
-    bias: Array | None = None
-    scheme: str = "dense"
-    shard: Shard = Shard()
+    bias: Array | None
+    scheme: str
+    in_features: int
+    out_features: int
 
     @property
-    def in_features(self) -> int:
-        """Length of a row that goes in."""
-        return int(self.weight.shape[1 if self.scheme == "rows" else 0])
+    def spec(self) -> LinearSpec:
+        """What implementations are chosen by."""
+        return LinearSpec(self.scheme, self.in_features, self.out_features, self.bias is not None)
 
-    @property
-    def out_features(self) -> int:
-        """Length of a row that comes out."""
-        return int(self.weight.shape[0 if self.scheme == "rows" else 1])
+
+def linear_of(weight: Array, bias: Array | None = None, scheme: str = ROWS) -> Linear:
+    """The layer of a matrix: ``[out, in]``, or ``[in, out]`` for the scheme ``"columns"``."""
+    first, second = weight.shape
+    num_in, num_out = (first, second) if scheme == COLUMNS else (second, first)
+    return Linear(weight, bias, scheme, int(num_in), int(num_out))
+
+
+@dataclass(frozen=True, slots=True)
+class LinearSpec:
+    """A linear layer without its weights; see :class:`Linear`."""
+
+    scheme: str
+    in_features: int
+    out_features: int
+    has_bias: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,3 +93,23 @@ class AttentionProjection:
     head_dim: int
     q_norm: Norm | None = None
     k_norm: Norm | None = None
+
+    @property
+    def spec(self) -> HeadSpec:
+        """What implementations are chosen by."""
+        return HeadSpec(self.num_heads, self.num_kv_heads, self.head_dim, self.q_norm is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class HeadSpec:
+    """The heads of an attention layer; see :class:`AttentionProjection`.
+
+    Attributes:
+        num_heads, num_kv_heads, head_dim: ``H``, ``K``, ``D``.
+        has_norms: each head of queries and keys is normalised before the rotation.
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    has_norms: bool

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tinyvllm._progress import Progress
 from tinyvllm.config.resolve import Resolved, config_from_mapping, load_config
-from tinyvllm.device import Gpu
+from tinyvllm.device import Device, Gpu
 from tinyvllm.engine.engine import Engine
 from tinyvllm.engine.engine_thread import EngineThread, NewRequest
 from tinyvllm.engine.stats import EngineStats
@@ -88,9 +88,10 @@ class LLM:
         self._thread = EngineThread(self._built.engine)
 
     def __repr__(self) -> str:
-        shape, device = self.shape, "cpu" if self.device is None else self.device.properties.name
+        shape, device = self.shape, self.device
+        name = device.properties.name if isinstance(device, Gpu) else device.name
         size = f"{shape.num_layers} layers, vocab_size={shape.vocab_size}"
-        return f"LLM({self.config.model!r}, device={device!r}, max_model_len={self._built.max_model_len}, {size})"
+        return f"LLM({self.config.model!r}, device={name!r}, max_model_len={self._built.max_model_len}, {size})"
 
     @property
     def engine(self) -> Engine:
@@ -108,14 +109,14 @@ class LLM:
         return self._built.shape
 
     @property
-    def device(self) -> Gpu | None:
-        """The device that the model is on; None is the CPU, where it is NumPy arrays."""
+    def device(self) -> Device:
+        """The device that the model is on."""
         return self._built.device
 
     @property
     def element_bytes(self) -> int:
         """Bytes of a weight, and of a number in the KV cache, where the model is."""
-        return 4 if self.device is None else 2
+        return self.device.activation_dtype.itemsize
 
     @property
     def max_model_len(self) -> int:

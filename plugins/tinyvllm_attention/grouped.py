@@ -6,11 +6,12 @@ The last bits of a row depend on its company, because matrix products of other s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyvllm.batch import Batch, Float32, Int32
+from tinyvllm.batch import BatchTensors, Float32, Int32
 from tinyvllm.interfaces import AttentionCall
 
 # A group's shortest row has at least this share of the longest one's positions, so padding is bounded;
@@ -84,8 +85,9 @@ class Scratch:
         return cache.reshape(-1, head_dim).take(vectors, axis=0, out=out, mode="clip")
 
 
-def plan_groups(batch: Batch, block_size: int, num_kv_heads: int, head_dim: int) -> Groups:
+def plan_groups(step: BatchTensors, block_size: int, num_kv_heads: int, head_dim: int) -> Groups:
     """The rows of a step in groups."""
+    batch: Any = step  # of NumPy arrays
     num_queries = np.diff(batch.cu_seqlens_q)
     decode = np.flatnonzero(num_queries == 1).astype(np.int32)
     chunks = []
@@ -143,26 +145,26 @@ def _vectors(tables: Int32, at: Int32, block_size: int, num_kv_heads: int) -> In
     return first[:, None] + np.arange(0, num_kv_heads * block_size, block_size)[:, None]
 
 
-def attend_in_groups(call: AttentionCall, plan: Groups, scratch: Scratch) -> Float32:
-    """``[T, H, D]``: every query's attention."""
-    out: Float32 = np.empty_like(call.query)
-    query = call.query * np.float32(call.scale)
+def attend_in_groups(call: AttentionCall, plan: Groups, scratch: Scratch) -> None:
+    """Write every query's attention to ``call.out``."""
+    out: Any = call.out
+    unscaled: Any = call.query
+    query = unscaled * np.float32(call.spec.scale)
     for group in plan.decode:
         out[group.tokens] = _attend_decode(call, query[group.tokens], group, scratch)
     for chunk in plan.chunks:
         _attend_chunk(call, query, chunk, out)
-    return out
 
 
 def _attend_decode(call: AttentionCall, query: Float32, group: DecodeGroup, scratch: Scratch) -> Float32:
     num_rows, num_heads, head_dim = query.shape
     num_kv_heads = call.cache.key.shape[1]
     vectors, hidden = group.vectors, group.hidden
-    if call.sliding_window is not None:
-        first = _first_seen(call.sliding_window, int(group.positions.min()))
+    if call.spec.sliding_window is not None:
+        first = _first_seen(call.spec.sliding_window, int(group.positions.min()))
         vectors = vectors[:, :, first:]
         at = np.arange(first, first + vectors.shape[2], dtype=np.int32)
-        is_past = at <= group.positions[:, None] - np.int32(call.sliding_window)
+        is_past = at <= group.positions[:, None] - np.int32(call.spec.sliding_window)
         hidden = is_past if hidden is None else is_past | hidden[:, first:]
     query = query.reshape(num_rows, num_kv_heads, -1, head_dim)  # [n, K, G, D]
     scores: Float32 = query @ scratch.gather(call.cache.key, vectors).swapaxes(-1, -2)  # [n, K, G, S]
@@ -177,7 +179,7 @@ def _attend_decode(call: AttentionCall, query: Float32, group: DecodeGroup, scra
 def _attend_chunk(call: AttentionCall, query: Float32, chunk: Chunk, out: Float32) -> None:
     num_kv_heads, head_dim = call.cache.key.shape[1], call.cache.key.shape[3]
     group_size = query.shape[1] // num_kv_heads
-    first = 0 if call.sliding_window is None else _first_seen(call.sliding_window, int(chunk.positions[0]))
+    first = 0 if call.spec.sliding_window is None else _first_seen(call.spec.sliding_window, int(chunk.positions[0]))
     vectors = chunk.vectors[:, first:]
     key, value = (cache.reshape(-1, head_dim).take(vectors, axis=0) for cache in (call.cache.key, call.cache.value))
     at = np.arange(first, first + vectors.shape[1], dtype=np.int32)
@@ -190,8 +192,8 @@ def _attend_chunk(call: AttentionCall, query: Float32, chunk: Chunk, out: Float3
         heads = by_head.reshape(num_kv_heads, -1, head_dim)  # [K, G * t, D]
         scores: Float32 = heads @ key[:, :seen].swapaxes(-1, -2)
         hidden = at[:seen] > positions[:, None]
-        if call.sliding_window is not None:
-            hidden |= at[:seen] <= positions[:, None] - np.int32(call.sliding_window)
+        if call.spec.sliding_window is not None:
+            hidden |= at[:seen] <= positions[:, None] - np.int32(call.spec.sliding_window)
         np.copyto(scores.reshape(num_kv_heads, group_size, len(positions), seen), -np.inf, where=hidden)
         total = _exponentials(scores)
         mixed: Float32 = scores @ value[:, :seen]

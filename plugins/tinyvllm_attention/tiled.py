@@ -8,11 +8,12 @@ cannot see changes nothing in it, to the bit: the weights are zeros and the runn
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyvllm.batch import Batch, Float32, Int32, LayerCache
+from tinyvllm.batch import BatchTensors, Float32, Int32, LayerCache
 from tinyvllm.interfaces import AttentionCall
 from tinyvllm.reference.linear import ROW_TILE
 
@@ -40,10 +41,11 @@ class Items:
     last: Int32
 
 
-def plan_tiles(batch: Batch, group_size: int) -> Items:
+def plan_tiles(step: BatchTensors, group_size: int) -> Items:
     """The rows of a step in items of eight; no item holds rows of two sequences."""
+    batch: Any = step  # of NumPy arrays
     rows, owners = [], []
-    for b in range(batch.num_sequences):
+    for b in range(len(batch.context_lens)):
         first, stop = int(batch.cu_seqlens_q[b]) * group_size, int(batch.cu_seqlens_q[b + 1]) * group_size
         num_items = -(-(stop - first) // ROW_TILE)
         rows.append(np.arange(first, first + num_items * ROW_TILE).reshape(-1, ROW_TILE))
@@ -57,12 +59,14 @@ def plan_tiles(batch: Batch, group_size: int) -> Items:
     return Items(row, positions, batch.block_tables[owner], batch.context_lens[owner], positions.max(axis=1))
 
 
-def attend_in_tiles(call: AttentionCall, items: Items) -> Float32:
-    """``[T, H, D]``: every query's attention."""
-    num_tokens, num_heads, head_dim = call.query.shape
+def attend_in_tiles(call: AttentionCall, items: Items) -> None:
+    """Write every query's attention to ``call.out``."""
+    by_token: Any = call.query
+    target: Any = call.out
+    num_tokens, num_heads, head_dim = by_token.shape
     num_kv_heads = call.cache.key.shape[1]
     group_size = num_heads // num_kv_heads
-    query = call.query.reshape(num_tokens, num_kv_heads, group_size, head_dim).swapaxes(1, 2)
+    query = by_token.reshape(num_tokens, num_kv_heads, group_size, head_dim).swapaxes(1, 2)
     query = query.reshape(num_tokens * group_size, num_kv_heads, head_dim)  # row = token * G + head in group
     out: Float32 = np.empty_like(query)
     step = max(1, _GATHERED // (num_kv_heads * KEY_TILE * head_dim))
@@ -72,7 +76,7 @@ def attend_in_tiles(call: AttentionCall, items: Items) -> Float32:
         real = items.positions[part] >= 0
         out[items.rows[part][real]] = mixed.swapaxes(1, 2)[real]
     out = out.reshape(num_tokens, group_size, num_kv_heads, head_dim).swapaxes(1, 2)
-    return np.ascontiguousarray(out).reshape(num_tokens, num_heads, head_dim)
+    target.reshape(num_tokens, num_kv_heads, group_size, head_dim)[...] = out
 
 
 def _attend_items(call: AttentionCall, query: Float32, items: Items, part: slice) -> Float32:
@@ -82,18 +86,18 @@ def _attend_items(call: AttentionCall, query: Float32, items: Items, part: slice
     total = np.zeros_like(best)
     mixed: Float32 = np.zeros_like(query)
     first_tile = 0
-    if call.sliding_window is not None:
+    if call.spec.sliding_window is not None:
         lowest = np.where(positions < 0, np.iinfo(np.int32).max, positions).min()
-        first_tile = max(0, int(lowest) - call.sliding_window + 1) // KEY_TILE
+        first_tile = max(0, int(lowest) - call.spec.sliding_window + 1) // KEY_TILE
     for tile in range(first_tile, int(last[0]) // KEY_TILE + 1):
         n = int(np.searchsorted(-last, -tile * KEY_TILE, side="right"))  # items that reach this tile come first
         columns = np.arange(tile * KEY_TILE, (tile + 1) * KEY_TILE, dtype=np.int32)
         key, value = _gather_tile(call, items.tables[part][:n], items.lengths[part][:n], columns)
         hidden = columns > positions[:n, :, None]  # [n, 8, 64]
-        if call.sliding_window is not None:
-            hidden |= columns <= positions[:n, :, None] - np.int32(call.sliding_window)
+        if call.spec.sliding_window is not None:
+            hidden |= columns <= positions[:n, :, None] - np.int32(call.spec.sliding_window)
         scores = query[:n] @ key.swapaxes(-1, -2)
-        scores *= np.float32(call.scale)
+        scores *= np.float32(call.spec.scale)
         np.copyto(scores, -np.inf, where=hidden[:, None])
         higher = np.maximum(best[:n], np.maximum.reduce(scores, axis=-1, keepdims=True))
         finite = np.where(np.isneginf(higher), np.float32(0.0), higher)  # a row that has seen nothing yet

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 
+from tinyvllm.batch import BatchTensors, LayerCache
 from tinyvllm.device import Buffer
 from tinyvllm.interfaces import BindContext
 from tinyvllm.kernels.gate_up_silu import GateUpSilu
@@ -12,28 +13,28 @@ from tinyvllm.kernels.linear_residual import LinearResidual
 from tinyvllm.kernels.lm_head import LmHeadArgmax, LmHeadLogits
 from tinyvllm.kernels.qkv_rope_append import QkvRopeAppend
 from tinyvllm.layers import AttentionProjection, Linear, Norm
-from tinyvllm.ops import device_compose
-from tinyvllm.ops.device_values import DeviceBatch, DeviceCache
-from tinyvllm_kernels.tiers import FUSED_HEAD_ROWS, Launch, Tiers
+from tinyvllm.ops import compositions
+from tinyvllm.ops.compositions import BoundOp
+from tinyvllm_kernels.tiers import FUSED_HEAD_ROWS, Tiers
 
 
-def bind_qkv(context: BindContext) -> Launch:
+def bind_qkv(context: BindContext) -> BoundOp:
     """``rms_norm_qkv_rope_append``."""
-    device, tiers = context.on_device.device, Tiers(context)
-    composed = device_compose.compose_qkv(context) if tiers.has_products else None
-    model = context.spec.model
-    num_outputs = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim
+    device, tiers = context.gpu, Tiers(context)
+    composed = compositions.compose_qkv(context) if tiers.has_products else None
+    linear, heads = context.linear, context.spec.heads
+    assert heads is not None, "the op splits its rows into heads"
 
     @cache
     def made(eps: float, max_rows: int) -> QkvRopeAppend:
         return QkvRopeAppend(
-            device, hidden_size=model.hidden_size, num_heads=model.num_heads, num_kv_heads=model.num_kv_heads,
-            head_dim=model.head_dim, eps=eps, max_rows=max_rows,
-            tiling=tiers.tiling(max_rows, model.hidden_size, num_outputs),
+            device, hidden_size=linear.in_features, num_heads=heads.num_heads, num_kv_heads=heads.num_kv_heads,
+            head_dim=heads.head_dim, eps=eps, max_rows=max_rows,
+            tiling=tiers.tiling(max_rows, linear.in_features, linear.out_features),
         )  # fmt: skip
 
     def rms_norm_qkv_rope_append(
-        query: Buffer, cache: DeviceCache, x: Buffer, norm: Norm, projection: AttentionProjection, batch: DeviceBatch
+        query: Buffer, cache: LayerCache, x: Buffer, norm: Norm, projection: AttentionProjection, batch: BatchTensors
     ) -> None:
         rows = tiers.rows(x.shape[0])
         if rows is None:
@@ -42,16 +43,16 @@ def bind_qkv(context: BindContext) -> Launch:
             return
         qkv, rotary = projection.qkv, projection.rotary
         made(norm.eps, rows)(
-            query, *cache, x, norm.weight, qkv.weight, qkv.bias, rotary.cos, rotary.sin, batch.positions,
-            batch.slot_mapping,
+            query, cache.key, cache.value, x, norm.weight, qkv.weight, qkv.bias, rotary.cos, rotary.sin,
+            batch.positions, batch.slot_mapping,
         )  # fmt: skip
 
     return rms_norm_qkv_rope_append
 
 
-def bind_linear_residual(context: BindContext) -> Launch:
+def bind_linear_residual(context: BindContext) -> BoundOp:
     """``linear_residual``."""
-    device, tiers = context.on_device.device, Tiers(context)
+    device, tiers = context.gpu, Tiers(context)
 
     @cache
     def made(out_features: int, in_features: int, max_rows: int) -> LinearResidual:
@@ -65,22 +66,22 @@ def bind_linear_residual(context: BindContext) -> Launch:
         if rows is None and layer.bias is None:
             device.gemm(residual, x, layer.weight, accumulate=True)
         else:
-            made(*layer.weight.shape, rows or tiers.max_tokens)(residual, x, layer.weight, layer.bias)
+            made(layer.out_features, layer.in_features, rows or tiers.max_tokens)(residual, x, layer.weight, layer.bias)
 
     return linear_residual
 
 
-def bind_gate_up(context: BindContext) -> Launch:
+def bind_gate_up(context: BindContext) -> BoundOp:
     """``rms_norm_gate_up_silu``."""
-    device, tiers = context.on_device.device, Tiers(context)
-    composed = device_compose.compose_gate_up(context) if tiers.has_products else None
-    model = context.spec.model
+    device, tiers = context.gpu, Tiers(context)
+    composed = compositions.compose_gate_up(context) if tiers.has_products else None
+    linear = context.linear
 
     @cache
     def made(eps: float, max_rows: int) -> GateUpSilu:
         return GateUpSilu(
-            device, hidden_size=model.hidden_size, intermediate_size=model.intermediate_size, eps=eps,
-            max_rows=max_rows, tiling=tiers.tiling(max_rows, model.hidden_size, 2 * model.intermediate_size),
+            device, hidden_size=linear.in_features, intermediate_size=linear.out_features // 2, eps=eps,
+            max_rows=max_rows, tiling=tiers.tiling(max_rows, linear.in_features, linear.out_features),
         )  # fmt: skip
 
     def rms_norm_gate_up_silu(out: Buffer, x: Buffer, norm: Norm, gate_up: Linear) -> None:
@@ -94,22 +95,22 @@ def bind_gate_up(context: BindContext) -> Launch:
     return rms_norm_gate_up_silu
 
 
-def bind_rms_norm_lm_head(context: BindContext) -> Launch:
+def bind_rms_norm_lm_head(context: BindContext) -> BoundOp:
     """``rms_norm_lm_head``."""
-    return _bind_head(LmHeadLogits, context, device_compose.compose_lm_head)
+    return _bind_head(LmHeadLogits, context, compositions.compose_lm_head)
 
 
-def bind_lm_head_argmax(context: BindContext) -> Launch:
+def bind_lm_head_argmax(context: BindContext) -> BoundOp:
     """``lm_head_argmax``."""
-    return _bind_head(LmHeadArgmax, context, device_compose.compose_lm_head_argmax)
+    return _bind_head(LmHeadArgmax, context, compositions.compose_lm_head_argmax)
 
 
 def _bind_head(
     launcher: type[LmHeadLogits] | type[LmHeadArgmax],
     context: BindContext,
     compose: Callable[[BindContext], Callable[..., None]],
-) -> Launch:
-    device, tiers = context.on_device.device, Tiers(context, FUSED_HEAD_ROWS)
+) -> BoundOp:
+    device, tiers = context.gpu, Tiers(context, FUSED_HEAD_ROWS)
     composed = compose(context) if tiers.has_head_products else None
 
     @cache
@@ -125,6 +126,6 @@ def _bind_head(
             assert composed is not None
             composed(out, x, norm, head)
         else:
-            made(*head.weight.shape, norm.eps, rows)(out, x, norm.weight, head.weight)
+            made(head.out_features, head.in_features, norm.eps, rows)(out, x, norm.weight, head.weight)
 
     return head_of_rows

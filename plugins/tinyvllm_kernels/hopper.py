@@ -7,20 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from typing import cast
 
 from tinyvllm.device import Buffer
 from tinyvllm.hookspecs import hookimpl
-from tinyvllm.interfaces import API_VERSION as INTERFACE_VERSION
 from tinyvllm.interfaces import BindContext, Kernel, OpSpec, Plugin, PluginContext
 from tinyvllm.kernels.gate_up_silu_wide import TILE_ROWS, GateUpSiluWide
 from tinyvllm.kernels.linear_residual_wide import LinearResidualWide
 from tinyvllm.kernels.tiling import smallest_holding
 from tinyvllm.layers import Linear, Norm
 from tinyvllm.ops.buffers import HOPPER_ARCH, ceil_div
-from tinyvllm.ops.device_compose import normed_rows_of
-from tinyvllm.ops.device_values import rows_from
+from tinyvllm.ops.compositions import BoundOp, normed_rows_of
 from tinyvllm_kernels.nvrtc import NvrtcKernels
-from tinyvllm_kernels.tiers import Launch
 
 WIDE_ROWS = (64, 128, 256)
 """Most rows of each version of the gate and up projections; the last takes many times as many, if it fills the card."""
@@ -39,8 +37,6 @@ _ROWS_AT_ONCE = 2048
 class HopperKernels:
     """The two ops whose products it has."""
 
-    API_VERSION = INTERFACE_VERSION
-
     def __init__(self, context: PluginContext) -> None:
         """Keeps what serves the other numbers of rows."""
         self._others = NvrtcKernels(context)
@@ -58,13 +54,13 @@ class HopperKernels:
             reasons.append("sums in another order than the kernels for few rows, so not with batch_invariant")
         return reasons
 
-    def bind(self, op: str, context: BindContext) -> Launch:
-        """The op as a callable of the signature in ``DeviceOps``."""
+    def bind(self, op: str, context: BindContext) -> BoundOp:
+        """The op as a callable of the signature in ``Ops``."""
         return _BINDERS[op](context, self._others.bind(op, context))
 
 
-def _bind_linear_residual(context: BindContext, otherwise: Launch) -> Launch:
-    device = context.on_device.device
+def _bind_linear_residual(context: BindContext, otherwise: BoundOp) -> BoundOp:
+    device = context.gpu
 
     @cache
     def made(out_features: int, in_features: int, batch_rows: int) -> LinearResidualWide:
@@ -75,20 +71,20 @@ def _bind_linear_residual(context: BindContext, otherwise: Launch) -> Launch:
         if rows is None:
             otherwise(residual, x, layer)
         else:
-            made(*layer.weight.shape, rows)(residual, x, layer.weight, layer.bias)
+            made(layer.out_features, layer.in_features, rows)(residual, x, layer.weight, layer.bias)
 
     return linear_residual
 
 
-def _bind_gate_up(context: BindContext, otherwise: Launch) -> Launch:
-    device, model = context.on_device.device, context.spec.model
-    most_rows, normed = min(context.on_device.limits.max_tokens, _ROWS_AT_ONCE), normed_rows_of(context)
-    num_tiles, num_sms = ceil_div(2 * model.intermediate_size, TILE_ROWS), device.properties.num_sms
+def _bind_gate_up(context: BindContext, otherwise: BoundOp) -> BoundOp:
+    device, linear = context.gpu, context.linear
+    most_rows, normed = min(context.limits.max_tokens, _ROWS_AT_ONCE), cast(Buffer, normed_rows_of(context))
+    num_tiles, num_sms = ceil_div(linear.out_features, TILE_ROWS), device.properties.num_sms
 
     @cache
     def made(eps: float, batch_rows: int) -> GateUpSiluWide:
         return GateUpSiluWide(
-            device, hidden_size=model.hidden_size, intermediate_size=model.intermediate_size, eps=eps,
+            device, hidden_size=linear.in_features, intermediate_size=linear.out_features // 2, eps=eps,
             batch_rows=batch_rows, max_rows=most_rows, normed=normed,
         )  # fmt: skip
 
@@ -99,7 +95,7 @@ def _bind_gate_up(context: BindContext, otherwise: Launch) -> Launch:
     def rms_norm_gate_up_silu(out: Buffer, x: Buffer, norm: Norm, gate_up: Linear) -> None:
         for first in range(0, x.shape[0], _ROWS_AT_ONCE):
             num_rows = min(_ROWS_AT_ONCE, x.shape[0] - first)
-            part, part_out = (rows_from(each, first, num_rows) for each in (x, out))
+            part, part_out = (each[first : first + num_rows] for each in (x, out))
             rows = _version(num_rows, WIDE_ROWS, _FEWEST_ROWS)
             if rows is None and num_rows > WIDE_ROWS[-1] and fill_the_card(num_rows):
                 rows = WIDE_ROWS[-1]
@@ -116,7 +112,7 @@ def _version(num_rows: int, versions: Sequence[int], fewest_rows: int) -> int | 
     return smallest_holding(num_rows, versions) if num_rows >= fewest_rows else None
 
 
-_BINDERS: Mapping[str, Callable[[BindContext, Launch], Launch]] = {
+_BINDERS: Mapping[str, Callable[[BindContext, BoundOp], BoundOp]] = {
     "linear_residual": _bind_linear_residual,
     "rms_norm_gate_up_silu": _bind_gate_up,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
+from tinyvllm.batch import BatchTensors, LayerCache
 from tinyvllm.device import Buffer
 from tinyvllm.interfaces import BindContext
 from tinyvllm.kernels.add import Add
@@ -15,18 +16,24 @@ from tinyvllm.kernels.rms_norm import RmsNorm
 from tinyvllm.kernels.rope_append import RopeAppend
 from tinyvllm.kernels.silu_mul import SiluMul
 from tinyvllm.layers import AttentionProjection, Linear, Norm
-from tinyvllm.ops.device_values import DeviceBatch, DeviceCache
-from tinyvllm_kernels.tiers import FUSED_HEAD_ROWS, Launch, Tiers
+from tinyvllm.ops.compositions import BoundOp
+from tinyvllm_kernels.tiers import FUSED_HEAD_ROWS, Tiers
 
 
-def bind_embedding(context: BindContext) -> Launch:
+def bind_embedding(context: BindContext) -> BoundOp:
     """``embedding``."""
-    return Embedding(context.on_device.device, hidden_size=context.spec.model.hidden_size)
+    device = context.gpu
+    made = cache(lambda size: Embedding(device, hidden_size=size))
+
+    def embedding(out: Buffer, token_ids: Buffer, table: Buffer) -> None:
+        made(table.shape[1])(out, token_ids, table)
+
+    return embedding
 
 
-def bind_rms_norm(context: BindContext) -> Launch:
+def bind_rms_norm(context: BindContext) -> BoundOp:
     """``rms_norm``."""
-    device = context.on_device.device
+    device = context.gpu
     made = cache(lambda size, eps: RmsNorm(device, hidden_size=size, eps=eps))
 
     def rms_norm(out: Buffer, x: Buffer, norm: Norm) -> None:
@@ -35,9 +42,9 @@ def bind_rms_norm(context: BindContext) -> Launch:
     return rms_norm
 
 
-def bind_linear(context: BindContext) -> Launch:
+def bind_linear(context: BindContext) -> BoundOp:
     """``linear``."""
-    device, tiers = context.on_device.device, Tiers(context)
+    device, tiers = context.gpu, Tiers(context)
 
     @cache
     def made(out_features: int, in_features: int, max_rows: int) -> LinearRows:
@@ -51,42 +58,54 @@ def bind_linear(context: BindContext) -> Launch:
         if rows is None and layer.bias is None:
             device.gemm(out, x, layer.weight)
         else:
-            made(*layer.weight.shape, rows or tiers.max_tokens)(out, x, layer.weight, layer.bias)
+            made(layer.out_features, layer.in_features, rows or tiers.max_tokens)(out, x, layer.weight, layer.bias)
 
     return linear
 
 
-def bind_add(context: BindContext) -> Launch:
+def bind_add(context: BindContext) -> BoundOp:
     """``add``."""
-    return Add(context.on_device.device, hidden_size=context.spec.model.hidden_size)
+    device = context.gpu
+    made = cache(lambda size: Add(device, hidden_size=size))
+
+    def add(residual: Buffer, x: Buffer) -> None:
+        made(x.shape[1])(residual, x)
+
+    return add
 
 
-def bind_rope_append(context: BindContext) -> Launch:
+def bind_rope_append(context: BindContext) -> BoundOp:
     """``rope_append``."""
-    device = context.on_device.device
+    device = context.gpu
     made = cache(lambda h, k, d, eps: RopeAppend(device, num_heads=h, num_kv_heads=k, head_dim=d, eps=eps))
 
     def rope_append(
-        query: Buffer, cache: DeviceCache, qkv: Buffer, projection: AttentionProjection, batch: DeviceBatch
+        query: Buffer, cache: LayerCache, qkv: Buffer, projection: AttentionProjection, batch: BatchTensors
     ) -> None:
         p, q_norm, k_norm = projection, projection.q_norm, projection.k_norm
         launch = made(p.num_heads, p.num_kv_heads, p.head_dim, 0.0 if q_norm is None else q_norm.eps)
         launch(
-            query, *cache, qkv, p.rotary.cos, p.rotary.sin, batch.positions, batch.slot_mapping,
+            query, cache.key, cache.value, qkv, p.rotary.cos, p.rotary.sin, batch.positions, batch.slot_mapping,
             query_norm=None if q_norm is None else q_norm.weight, key_norm=None if k_norm is None else k_norm.weight,
         )  # fmt: skip
 
     return rope_append
 
 
-def bind_silu_mul(context: BindContext) -> Launch:
+def bind_silu_mul(context: BindContext) -> BoundOp:
     """``silu_mul``."""
-    return SiluMul(context.on_device.device, intermediate_size=context.spec.model.intermediate_size)
+    device = context.gpu
+    made = cache(lambda size: SiluMul(device, intermediate_size=size))
+
+    def silu_mul(out: Buffer, gate_up: Buffer) -> None:
+        made(out.shape[1])(out, gate_up)
+
+    return silu_mul
 
 
-def bind_lm_head(context: BindContext) -> Launch:
+def bind_lm_head(context: BindContext) -> BoundOp:
     """``lm_head``."""
-    device, tiers = context.on_device.device, Tiers(context, FUSED_HEAD_ROWS)
+    device, tiers = context.gpu, Tiers(context, FUSED_HEAD_ROWS)
 
     @cache
     def made(vocab_size: int, hidden_size: int, max_rows: int) -> LogitsRows:
@@ -100,12 +119,11 @@ def bind_lm_head(context: BindContext) -> Launch:
         if rows is None:
             device.gemm(logits, x, head.weight)
         else:
-            made(*head.weight.shape, rows)(logits, x, head.weight)
+            made(head.out_features, head.in_features, rows)(logits, x, head.weight)
 
     return lm_head
 
 
-def bind_argmax(context: BindContext) -> Launch:
+def bind_argmax(context: BindContext) -> BoundOp:
     """``argmax``."""
-    workspace, model = context.on_device, context.spec.model
-    return GreedyIds(workspace.device, vocab_size=model.vocab_size, max_rows=workspace.limits.max_logits_rows)
+    return GreedyIds(context.gpu, vocab_size=context.spec.model.vocab_size, max_rows=context.limits.max_logits_rows)

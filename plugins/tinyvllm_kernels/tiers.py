@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Sequence
 
 from tinyvllm.interfaces import BindContext
 from tinyvllm.kernels.tiling import BATCH_ROWS, SHARING_ROWS, Tiling, invariant_tiling, smallest_holding
@@ -16,18 +15,15 @@ FUSED_HEAD_ROWS = (1,)
 _INVARIANT_ROWS = (8, 16, 32, 64, SHARING_ROWS)
 """Most rows of each version that sums in one order, but for the last, which takes any number."""
 
-Launch: TypeAlias = Callable[..., None]
-"""An op of a device, bound."""
-
 
 class Tiers:
     """Which version of a fused kernel serves so many rows."""
 
     def __init__(self, context: BindContext, fused_rows: Sequence[int] = FUSED_ROWS) -> None:
-        limits = context.on_device.limits
+        limits = context.limits
         self._fused_rows = fused_rows
         self._is_invariant = limits.batch_invariant
-        self._arch = context.on_device.device.properties.arch
+        self._arch = context.gpu.properties.arch
         self.max_tokens = limits.max_tokens
         self._max_head_rows = max(limits.max_logits_rows, limits.max_seqs)
 

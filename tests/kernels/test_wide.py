@@ -17,9 +17,9 @@ from tinyvllm.kernels.gate_up_silu_wide import GateUpSiluWide
 from tinyvllm.kernels.linear_residual_wide import LinearResidualWide
 from tinyvllm.kernels.wide import BATCH_ROWS, has_wide_cores
 from tinyvllm.layers import Linear, Norm
-from tinyvllm.ops.device_values import DeviceLimits, Workspace
 from tinyvllm.testing.parameters import MODELS, Parameters
 from tinyvllm.testing.subject import spec_of
+from tinyvllm.workspace import StepLimits, Workspace
 from tinyvllm_kernels import hopper as hopper_plugin
 
 from .support import BF16, bf16, f64, get, once, poisoned, put, rows_of_many_scales
@@ -174,7 +174,7 @@ def test_more_rows_than_a_block_s_go_to_it_where_they_fill_the_card(monkeypatch:
     shape = replace(MODELS[0], hidden_size=2048, intermediate_size=8192)
     device = EmulatorDevice(num_sms=132)
     spec = spec_of("emulator", Parameters(shape, (1,), (0,)), device)
-    workspace = Workspace(device, DeviceLimits(4096, 1, 4096, 16, 1, batch_invariant=False))
+    workspace = Workspace(device, StepLimits(4096, 1, 4096, 16, 1, batch_invariant=False))
     bind = hopper_plugin._BINDERS["rms_norm_gate_up_silu"]
     run = bind(BindContext(spec, lambda _: asked.append, workspace), lambda *_: asked.append("otherwise"))
     norm, layer = Norm(np.ones(1), EPS), Linear(np.ones(1), None)

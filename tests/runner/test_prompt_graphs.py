@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tests.engine.device_runs import check, greedy, random_prompts, run, start
 from tests.engine.test_device_engine import SMALL, device  # noqa: F401 -- a fixture
 from tinyvllm.batch import Batch
-from tinyvllm.models.device_decoder import DeviceLimits
 from tinyvllm.runner.prompt_graphs import PromptGraphs, StepSize
+from tinyvllm.workspace import StepLimits
 
 
 class Recorder:
@@ -36,7 +36,7 @@ class Recorder:
 
 
 def graphs(recorder: Any, max_tokens: int = 8192, max_seqs: int = 256) -> PromptGraphs:
-    return PromptGraphs(recorder, DeviceLimits(max_tokens, max_seqs, 8192, 16, 256, False))
+    return PromptGraphs(recorder, StepLimits(max_tokens, max_seqs, 8192, 16, 256, False))
 
 
 @given(st.integers(1, 4096), st.integers(1, 300), st.integers(1, 4096), st.integers(1, 300), st.booleans())

@@ -11,8 +11,8 @@ import pytest
 from tests.engine.tiny import write_checkpoint
 from tinyvllm import LLM
 from tinyvllm.device import Buffer
-from tinyvllm.ops.device_values import DeviceLimits
 from tinyvllm.start.tune import tune_products
+from tinyvllm.workspace import StepLimits
 
 
 class NotingDevice:
@@ -40,7 +40,7 @@ def test_each_product_of_a_layer_is_timed_once_for_each_number_of_rows(
     shape, weights = llm.shape, llm.engine._runner._decoder._weights  # type: ignore[attr-defined]
     assert llm.device is not None
     device: Any = NotingDevice(llm.device.memory)
-    limits = DeviceLimits(100, 8, 64, 16, 40, False)
+    limits = StepLimits(100, 8, 64, 16, 40, False)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert "timed in" in tune_products(device, weights, limits)
     assert capsys.readouterr().err.count("once for this card") == 1

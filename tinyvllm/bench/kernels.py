@@ -10,12 +10,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
-
 from tinyvllm.bench.roofline import Machine, measure
 from tinyvllm.errors import ConfigError
 from tinyvllm.shapes import ModelShape
-from tinyvllm.testing.case import Bench
 from tinyvllm.testing.check import find_subjects
 from tinyvllm.testing.parameters import MAX_LOGITS_ROWS, Parameters
 from tinyvllm.testing.subject import CASES, Subject
@@ -110,9 +107,9 @@ def _parameters(
 
 
 def _timed(subject: Subject, parameters: Parameters, machine: Machine) -> KernelTiming:
-    num_bytes, flops = cost(subject.op, parameters, element_bytes=4 if subject.device is None else 2)
+    num_bytes, flops = cost(subject.op, parameters, element_bytes=4 if subject.device_name == "cpu" else 2)
     num_copies = int(min(_MAX_COPIES, max(1, _COLD_BYTES // num_bytes)))
-    if subject.device is None:
+    if subject.device_name == "cpu":
         us = _on_host_us(subject, parameters, num_copies)
     else:
         us = _on_device_us(subject, parameters, num_copies)
@@ -133,10 +130,10 @@ def _timed(subject: Subject, parameters: Parameters, machine: Machine) -> Kernel
 
 def _on_device_us(subject: Subject, parameters: Parameters, num_copies: int) -> float:
     device: Any = subject.device
-    case, op, bench = CASES[subject.op](parameters), subject.bound(parameters), Bench(device)
+    case, op, bench = CASES[subject.op](parameters), subject.bound(parameters), subject.bench(parameters)
     calls: list[tuple[Any, ...]] = []
     for _ in range(num_copies):
-        case.on_device(lambda *arguments: calls.append(arguments), bench)
+        case.run(lambda *arguments: calls.append(arguments), bench)
     op(*calls[0])  # launchers are made, and their scratch memory allocated, at first use
     device.synchronize()
 
@@ -148,15 +145,14 @@ def _on_device_us(subject: Subject, parameters: Parameters, num_copies: int) -> 
 
 
 def _on_host_us(subject: Subject, parameters: Parameters, num_copies: int) -> float:
-    case, op = CASES[subject.op](parameters), subject.bound(parameters)
+    case, op, bench = CASES[subject.op](parameters), subject.bound(parameters), subject.bench(parameters)
     calls: list[Callable[[], Any]] = []
 
-    def recorded(*arguments: Any) -> Any:
+    def recorded(*arguments: Any) -> None:
         calls.append(partial(op, *arguments))
-        return op(*arguments)
 
     for _ in range(num_copies):
-        case.on_host(recorded, lambda array: array.astype(np.float32))
+        case.run(recorded, bench)
     times: list[float] = []
     start = time.perf_counter()
     while len(times) < _REPEATS or time.perf_counter() - start < _MIN_SECONDS:

@@ -109,7 +109,7 @@ def measure_throughput(
 
 def _warm_up(llm: LLM, jobs: Sequence[Job], temperature: float) -> None:
     """On a device everything once: graphs of all sizes of batch are recorded then. The CPU has nothing to record."""
-    few = jobs if llm.device is not None else [Job(job.prompt, min(4, job.num_output)) for job in jobs[:4]]
+    few = jobs if llm.device.name != "cpu" else [Job(job.prompt, min(4, job.num_output)) for job in jobs[:4]]
     run(llm, few, temperature=temperature, name="warm-up")
 
 

@@ -109,7 +109,7 @@ def run_at_once(llm: LLM, jobs: Sequence[Job], *, temperature: float = 0.0, name
         engine.step()
         last, after = after, engine.stats()
         steps.append((time.perf_counter(), after.num_generation_tokens - before.num_generation_tokens))
-        queueing_s = 0.0 if llm.device is None else after.launch_s - last.launch_s
+        queueing_s = 0.0 if llm.device.name == "cpu" else after.launch_s - last.launch_s
         host_s.append(after.schedule_s - last.schedule_s + queueing_s)
     prompt_tokens = after.num_prompt_tokens - before.num_prompt_tokens
     first = _first_full(steps, len(jobs))

@@ -65,7 +65,7 @@ def run_list(args: argparse.Namespace) -> int:
         for names in dict.fromkeys(map(tuple, found.values())):
             if names:
                 devices = [device for device in found if tuple(found[device]) == names]
-                parts = " + ".join(op.parts_on(devices[0])) or "-"
+                parts = " + ".join(op.parts) or "-"
                 who = ", ".join(name for name in names if name != PARTS) or PARTS
                 rows.append((op.name, ", ".join(devices), who, parts, op.summary))
     print(aligned(("OP", "DEVICES", "IMPLEMENTATIONS", "MADE OF", "WHAT IT DOES"), rows))

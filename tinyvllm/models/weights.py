@@ -1,159 +1,182 @@
-"""From the names of a Hugging Face checkpoint to the decoder's layers."""
+"""From the tensors of a checkpoint to the layers of a model, on any device.
+
+A model says once which tensors it has, by reading them (``models/decoder.py``). What a checkpoint must hold is found by
+letting it read from nothing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyvllm.batch import Float32, read_only
+from tinyvllm.batch import protected
+from tinyvllm.device import BFLOAT16, FLOAT32, Device, Tensor
 from tinyvllm.interfaces import Checkpoint
-from tinyvllm.layers import AttentionProjection, Linear, Norm, RotaryTable
-from tinyvllm.models.decoder import DecoderConfig, DecoderLayer, DecoderWeights
-from tinyvllm.models.rotary import rotary_table
+from tinyvllm.layers import Linear, Norm, RotaryTable, linear_of
+from tinyvllm.models.rotary import RotaryConfig, rotary_table
 
-_DTYPES: Mapping[str, Any] = {
-    "bfloat16": ml_dtypes.bfloat16,
-    "float16": np.float16,
-    "float32": np.float32,
+_DTYPES: Mapping[str, np.dtype[Any]] = {
+    "bfloat16": BFLOAT16,
+    "float16": np.dtype(np.float16),
+    "float32": FLOAT32,
 }
-# Transposed copies go by blocks of this many rows: a block of the source stays in the cache while its columns
-# are written (measured on [8192, 2048]: 0.35 s at once, 0.04 s by blocks).
-_TRANSPOSE_ROWS = 16
 
 
-def expected_tensors(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor that a checkpoint of this decoder holds, with its shape."""
-    s = config.shape
-    tensors: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (s.vocab_size, s.hidden_size)}
-    for i in range(s.num_layers):
-        tensors |= {f"model.layers.{i}.{name}": shape for name, shape in _layer_tensors(config).items()}
-    tensors["model.norm.weight"] = (s.hidden_size,)
-    if not config.has_tied_embeddings:
-        tensors["lm_head.weight"] = (s.vocab_size, s.hidden_size)
-    return tensors
+class TensorReader(Protocol):
+    """Reads tensors of a checkpoint by name, as a model asks for them."""
+
+    def rows(self, shapes: Mapping[str, tuple[int, ...]]) -> Any:
+        """Some tensors one below the other, as one tensor of the device.
+
+        Args:
+            shapes: name and shape of each; all but the first size are the same.
+        """
+        ...
+
+    def prepared(self, ops: Sequence[str], layer: Linear) -> Linear:
+        """The layer as whoever serves these ops wants it."""
+        ...
+
+    def rotary(self, config: RotaryConfig, head_dim: int) -> RotaryTable:
+        """Cosines and sines of every position that a sequence can have."""
+        ...
 
 
-def _layer_tensors(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
-    s = config.shape
-    query, kv = s.num_heads * s.head_dim, s.num_kv_heads * s.head_dim
-    linears = {
-        "self_attn.q_proj": (query, s.hidden_size, config.has_qkv_bias),
-        "self_attn.k_proj": (kv, s.hidden_size, config.has_qkv_bias),
-        "self_attn.v_proj": (kv, s.hidden_size, config.has_qkv_bias),
-        "self_attn.o_proj": (s.hidden_size, query, config.has_output_bias),
-        "mlp.gate_proj": (s.intermediate_size, s.hidden_size, config.has_mlp_bias),
-        "mlp.up_proj": (s.intermediate_size, s.hidden_size, config.has_mlp_bias),
-        "mlp.down_proj": (s.hidden_size, s.intermediate_size, config.has_mlp_bias),
-    }
-    tensors: dict[str, tuple[int, ...]] = {
-        "input_layernorm.weight": (s.hidden_size,),
-        "post_attention_layernorm.weight": (s.hidden_size,),
-    }
-    for name, (rows, columns, has_bias) in linears.items():
-        tensors[f"{name}.weight"] = (rows, columns)
-        if has_bias:
-            tensors[f"{name}.bias"] = (rows,)
-    if config.has_qk_norm:
-        tensors["self_attn.q_norm.weight"] = (s.head_dim,)
-        tensors["self_attn.k_norm.weight"] = (s.head_dim,)
-    return tensors
-
-
-def load_weights(
-    config: DecoderConfig, checkpoint: Checkpoint, dtype: str, max_model_len: int, num_positions: int | None = None
-) -> DecoderWeights:
-    """The decoder's weights for the CPU: float32 holding values rounded to ``dtype``.
-
-    Tensors are read one at a time, so the peak is the weights plus the largest tensor. The arrays are read-only:
-    kernels of plugins are given them.
+class WeightReader:
+    """What models ask for: layers by name.
 
     Args:
-        config: of the decoder.
-        checkpoint: opened; holds every expected tensor.
-        dtype: ``bfloat16``, ``float16`` or ``float32``.
-        max_model_len: longest sequence of the engine.
-        num_positions: how many positions the rotary table must cover; None: ``max_model_len``.
+        tensors: where they come from.
     """
-    s = config.shape
-    reader = _Reader(checkpoint, dtype)
-    rotary = RotaryTable(*rotary_table(config.rotary, s.head_dim, max_model_len, num_positions))
-    embedding = reader.array("model.embed_tokens.weight")
-    layers = tuple(_load_layer(config, reader, rotary, i) for i in range(s.num_layers))
-    # A tied head is the table seen the other way round: no second copy of the largest matrix.
-    head = Linear(embedding.T) if config.has_tied_embeddings else reader.linear("lm_head")
-    return DecoderWeights(embedding, layers, Norm(reader.array("model.norm.weight"), config.rms_norm_eps), head)
+
+    def __init__(self, tensors: TensorReader) -> None:
+        self._tensors = tensors
+
+    def table(self, name: str, num_rows: int, num_columns: int) -> Tensor:
+        """The matrix ``name``."""
+        tensor: Tensor = self._tensors.rows({name: (num_rows, num_columns)})
+        return tensor
+
+    def norm(self, name: str, size: int, eps: float) -> Norm:
+        """The norm ``name``, whose weight has so many numbers."""
+        return Norm(self._tensors.rows({f"{name}.weight": (size,)}), eps)
+
+    def linear(
+        self, out_features: Mapping[str, int], in_features: int, ops: Sequence[str], *, has_bias: bool = False
+    ) -> Linear:
+        """One layer out of several that take the same input, their outputs side by side.
+
+        Args:
+            out_features: name of each, and how many outputs it has.
+            in_features: length of a row that goes in.
+            ops: the ops that the model calls with the layer.
+            has_bias: every one of them has one.
+        """
+        weight = self._tensors.rows({f"{name}.weight": (size, in_features) for name, size in out_features.items()})
+        bias = None
+        if has_bias:
+            bias = self._tensors.rows({f"{name}.bias": (size,) for name, size in out_features.items()})
+        return self._tensors.prepared(ops, linear_of(weight, bias))
+
+    def rotary(self, config: RotaryConfig, head_dim: int) -> RotaryTable:
+        """Cosines and sines of every position that a sequence can have."""
+        return self._tensors.rotary(config, head_dim)
 
 
-def _load_layer(config: DecoderConfig, reader: _Reader, rotary: RotaryTable, i: int) -> DecoderLayer:
-    prefix, eps, s = f"model.layers.{i}", config.rms_norm_eps, config.shape
+class CheckpointReader:
+    """Implements ``TensorReader``: tensors are read one at a time, so the peak is the weights plus the largest tensor.
 
-    def norm(name: str) -> Norm:
-        return Norm(reader.array(f"{prefix}.{name}.weight"), eps)
+    On the CPU the arrays are read-only: kernels of plugins are given them.
 
-    return DecoderLayer(
-        input_norm=norm("input_layernorm"),
-        projection=AttentionProjection(
-            qkv=reader.linear(*(f"{prefix}.self_attn.{x}_proj" for x in "qkv"), has_bias=config.has_qkv_bias),
-            rotary=rotary,
-            num_heads=s.num_heads,
-            num_kv_heads=s.num_kv_heads,
-            head_dim=s.head_dim,
-            q_norm=norm("self_attn.q_norm") if config.has_qk_norm else None,
-            k_norm=norm("self_attn.k_norm") if config.has_qk_norm else None,
-        ),
-        output=reader.linear(f"{prefix}.self_attn.o_proj", has_bias=config.has_output_bias),
-        post_attention_norm=norm("post_attention_layernorm"),
-        gate_up=reader.linear(f"{prefix}.mlp.gate_proj", f"{prefix}.mlp.up_proj", has_bias=config.has_mlp_bias),
-        down=reader.linear(f"{prefix}.mlp.down_proj", has_bias=config.has_mlp_bias),
-        sliding_window=config.sliding_windows[i],
-    )
+    Args:
+        checkpoint: opened; holds every expected tensor.
+        device: where the weights go, as its ``activation_dtype``.
+        dtype: what they are rounded to first: ``bfloat16``, ``float16`` or ``float32``.
+        max_model_len: longest sequence of the engine.
+        num_positions: how many positions the rotary table must cover.
+        prepare: the layer as whoever serves some ops wants it.
+    """
 
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: Device,
+        *,
+        dtype: str,
+        max_model_len: int,
+        num_positions: int,
+        prepare: Callable[[Sequence[str], Linear], Linear],
+    ) -> None:
+        self._checkpoint, self._device, self._dtype = checkpoint, device, _DTYPES[dtype]
+        self._max_model_len, self._num_positions, self._prepare = max_model_len, num_positions, prepare
 
-class _Reader:
-    """Tensors of a checkpoint as float32, rounded to one dtype."""
-
-    def __init__(self, checkpoint: Checkpoint, dtype: str) -> None:
-        self._checkpoint = checkpoint
-        self._dtype = np.dtype(_DTYPES[dtype])
-
-    def array(self, name: str) -> Float32:
-        return read_only(_to_float32(self._read(name)))
-
-    def linear(self, *names: str, has_bias: bool = False) -> Linear:
-        """One layer out of several that take the same input, their outputs side by side."""
-        metas = [self._checkpoint.meta(f"{name}.weight") for name in names]
-        weight = np.empty((metas[0].shape[1], sum(m.shape[0] for m in metas)), np.float32)
+    def rows(self, shapes: Mapping[str, tuple[int, ...]]) -> Any:
+        """Some tensors one below the other."""
+        first = next(iter(shapes.values()))
+        memory, dtype = self._device.memory, self._device.activation_dtype
+        whole = memory.alloc((sum(shape[0] for shape in shapes.values()), *first[1:]), dtype)
         start = 0
-        for name, meta in zip(names, metas, strict=True):
-            _copy_transposed(self._read(f"{name}.weight"), weight[:, start : start + meta.shape[0]])
-            start += meta.shape[0]
-        bias = np.concatenate([self.array(f"{name}.bias") for name in names]) if has_bias else None
-        return Linear(read_only(weight), bias)
+        for name, shape in shapes.items():
+            rounded = _converted(self._checkpoint.read(name), self._dtype)
+            memory.upload(whole[start : start + shape[0]], _converted(rounded, dtype))
+            start += shape[0]
+        return protected(whole)
 
-    def _read(self, name: str) -> NDArray[Any]:
-        stored = self._checkpoint.read(name)
-        # float32 holds bfloat16 and float16 exactly; only a narrower target rounds.
-        if stored.dtype == self._dtype or self._dtype == np.float32:
-            return stored
-        return _cast(stored, self._dtype)
+    def prepared(self, ops: Sequence[str], layer: Linear) -> Linear:
+        """The layer as whoever serves these ops wants it."""
+        prepared = self._prepare(ops, layer)
+        if isinstance(prepared.weight, np.ndarray):
+            prepared.weight.setflags(write=False)
+        return prepared
+
+    def rotary(self, config: RotaryConfig, head_dim: int) -> RotaryTable:
+        """Cosines and sines of the positions, float32."""
+        tables = []
+        for values in rotary_table(config, head_dim, self._max_model_len, self._num_positions):
+            table = self._device.memory.alloc(values.shape, FLOAT32)
+            self._device.memory.upload(table, values)
+            tables.append(protected(table))
+        return RotaryTable(*tables)
 
 
-def _copy_transposed(source: NDArray[Any], target: Float32) -> None:
-    for start in range(0, len(source), _TRANSPOSE_ROWS):
-        target[:, start : start + _TRANSPOSE_ROWS] = _to_float32(source[start : start + _TRANSPOSE_ROWS]).T
+class _Shapes:
+    """Implements ``TensorReader``: takes note of what is asked for, and reads nothing."""
+
+    def __init__(self) -> None:
+        self.shapes: dict[str, tuple[int, ...]] = {}
+
+    def rows(self, shapes: Mapping[str, tuple[int, ...]]) -> Any:
+        self.shapes.update(shapes)
+        first = next(iter(shapes.values()))
+        return _NoTensor((sum(shape[0] for shape in shapes.values()), *first[1:]))
+
+    def prepared(self, ops: Sequence[str], layer: Linear) -> Linear:
+        return layer
+
+    def rotary(self, config: RotaryConfig, head_dim: int) -> RotaryTable:
+        return RotaryTable(None, None)
 
 
-def _to_float32(array: NDArray[Any]) -> Float32:
-    if array.dtype == ml_dtypes.bfloat16:
-        # bfloat16 is the upper half of float32.
+class _NoTensor:
+    """A shape where a tensor would be."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+
+
+def tensors_read(load: Callable[[WeightReader], object]) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor that a model reads when it is loaded."""
+    shapes = _Shapes()
+    load(WeightReader(shapes))
+    return shapes.shapes
+
+
+def _converted(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """The array in another type."""
+    if array.dtype == BFLOAT16 and dtype == FLOAT32:  # bfloat16 is the upper half of float32: no rounding, and fast
         return np.left_shift(array.view(np.uint16), 16, dtype=np.uint32).view(np.float32)
-    return np.ascontiguousarray(_cast(array, np.dtype(np.float32)))
-
-
-def _cast(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     with np.errstate(over="ignore"):  # a value beyond the range is infinite, as in every framework
         return array.astype(dtype, copy=False)

@@ -8,18 +8,13 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Literal
 
-import numpy as np
-
 from tinyvllm._nearest import did_you_mean
-from tinyvllm.device import Gpu
+from tinyvllm.device import Device
 from tinyvllm.errors import TinyvllmError
-from tinyvllm.interfaces import BindContext, Kernel, OpSpec
+from tinyvllm.interfaces import BindContext, Kernel, OpSpec, PreparingKernel
+from tinyvllm.layers import Linear
 from tinyvllm.ops.catalogue import OPS
-from tinyvllm.ops.device_ops import DeviceOps
-from tinyvllm.ops.results import RESULT_SHAPES, Shape
 from tinyvllm.plugin_call import PluginCall, PluginName, checked_reasons, shown
-
-_FLOAT32 = np.dtype(np.float32)
 
 
 class CheckedKernel:
@@ -68,46 +63,27 @@ class CheckedKernel:
             bound = self._kernel.bind(op, context)
         if not callable(bound):
             raise self._plugin.broken(method, shown(bound), f"a callable with the signature of {op}")
-        signature = _signature(op, context)
+        signature = OPS[op].signature
         if not _takes(bound, len(signature.parameters)):
             raise self._plugin.broken(method, f"a callable that does not take {signature}", "one that does")
-        if context.workspace is None:
-            return _checked_on_cpu(op, bound, self._plugin)
-        return _checked_on_device(op, bound, self._plugin, context.workspace.device)
+        return _checked(op, bound, self._plugin, context.workspace.device)
+
+    def prepare(self, op: str, layer: Linear) -> Linear:
+        """The layer as the plugin wants its weight; as it is where the plugin does not say."""
+        if not isinstance(self._kernel, PreparingKernel):
+            return layer
+        method = f"prepare({op!r})"
+        with PluginCall(self._plugin, method, passes=TinyvllmError):
+            prepared: Any = self._kernel.prepare(op, layer)
+        if not isinstance(prepared, Linear):
+            raise self._plugin.broken(method, shown(prepared), "a Linear")
+        sizes, got = (layer.in_features, layer.out_features), (prepared.in_features, prepared.out_features)
+        if got != sizes:
+            raise self._plugin.broken(method, f"a layer of {got} features", f"one of {sizes}, in and out")
+        return prepared
 
 
-def _checked_on_cpu(op: str, bound: Callable[..., Any], plugin: PluginName) -> Callable[..., Any]:
-    calling, shapes_of = PluginCall(plugin, op), RESULT_SHAPES[op]
-
-    @functools.wraps(bound)
-    def checked(*arguments: Any) -> Any:
-        shapes = shapes_of(*arguments)
-        with calling:
-            returned = bound(*arguments)
-        if len(shapes) == 1:
-            _check_array(plugin, op, returned, shapes[0])
-        elif shapes:
-            _check_arrays(plugin, op, returned, shapes)
-        return returned
-
-    return checked
-
-
-def _check_arrays(plugin: PluginName, op: str, returned: Any, shapes: Sequence[Shape]) -> None:
-    if not isinstance(returned, (tuple, list)) or len(returned) != len(shapes):
-        raise plugin.broken(
-            op, shown(returned), f"{len(shapes)} arrays of float32 and shapes {', '.join(map(str, shapes))}"
-        )
-    for array, shape in zip(returned, shapes, strict=True):
-        _check_array(plugin, op, array, shape)
-
-
-def _check_array(plugin: PluginName, op: str, array: Any, shape: Shape) -> None:
-    if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != _FLOAT32:
-        raise plugin.broken(op, shown(array), f"an array of float32 and shape {shape}")
-
-
-def _checked_on_device(op: str, bound: Callable[..., Any], plugin: PluginName, device: Gpu) -> Callable[..., Any]:
+def _checked(op: str, bound: Callable[..., Any], plugin: PluginName, device: Device) -> Callable[..., None]:
     calling = PluginCall(plugin, op) if not hasattr(device, "launched_by") else _EmulatorCall(plugin, op, device)
 
     @functools.wraps(bound)
@@ -115,7 +91,7 @@ def _checked_on_device(op: str, bound: Callable[..., Any], plugin: PluginName, d
         with calling:
             returned: Any = bound(*arguments)
         if returned is not None:
-            raise plugin.broken(op, shown(returned), "None: on a device an op writes to its first argument")
+            raise plugin.broken(op, shown(returned), "None: an op writes to its outputs")
 
     return checked
 
@@ -137,17 +113,6 @@ class _EmulatorCall(PluginCall):
     ) -> Literal[False]:
         self._device.launched_by = None
         return super().__exit__(kind, error, trace)
-
-
-def _signature(op: str, context: BindContext) -> inspect.Signature:
-    """What the engine calls an op with."""
-    if context.workspace is not None:
-        signature = inspect.signature(getattr(DeviceOps, op))
-        return signature.replace(parameters=list(signature.parameters.values())[1:])  # without self
-    compose, reference = OPS[op].compose, OPS[op].reference
-    definition = reference if compose is None else compose(lambda name: OPS[name].composed)
-    assert definition is not None
-    return inspect.signature(definition)
 
 
 def _takes(bound: Callable[..., Any], num_arguments: int) -> bool:

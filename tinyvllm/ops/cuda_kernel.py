@@ -46,14 +46,15 @@ class BoundKernel:
         Raises:
             KernelError: the compiler refuses the source.
         """
-        self.spec, self.workspace, self.options = context.spec, context.on_device, options
-        self._module = self.device.compile(source, defines)
+        self.spec, self.workspace, self.options = context.spec, context.workspace, options
+        self._gpu = context.gpu
+        self._module = self._gpu.compile(source, defines)
         self._functions: dict[tuple[str, int], Function] = {}
 
     @property
     def device(self) -> Gpu:
         """Where it runs."""
-        return self.workspace.device
+        return self._gpu
 
     def launch(
         self,
@@ -81,7 +82,7 @@ class BoundKernel:
         if key not in self._functions:
             most = max(shared_bytes, _STATIC_BYTES)
             self._functions[key] = self._module.function(function, max_dynamic_shared_bytes=most)
-        self.device.launch(
+        self._gpu.launch(
             self._functions[key],
             (grid, 1, 1) if isinstance(grid, int) else grid,
             (block, 1, 1) if isinstance(block, int) else block,
@@ -109,21 +110,18 @@ def cuda_kernel(
         op: the op; ``python -m tinyvllm kernels list`` has their names.
         source: the file.
         run: called with a :class:`BoundKernel`, then the op's arguments as in
-            :class:`~tinyvllm.ops.device_ops.DeviceOps`. It launches, and neither allocates nor waits.
+            :class:`~tinyvllm.ops.signatures.Ops`. It launches, and neither allocates nor waits.
         defines: preprocessor macros for a spec and the plugin's options.
         supports: reasons why it cannot serve a spec; a device that runs no CUDA sources is refused anyway.
         options: model of the plugin's options.
         description: one line.
     Raises:
-        PluginError: no device has such an op, naming the nearest. That ``source`` is no file is said when an engine, or
+        PluginError: there is no such op, naming the nearest. That ``source`` is no file is said when an engine, or
             a check, creates the kernel.
     """
     what = f"cuda_kernel({name!r}, {op!r}, ...)"
-    if op not in OPS or not OPS[op].is_on_device:
-        known = [each.name for each in OPS.values() if each.is_on_device]
-        problem = "there is no such op" if op not in OPS else "a model calls no such op on a device"
-        hint = did_you_mean(op, known) if op not in OPS else ""
-        raise PluginError(f"{what}: {problem}{hint or ';'} the ops are {', '.join(known)}")
+    if op not in OPS:
+        raise PluginError(f"{what}: there is no such op{did_you_mean(op, OPS) or ';'} the ops are {', '.join(OPS)}")
 
     def create(context: PluginContext) -> Kernel:
         if not source.is_file():

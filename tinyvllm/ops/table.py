@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from tinyvllm._nearest import did_you_mean
 from tinyvllm.errors import ConfigError, PluginError
-from tinyvllm.interfaces import BindContext, Kernel, OpSpec
-from tinyvllm.ops.catalogue import OPS
-from tinyvllm.ops.device_values import Workspace
+from tinyvllm.interfaces import BindContext, Kernel, OpSpec, PreparingKernel
+from tinyvllm.layers import AttentionProjection, Linear
+from tinyvllm.ops.catalogue import OPS, parts_of
+from tinyvllm.ops.compositions import BoundOp
+from tinyvllm.workspace import Workspace
 
 DEFAULT_KERNELS: Mapping[str, Sequence[str]] = {
     "cpu": ("reference",),
@@ -18,6 +20,9 @@ DEFAULT_KERNELS: Mapping[str, Sequence[str]] = {
     "cuda": ("hopper", "nvrtc"),
 }
 """Kernel plugins that serve, on each device, what nobody replaced: tried in order."""
+
+Layer: TypeAlias = Linear | AttentionProjection
+_Key: TypeAlias = tuple[str, OpSpec]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +35,15 @@ class Resolution:
 
 
 class OpTable:
-    """Every op bound to one implementation.
+    """Every op bound to one implementation for each kind of layer.
 
     Args:
-        spec: what an implementation must serve.
+        spec: what an implementation must serve, but for the layer.
         defaults: kernels tried in order for ops that nobody replaced, by plugin name.
         replacements: op name to (plugin name, kernel), from the configuration. Replacing a part un-fuses what
             contains it. A replacement of a whole op is on its own: what it asks for of other ops is what serves them
             where nothing is replaced.
-        workspace: of the device; None on the CPU.
+        workspace: where the ops run.
 
     Raises:
         ConfigError: a replacement names an op that does not exist.
@@ -50,38 +55,63 @@ class OpTable:
         spec: OpSpec,
         defaults: Mapping[str, Kernel],
         replacements: Mapping[str, tuple[str, Kernel]],
-        workspace: Workspace | None = None,
+        workspace: Workspace,
     ) -> None:
         self._spec = spec
         self._workspace = workspace
-        self._context = BindContext(spec=spec, op=self.op, workspace=workspace)
         self._defaults = defaults
         self._replacements = replacements
-        self._bound: dict[str, Callable[..., Any]] = {}
-        self._resolutions: dict[str, Resolution] = {}
+        self._bound: dict[_Key, BoundOp] = {}
+        self._resolutions: dict[_Key, Resolution] = {}
         self._unreplaced: OpTable | None = None
         for name in replacements:
-            problem = self._no_op(name)
-            if problem:
-                raise ConfigError(f"kernels.{name}: {problem}")
+            if name not in OPS:
+                raise ConfigError(f"kernels.{name}: {_no_op(name)}")
 
-    def op(self, name: str) -> Callable[..., Any]:
-        """The callable that serves ``name``.
+    def op(self, name: str, layer: Layer | None = None) -> BoundOp:
+        """The callable that serves an op.
 
+        Args:
+            name: of the op.
+            layer: one of the layers that the op will be called with; None: it takes none, or any.
         Raises:
-            ValueError: no such op is on this device; the caller, a kernel that is being bound, has a mistake.
+            ValueError: there is no such op; the caller, a kernel that is being bound, has a mistake.
             PluginError: nothing serves it.
         """
-        if name not in self._bound:
-            problem = self._no_op(name)
-            if problem:
-                raise ValueError(f"op({name!r}): {problem}")
-            self._bound[name] = self._resolve(name)
-        return self._bound[name]
+        return self.op_for(name, self._spec_of(layer))
+
+    def op_for(self, name: str, spec: OpSpec) -> BoundOp:
+        """The callable that serves an op for the layer that ``spec`` describes; raises as :meth:`op` does."""
+        if name not in OPS:
+            raise ValueError(f"op({name!r}): {_no_op(name)}")
+        key = name, spec
+        if key not in self._bound:
+            self._bound[key] = self._resolve(name, spec)
+        return self._bound[key]
+
+    def prepared(self, names: Sequence[str], layer: Linear) -> Linear:
+        """The layer as the kernels that serve these ops want its weight, or as it is.
+
+        Args:
+            names: the ops that will be called with the layer.
+            layer: with a weight as a checkpoint has it.
+        """
+        spec = self._spec_of(layer)
+        simple = {inner for name in names for inner in self._serving(name, spec)}
+        for plugin, name in simple:
+            kernel = self._kernel(plugin, name)
+            if not isinstance(kernel, PreparingKernel):
+                continue
+            prepared = kernel.prepare(name, layer)
+            if prepared is not layer:
+                own = self._spec_of(prepared)
+                if all(not self._refusals(self._kernel(*each), each[1], own) for each in simple):
+                    return prepared
+        return layer
 
     def report(self) -> Sequence[Resolution]:
-        """Who serves each op asked for so far, and why."""
-        return list(self._resolutions.values())
+        """Who serves each op asked for so far, and why; each line once."""
+        return list(dict.fromkeys(self._resolutions.values()))
 
     def check_used(self) -> None:
         """Return if every replacement serves something, once the model has asked for its ops.
@@ -89,67 +119,85 @@ class OpTable:
         Raises:
             ConfigError: one does not: what contains it is replaced as a whole, or the model calls nothing that has it.
         """
+        used = {name for name, _ in self._resolutions}
         for name in self._replacements:
-            if name not in self._resolutions:
+            if name not in used:
                 raise ConfigError(f"kernels.{name}: nothing calls it, {self._why_unused(name)}")
 
-    def _no_op(self, name: str) -> str:
-        """Why no such op is called here, with those that are; empty if it is."""
-        if name in OPS and OPS[name].is_on(self._spec.device):
-            return ""
-        known = [op.name for op in OPS.values() if op.is_on(self._spec.device)]
-        what = "no such op" if name not in OPS else f"a model calls no such op on {self._spec.device}"
-        return f"{what}{did_you_mean(name, known) or ';'} the ops are {', '.join(known)}"
+    def _spec_of(self, layer: Layer | None) -> OpSpec:
+        if isinstance(layer, AttentionProjection):
+            return replace(self._spec, linear=layer.qkv.spec, heads=layer.spec)
+        return self._spec if layer is None else replace(self._spec, linear=layer.spec)
+
+    def _context(self, spec: OpSpec, op: Callable[[str, OpSpec], BoundOp]) -> BindContext:
+        return BindContext(spec, lambda name: op(name, spec), self._workspace)
+
+    def _resolve(self, name: str, spec: OpSpec) -> BoundOp:
+        if name in self._replacements:
+            plugin, kernel = self._replacements[name]
+            reasons = self._refusals(kernel, name, spec)
+            if reasons:
+                raise PluginError(f"kernels.{name}: {plugin!r} cannot serve it: {'; '.join(reasons)}")
+            bound = kernel.bind(name, self._context(spec, self._op_of_a_whole))
+            return self._take(name, spec, plugin, "named in the configuration", bound)
+        chosen, refusals = self._default(name, spec)
+        context = self._context(spec, self.op_for)
+        if chosen is not None:
+            bound = self._defaults[chosen].bind(name, context)
+            return self._take(name, spec, chosen, "the first that serves it", bound)
+        compose = OPS[name].compose
+        if compose is None:
+            raise PluginError(f"no kernel serves the op {name!r}: {'; '.join(refusals)}")
+        return self._take(name, spec, " + ".join(OPS[name].parts), "; ".join(refusals), compose(context))
+
+    def _default(self, name: str, spec: OpSpec) -> tuple[str | None, list[str]]:
+        """The default kernel that serves an op, and why the others do not."""
+        replaced = [part for part in dict.fromkeys(parts_of(name)) if part in self._replacements]
+        refusals = [f"{part} is replaced" for part in replaced]
+        if replaced:
+            return None, refusals
+        for plugin, kernel in self._defaults.items():
+            reasons = self._refusals(kernel, name, spec)
+            if not reasons:
+                return plugin, refusals
+            refusals += [f"{plugin}: {reason}" for reason in reasons]
+        return None, refusals
+
+    def _serving(self, name: str, spec: OpSpec) -> set[tuple[str, str]]:
+        """The plugin and op of each kernel that will be called for an op, parts of parts included."""
+        plugin = self._replacements[name][0] if name in self._replacements else self._default(name, spec)[0]
+        if plugin is not None:
+            return {(plugin, name)}
+        return {each for part in OPS[name].parts for each in self._serving(part, spec)}
+
+    def _kernel(self, plugin: str, name: str) -> Kernel:
+        return self._replacements[name][1] if name in self._replacements else self._defaults[plugin]
+
+    def _op_of_a_whole(self, name: str, spec: OpSpec) -> BoundOp:
+        """What a kernel that is named for a whole op calls of others; no replacement serves only by being in one."""
+        if name not in OPS or not any(part in self._replacements for part in (name, *parts_of(name))):
+            return self.op_for(name, spec)
+        if self._unreplaced is None:
+            self._unreplaced = OpTable(self._spec, self._defaults, {}, self._workspace)
+        return self._unreplaced.op_for(name, spec)
+
+    def _refusals(self, kernel: Kernel, name: str, spec: OpSpec) -> list[str]:
+        if name not in kernel.ops():
+            return [f"does not implement {name}"]
+        return kernel.supports(name, spec)
 
     def _why_unused(self, name: str) -> str:
-        whole = [other for other in self._replacements if name in self._all_parts(other)]
+        whole = [other for other in self._replacements if name in parts_of(other)]
         if whole:
             is_or_are = "are" if len(whole) > 1 else "is"
             return f"because {', '.join(whole)} {is_or_are} replaced as a whole; leave {name} out, or what contains it"
-        return (
-            f"nor anything that contains it, with attention {self._spec.attention!r} and sampler "
-            f"{self._spec.sampler!r}; leave it out"
-        )
+        return "nor anything that contains it; leave it out"
 
-    def _resolve(self, name: str) -> Callable[..., Any]:
-        context = self._context
-        if name in self._replacements:
-            plugin, kernel = self._replacements[name]
-            reasons = self._refusals(kernel, name)
-            if reasons:
-                raise PluginError(f"kernels.{name}: {plugin!r} cannot serve it: {'; '.join(reasons)}")
-            alone = BindContext(self._spec, self._op_of_a_whole, self._workspace)
-            return self._take(name, plugin, "named in the configuration", kernel.bind(name, alone))
-        replaced = [part for part in dict.fromkeys(self._all_parts(name)) if part in self._replacements]
-        refusals = [f"{part} is replaced" for part in replaced]
-        if not replaced:
-            for plugin, kernel in self._defaults.items():
-                reasons = self._refusals(kernel, name)
-                if not reasons:
-                    return self._take(name, plugin, "the first that serves it", kernel.bind(name, context))
-                refusals += [f"{plugin}: {reason}" for reason in reasons]
-        composed = OPS[name].composed(context)
-        if composed is None:
-            raise PluginError(f"no kernel serves the op {name!r}: {'; '.join(refusals)}")
-        return self._take(name, " + ".join(OPS[name].parts_on(self._spec.device)), "; ".join(refusals), composed)
-
-    def _op_of_a_whole(self, name: str) -> Callable[..., Any]:
-        """What a kernel that is named for a whole op calls of others; no replacement serves only by being in one."""
-        if self._no_op(name) or not any(part in self._replacements for part in (name, *self._all_parts(name))):
-            return self.op(name)
-        if self._unreplaced is None:
-            self._unreplaced = OpTable(self._spec, self._defaults, {}, self._workspace)
-        return self._unreplaced.op(name)
-
-    def _refusals(self, kernel: Kernel, name: str) -> list[str]:
-        if name not in kernel.ops():
-            return [f"does not implement {name}"]
-        return kernel.supports(name, self._spec)
-
-    def _all_parts(self, name: str) -> list[str]:
-        parts = OPS[name].parts_on(self._spec.device)
-        return [inner for part in parts for inner in (part, *self._all_parts(part))]
-
-    def _take(self, name: str, implementation: str, reason: str, bound: Callable[..., Any]) -> Callable[..., Any]:
-        self._resolutions[name] = Resolution(name, implementation, reason)
+    def _take(self, name: str, spec: OpSpec, implementation: str, reason: str, bound: BoundOp) -> BoundOp:
+        self._resolutions[name, spec] = Resolution(name, implementation, reason)
         return bound
+
+
+def _no_op(name: str) -> str:
+    """That there is no such op, with those that are."""
+    return f"no such op{did_you_mean(name, OPS) or ';'} the ops are {', '.join(OPS)}"

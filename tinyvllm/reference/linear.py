@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from tinyvllm.batch import Float32
-from tinyvllm.layers import Linear
+from tinyvllm.layers import ROWS, Linear
 from tinyvllm.shapes import check_shape
 
 ROW_TILE = 8
@@ -21,22 +21,27 @@ _GEMV_ROWS = 3
 _GEMV_MIN_ELEMENTS = 1 << 20
 
 
-def linear(x: Float32, layer: Linear) -> Float32:
-    """``x @ layer.weight + layer.bias``.
+def linear(x: Float32, layer: Linear, out: Float32 | None = None) -> Float32:
+    """``x @ W + bias``.
 
     Args:
         x: ``[T, in]``, float32.
-        layer: a dense layer.
+        layer: a plain matrix, of the scheme ``"rows"`` or ``"columns"``.
+        out: where the result goes, as in NumPy.
     Returns:
         ``[T, out]``, float32; the last bits of a row may depend on ``T``.
     Raises:
         ShapeError: a row of ``x`` is not ``in`` long.
     """
     check_shape("linear input", x.shape, (None, layer.in_features))
-    if 1 < len(x) <= _GEMV_ROWS and layer.weight.size >= _GEMV_MIN_ELEMENTS:
-        out = np.stack([row @ layer.weight for row in x])
+    matrix = matrix_of(layer)
+    if 1 < len(x) <= _GEMV_ROWS and matrix.size >= _GEMV_MIN_ELEMENTS:
+        if out is None:
+            out = np.empty((len(x), matrix.shape[1]), x.dtype)
+        for row, out_row in zip(x, out, strict=True):
+            np.matmul(row, matrix, out=out_row)
     else:
-        out = x @ layer.weight
+        out = np.matmul(x, matrix, out=out)
     if layer.bias is not None:
         out += layer.bias
     return out
@@ -48,8 +53,14 @@ def linear_in_tiles(x: Float32, layer: Linear) -> Float32:
     num_rows = len(x)
     padded = np.zeros((-(-num_rows // ROW_TILE) * ROW_TILE, x.shape[1]), np.float32)
     padded[:num_rows] = x
-    tiles = padded.reshape(-1, ROW_TILE, x.shape[1]) @ layer.weight
+    tiles = padded.reshape(-1, ROW_TILE, x.shape[1]) @ matrix_of(layer)
     out: Float32 = tiles.reshape(len(padded), -1)[:num_rows]
     if layer.bias is not None:
         out += layer.bias
     return out
+
+
+def matrix_of(layer: Linear) -> Float32:
+    """``W``, ``[in, out]``, of a layer whose weight is a plain matrix."""
+    weight: Float32 = layer.weight
+    return weight.T if layer.scheme == ROWS else weight

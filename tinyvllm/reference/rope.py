@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from tinyvllm.batch import Float32, Int32
-from tinyvllm.layers import RotaryTable
+from tinyvllm.layers import AttentionProjection, RotaryTable
 from tinyvllm.shapes import check_shape
 
 
@@ -33,3 +33,15 @@ def rope(x: Float32, positions: Int32, table: RotaryTable) -> Float32:
     np.subtract(low * cos, high * sin, out=out[..., :half])
     np.add(high * cos, low * sin, out=out[..., half:])
     return out
+
+
+def heads_of(qkv: Float32, projection: AttentionProjection) -> tuple[Float32, Float32]:
+    """The rows of a projection cut into heads: queries and keys, ``[T, H + K, D]``, and values, ``[T, K, D]``.
+
+    Args:
+        qkv: ``[T, (H + 2K) D]``; queries, keys, values.
+        projection: for the numbers of heads.
+    """
+    heads = qkv.reshape(len(qkv), -1, projection.head_dim)
+    num_rotated = projection.num_heads + projection.num_kv_heads
+    return heads[:, :num_rotated], heads[:, num_rotated:]

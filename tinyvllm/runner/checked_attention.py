@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from tinyvllm.batch import Batch
-from tinyvllm.interfaces import Attention, AttentionCall, AttentionSpec
+from tinyvllm.batch import Batch, BatchTensors, Int32
+from tinyvllm.device import Tensor
+from tinyvllm.errors import TinyvllmError
+from tinyvllm.interfaces import Attention, AttentionCall, AttentionContext, AttentionSpec, BoundAttention
 from tinyvllm.plugin_call import PluginCall, PluginName, checked_reasons, shown
-from tinyvllm.shapes import Array
 
-_FLOAT32 = np.dtype(np.float32)
+_INT32 = np.dtype(np.int32)
 
 
 class CheckedAttention:
@@ -24,7 +25,6 @@ class CheckedAttention:
 
     def __init__(self, attention: Attention, plugin: PluginName) -> None:
         self._attention, self._plugin = attention, plugin
-        self._planning, self._computing = PluginCall(plugin, "plan"), PluginCall(plugin, "forward")
 
     def supports(self, spec: AttentionSpec) -> list[str]:
         """Reasons why the plugin cannot serve ``spec``; empty if it can."""
@@ -32,15 +32,59 @@ class CheckedAttention:
             reasons = self._attention.supports(spec)
         return checked_reasons(self._plugin, "supports", reasons)
 
-    def plan(self, batch: Batch) -> Any:
+    def bind(self, context: AttentionContext) -> CheckedBoundAttention:
+        """The attention of one engine.
+
+        Raises:
+            KernelError: the compiler refuses the plugin's source.
+            CapacityError: no memory for what the plugin keeps.
+        """
+        with PluginCall(self._plugin, "bind", passes=TinyvllmError):
+            bound: Any = self._attention.bind(context)
+            is_bound = isinstance(bound, BoundAttention)
+        if not is_bound:
+            raise self._plugin.broken("bind", shown(bound), "an object with host_plan, plan and forward")
+        return CheckedBoundAttention(bound, self._plugin)
+
+
+class CheckedBoundAttention:
+    """Implements ``BoundAttention`` by a plugin's; raises ``PluginError`` for whatever breaks the rules.
+
+    Args:
+        attention: what the plugin's ``bind`` returned.
+        plugin: its name.
+    """
+
+    def __init__(self, attention: BoundAttention, plugin: PluginName) -> None:
+        self._attention, self._plugin = attention, plugin
+        self._planning_host, self._planning = PluginCall(plugin, "host_plan"), PluginCall(plugin, "plan")
+        self._computing = PluginCall(plugin, "forward")
+        self._host_plan_size: int | None = None
+
+    def host_plan(self, batch: Batch) -> Int32 | None:
+        """``[N]`` int32, of the same size for all steps, or None."""
+        with self._planning_host:
+            plan: Any = self._attention.host_plan(batch)
+        if plan is None and self._host_plan_size is None:
+            return None
+        if not isinstance(plan, np.ndarray) or plan.dtype != _INT32 or plan.ndim != 1:
+            raise self._plugin.broken("host_plan", shown(plan), "None, or a one-dimensional array of int32")
+        if self._host_plan_size is None:
+            self._host_plan_size = len(plan)
+        if len(plan) != self._host_plan_size:
+            size = f"{self._host_plan_size}, as in the first step"
+            raise self._plugin.broken("host_plan", f"an array of {len(plan)} numbers", size)
+        return plan
+
+    def plan(self, batch: BatchTensors, host_plan: Tensor | None) -> Any:
         """Whatever the plugin computes once a step."""
         with self._planning:
-            return self._attention.plan(batch)
+            return self._attention.plan(batch, host_plan)
 
-    def forward(self, call: AttentionCall) -> Array:
-        """``[T, H, D]`` float32: each query's attention over its own sequence."""
+    def forward(self, call: AttentionCall) -> None:
+        """Each query's attention over its own sequence, written to ``call.out``."""
+        attention: Any = self._attention
         with self._computing:
-            mixed = self._attention.forward(call)
-        if not isinstance(mixed, np.ndarray) or mixed.shape != call.query.shape or mixed.dtype != _FLOAT32:
-            raise self._plugin.broken("forward", shown(mixed), f"an array of float32 and shape {call.query.shape}")
-        return mixed
+            returned = attention.forward(call)
+        if returned is not None:
+            raise self._plugin.broken("forward", shown(returned), "None: forward writes to call.out")

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from tinyvllm.batch import Float32, LayerCache, LogprobColumns, SampleCall
+from tinyvllm.batch import BatchTensors, LayerCache, LogprobColumns, SampleCall
 from tinyvllm.models.decoder import Decoder
 from tinyvllm.reference.logprobs import logprob_columns
 from tinyvllm.request import SamplingParams, SamplingRules
 from tinyvllm.runner.checked_sampler import CheckedSampler
-from tinyvllm.shapes import ModelShape
 from tinyvllm.step import Done, Pending, PromptLogprobs, Step, StepResult
-
-# Prompt log-probabilities need logits of every prompt position; so many positions at a time bound the memory.
-_PROMPT_LOGITS_ROWS = 64
+from tinyvllm.workspace import StepLimits
 
 
 class ModelRunner:
@@ -25,12 +23,16 @@ class ModelRunner:
         decoder: the model.
         caches: the KV cache, one entry a layer.
         sampler: chooses tokens; its answers are checked before they get here.
+        limits: of a step.
     """
 
-    def __init__(self, decoder: Decoder, caches: Sequence[LayerCache], sampler: CheckedSampler) -> None:
+    def __init__(
+        self, decoder: Decoder, caches: Sequence[LayerCache], sampler: CheckedSampler, limits: StepLimits
+    ) -> None:
         self._decoder = decoder
         self._caches = caches
         self._sampler = sampler
+        self._max_logits_rows = limits.max_logits_rows
 
     def can_run_ahead(self, params: SamplingParams, rules: SamplingRules) -> bool:
         """Always: a step is over when it was launched."""
@@ -41,23 +43,29 @@ class ModelRunner:
 
     def launch(self, step: Step) -> Pending:
         """Model, logits, sampler."""
-        batch = step.batch
-        hidden = self._decoder.forward(batch, self._caches)
-        wishes = [self._prompt_logprobs(hidden, wish) for wish in step.prompt_logprobs]
+        batch = step.batch.read_only()  # plugins see it
+        decoder = self._decoder
+        tensors = BatchTensors(
+            batch.token_ids, batch.positions, batch.slot_mapping, batch.context_lens, batch.block_tables,
+            batch.cu_seqlens_q,
+        )  # fmt: skip
+        decoder.forward(tensors, self._caches, decoder.host_plan(batch))
+        prompts = [self._prompt_logprobs(wanted) for wanted in step.prompt_logprobs]
         if step.sampling is None:
-            return Done(StepResult(None, wishes))
-        is_all = len(step.sampled) == batch.num_tokens
-        rows = hidden if is_all else hidden[batch.last_token_index[step.sampled]]
-        sampled = self._sampler.sample(SampleCall(self._decoder.logits(rows), step.sampling, step.tokens))
-        return Done(StepResult(sampled, wishes))
+            return Done(StepResult(None, prompts))
+        num_rows = len(step.sampled)
+        rows = None if num_rows == batch.num_tokens else batch.last_token_index[step.sampled]
+        logits: Any = decoder.logits(rows, num_rows)
+        return Done(StepResult(self._sampler.sample(SampleCall(logits, step.sampling, step.tokens)), prompts))
 
-    def _prompt_logprobs(self, hidden: Float32, wish: PromptLogprobs) -> LogprobColumns:
+    def _prompt_logprobs(self, wanted: PromptLogprobs) -> LogprobColumns:
         parts = []
-        for start in range(0, len(wish.targets), _PROMPT_LOGITS_ROWS):
-            targets = wish.targets[start : start + _PROMPT_LOGITS_ROWS]
-            first = wish.first + start
-            logits = self._decoder.logits(hidden[first : first + len(targets)])
-            parts.append(logprob_columns(logits, targets, wish.num_logprobs))
+        for start in range(0, len(wanted.targets), self._max_logits_rows):
+            targets = wanted.targets[start : start + self._max_logits_rows]
+            first = wanted.first + start
+            rows = np.arange(first, first + len(targets), dtype=np.int32)
+            logits: Any = self._decoder.logits(rows, len(rows))
+            parts.append(logprob_columns(logits, targets, wanted.num_logprobs))
         return joined(parts)
 
 
@@ -68,9 +76,3 @@ def joined(parts: Sequence[LogprobColumns]) -> LogprobColumns:
         np.concatenate([p.logprobs for p in parts]),
         np.concatenate([p.rank for p in parts]),
     )
-
-
-def allocate_caches(shape: ModelShape, num_blocks: int, block_size: int) -> list[LayerCache]:
-    """A KV cache of zeros for every layer. The system hands out the memory when a block is first written."""
-    size = (num_blocks, shape.num_kv_heads, block_size, shape.head_dim)
-    return [LayerCache(np.zeros(size, np.float32), np.zeros(size, np.float32)) for _ in range(shape.num_layers)]

@@ -5,13 +5,14 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from tinyvllm.batch import Float32, Int32, LogprobColumns, SampleCall, Sampled
-from tinyvllm.device import BFLOAT16, Buffer, Gpu, Graph
+from tinyvllm.batch import Float32, Int32, LayerCache, LogprobColumns, SampleCall, Sampled
+from tinyvllm.device import Gpu, Graph
 from tinyvllm.errors import DeviceError, KernelError
-from tinyvllm.models.device_decoder import DeviceDecoder, DeviceLimits
+from tinyvllm.models.decoder import Decoder
 from tinyvllm.reference.logprobs import logprob_columns
 from tinyvllm.request import SamplingParams, SamplingRules
 from tinyvllm.runner.checked_sampler import CheckedSampler
@@ -19,8 +20,8 @@ from tinyvllm.runner.cpu import joined
 from tinyvllm.runner.inputs import DeviceInputs, SampledRows, StepBuffers
 from tinyvllm.runner.prompt_graphs import PromptGraphs, StepSize
 from tinyvllm.runner.sampling import DeviceSampling, PendingTokens, SamplingMode
-from tinyvllm.shapes import ModelShape
 from tinyvllm.step import Done, Pending, PromptLogprobs, Step, StepResult
+from tinyvllm.workspace import StepLimits
 
 MOST_GREEDY_ROWS = 1
 """Up to so many rows the head and the choice of the most likely token are one kernel; more go through the logits."""
@@ -45,9 +46,9 @@ class DeviceRunner:
     def __init__(
         self,
         device: Gpu,
-        decoder: DeviceDecoder,
-        caches: list[tuple[Buffer, Buffer]],
-        limits: DeviceLimits,
+        decoder: Decoder,
+        caches: Sequence[LayerCache],
+        limits: StepLimits,
         sampling: DeviceSampling,
         sampler: CheckedSampler,
         *,
@@ -207,7 +208,7 @@ class DeviceRunner:
         most = self._limits.max_logits_rows
         for first in range(0, sampled.num_rows, most):
             part = sampled.part(first, min(sampled.num_rows - first, most), self._inputs.counting)
-            logits = self._decoder.logits(part.rows, part.num_rows)
+            logits: Any = self._decoder.logits(part.rows, part.num_rows)
             if mode is not None:
                 self._sampling.queue(mode, logits, part, first)
 
@@ -264,11 +265,3 @@ def decode_sizes(max_seqs: int) -> Sequence[int]:
     """Numbers of sequences that get a graph of their own: powers of two up to 16, then steps of 16, and the largest."""
     sizes = {size for size in (1, 2, 4, 8) if size <= max_seqs} | set(range(16, max_seqs + 1, 16)) | {max_seqs}
     return sorted(sizes)
-
-
-def allocate_device_caches(
-    device: Gpu, shape: ModelShape, num_blocks: int, block_size: int
-) -> list[tuple[Buffer, Buffer]]:
-    """Key and value blocks of every layer, ``[num_blocks, K, block_size, D]`` bfloat16 each."""
-    size = (num_blocks, shape.num_kv_heads, block_size, shape.head_dim)
-    return [(device.memory.alloc(size, BFLOAT16), device.memory.alloc(size, BFLOAT16)) for _ in range(shape.num_layers)]

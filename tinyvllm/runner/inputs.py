@@ -8,14 +8,13 @@ from itertools import accumulate
 
 import numpy as np
 
-from tinyvllm.batch import Int32
+from tinyvllm.batch import BatchTensors, Int32
 from tinyvllm.device import INT32, Buffer, Gpu
 from tinyvllm.kernels.step_inputs import HEADER_SIZE, StepArrays, StepInputs
-from tinyvllm.models.device_decoder import DeviceBatch, DeviceLimits
 from tinyvllm.ops.buffers import ceil_div, round_up
-from tinyvllm.ops.device_values import rows_from
 from tinyvllm.runner.prompt_graphs import StepSize
 from tinyvllm.step import Step, TableUpdates
+from tinyvllm.workspace import StepLimits
 
 _ALIGNMENT = 64
 """Elements: each array begins at a multiple of 256 bytes."""
@@ -50,7 +49,7 @@ class SampledRows:
         if first == 0 and num_rows == self.num_rows:
             return self
         arrays = (self.rows or counting, self.slots, self.positions)
-        return SampledRows(*(rows_from(each, first, num_rows) for each in arrays))
+        return SampledRows(*(each[first : first + num_rows] for each in arrays))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +62,7 @@ class StepBuffers:
         updates: what is new in the block tables; see ``StepInputs``.
     """
 
-    batch: DeviceBatch
+    batch: BatchTensors
     sampled: SampledRows
     updates: Buffer
 
@@ -97,7 +96,7 @@ class DeviceInputs:
         limits: most tokens and sequences of a step.
     """
 
-    def __init__(self, device: Gpu, limits: DeviceLimits) -> None:
+    def __init__(self, device: Gpu, limits: StepLimits) -> None:
         self._device = device
         self._max_blocks = ceil_div(limits.max_context_len, limits.block_size)
         self._updates_size = HEADER_SIZE + 3 * limits.max_seqs
@@ -222,7 +221,7 @@ class DeviceInputs:
             layout.starts
         )
         t, b, s = layout.num_tokens, layout.num_sequences, num_sampled
-        batch = DeviceBatch(
+        batch = BatchTensors(
             token_ids=self._part(token_ids, t),
             positions=self._part(positions, t),
             slot_mapping=self._part(slot_mapping, t),

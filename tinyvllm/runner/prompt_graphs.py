@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from tinyvllm.batch import Batch
 from tinyvllm.device import Gpu, Graph
-from tinyvllm.models.device_decoder import DeviceLimits
+from tinyvllm.workspace import StepLimits
 
 _SMALL_SIZES = (8, 16, 32)
 _TOKEN_STEP = 64
@@ -50,7 +50,7 @@ class PromptGraphs:
         limits: most tokens and sequences of a step.
     """
 
-    def __init__(self, device: Gpu, limits: DeviceLimits) -> None:
+    def __init__(self, device: Gpu, limits: StepLimits) -> None:
         self._device = device
         most = min(limits.max_tokens, _MOST_TOKENS)
         self._token_sizes = _up_to(most, (*_SMALL_SIZES, *range(_TOKEN_STEP, most, _TOKEN_STEP)))

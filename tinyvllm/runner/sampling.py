@@ -19,7 +19,6 @@ from tinyvllm.kernels.sample import Sample
 from tinyvllm.kernels.sample_columns import NO_RULES, DeviceSamplingColumns, SampledBuffers
 from tinyvllm.kernels.sample_rules import RowRules, RuleState
 from tinyvllm.ops.buffers import round_up
-from tinyvllm.ops.device_values import rows_from
 from tinyvllm.request import SamplingParams, SamplingRules
 from tinyvllm.runner.inputs import SampledRows
 from tinyvllm.sequence import SequenceTokens
@@ -258,4 +257,4 @@ class _Rules:
 
 def _rows_of(buffers: LogprobBuffers, first: int, num_rows: int) -> LogprobBuffers:
     arrays = (buffers.token_ids, buffers.logprobs, buffers.rank)
-    return LogprobBuffers(*(rows_from(each, first, num_rows) for each in arrays))
+    return LogprobBuffers(*(each[first : first + num_rows] for each in arrays))

@@ -10,17 +10,16 @@ from pydantic import ValidationError
 
 from tinyvllm.config import Resolved
 from tinyvllm.errors import PluginError, TinyvllmError
-from tinyvllm.interfaces import AttentionSpec, Kernel, Kind, OpSpec, PluginContext
+from tinyvllm.interfaces import Kernel, Kind, OpSpec, PluginContext
 from tinyvllm.models import read_config
 from tinyvllm.models.decoder import DecoderConfig
-from tinyvllm.ops.catalogue import OPS
 from tinyvllm.ops.checked_kernel import CheckedKernel
 from tinyvllm.plugin_call import PluginName
 from tinyvllm.registry import PluginInfo, State
 from tinyvllm.runner.checked_attention import CheckedAttention
-from tinyvllm.start.devices import NUMPY_ALONE, attention_on_device, choose_device, is_attention_of_devices
+from tinyvllm.start.devices import choose_device
 from tinyvllm.start.model_files import resolve_model
-from tinyvllm.start.op_spec import op_spec
+from tinyvllm.start.specs import attention_specs, op_spec
 
 _NUM_BLOCKS = 64  # enough for a plugin that sizes something by it
 
@@ -73,7 +72,7 @@ def _verdict(info: PluginInfo, resolved: Resolved, model: DecoderConfig) -> Verd
         plugin = registry.get(info.kind, info.name)
         options = _options(resolved, info, plugin.options)
         filled = registry.create(info.kind, info.name, replace(context, options=options))
-        reasons = list(_reasons(registry.named(info.kind, info.name), filled, context, model, resolved))
+        reasons = list(_reasons(registry.named(info.kind, info.name), filled, context, model))
     except ValidationError as error:
         missing = ", ".join(str(detail["loc"][0]) for detail in error.errors() if detail["loc"])
         return Verdict(info, "needs options", missing)
@@ -81,8 +80,6 @@ def _verdict(info: PluginInfo, resolved: Resolved, model: DecoderConfig) -> Verd
         return Verdict(info, "broken", str(error))
     if reasons:
         return Verdict(info, "cannot serve", "; ".join(dict.fromkeys(reasons)))
-    if info.kind is Kind.ATTENTION and context.device != "cpu":
-        return Verdict(info, "ok", attention_on_device(context.device))
     return Verdict(info, "ok", plugin.description)
 
 
@@ -110,38 +107,14 @@ def _context(resolved: Resolved, model: DecoderConfig) -> PluginContext:
     )
 
 
-def _reasons(
-    plugin: PluginName, filled: Any, context: PluginContext, model: DecoderConfig, resolved: Resolved
-) -> Iterator[str]:
+def _reasons(plugin: PluginName, filled: Any, context: PluginContext, model: DecoderConfig) -> Iterator[str]:
     """Why it cannot serve; loaders, schedulers and samplers serve everything."""
-    if plugin.kind is Kind.ATTENTION and context.device != "cpu":
-        if not is_attention_of_devices(plugin.name):
-            yield NUMPY_ALONE
-            yield attention_on_device(context.device)
-    elif plugin.kind is Kind.ATTENTION:
+    if plugin.kind is Kind.ATTENTION:
         attention = CheckedAttention(filled, plugin)
-        for window in dict.fromkeys(model.sliding_windows):
-            yield from attention.supports(_attention_spec(context, window))
+        for spec in dict.fromkeys(attention_specs(model, context)):
+            yield from attention.supports(spec)
     elif plugin.kind is Kind.KERNEL:
-        yield from _reasons_of_ops(CheckedKernel(filled, plugin), _op_spec(context, model, resolved))
-
-
-def _attention_spec(context: PluginContext, sliding_window: int | None) -> AttentionSpec:
-    return AttentionSpec(
-        device=context.device,
-        num_heads=context.model.num_heads,
-        num_kv_heads=context.model.num_kv_heads,
-        head_dim=context.model.head_dim,
-        block_size=context.block_size,
-        dtype="float32",
-        sliding_window=sliding_window,
-        batch_invariant=context.batch_invariant,
-    )
-
-
-def _op_spec(context: PluginContext, model: DecoderConfig, resolved: Resolved) -> OpSpec:
-    config = resolved.config
-    return op_spec(model, context, attention=config.attention.name, sampler=config.sampler.name)
+        yield from _reasons_of_ops(CheckedKernel(filled, plugin), op_spec(context))
 
 
 def _reasons_of_ops(kernel: Kernel, spec: OpSpec) -> Iterator[str]:
@@ -149,8 +122,7 @@ def _reasons_of_ops(kernel: Kernel, spec: OpSpec) -> Iterator[str]:
     ops = kernel.ops()
     refused: dict[str, list[str]] = {}
     for op in ops:
-        is_called = OPS[op].is_on(spec.device)
-        for reason in kernel.supports(op, spec) if is_called else [f"a model calls no such op on {spec.device}"]:
+        for reason in kernel.supports(op, spec):
             refused.setdefault(reason, []).append(op)
     for reason, concerned in refused.items():
         yield reason if len(concerned) == len(ops) else f"{', '.join(concerned)}: {reason}"

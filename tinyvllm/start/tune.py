@@ -10,7 +10,7 @@ import numpy as np
 from tinyvllm._terminal import announce
 from tinyvllm.device import BFLOAT16, FLOAT32, Buffer, Gpu
 from tinyvllm.models.decoder import DecoderWeights
-from tinyvllm.ops.device_values import DeviceLimits, first_rows
+from tinyvllm.workspace import StepLimits
 
 _ROWS = (16, 32, 64, 128, 192, 256, 512, 1024, 2048, 4096, 8192)
 """Numbers of rows that are timed; others take the choice of the nearest."""
@@ -30,7 +30,7 @@ class TunableProducts(Protocol):
         ...
 
 
-def tune_products(device: Gpu, weights: DecoderWeights, limits: DeviceLimits) -> str:
+def tune_products(device: Gpu, weights: DecoderWeights, limits: StepLimits) -> str:
     """Time what was never timed on this card: some tenths of a second for each layer and number of rows.
 
     Returns:
@@ -55,7 +55,7 @@ def tune_products(device: Gpu, weights: DecoderWeights, limits: DeviceLimits) ->
             continue
         out_rows = device.memory.alloc((wanted[-1], num_out), out_dtype)
         x_rows = device.memory.alloc((wanted[-1], num_in), BFLOAT16)
-        products = [(first_rows(out_rows, rows), first_rows(x_rows, rows)) for rows in wanted]
+        products = [(out_rows[:rows], x_rows[:rows]) for rows in wanted]
         unknown = [each for each in products if not device.is_gemm_tuned(*each, weight, accumulate=accumulate)]
         if unknown:
             if num_timed == 0:

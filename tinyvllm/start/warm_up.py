@@ -10,10 +10,10 @@ from collections.abc import Iterator
 
 from tinyvllm._terminal import each_shown
 from tinyvllm.kernels.logprobs import MAX_LISTED
-from tinyvllm.ops.device_values import DeviceLimits
 from tinyvllm.runner.device_runner import DeviceRunner, decode_sizes
 from tinyvllm.runner.prompt_graphs import StepSize
 from tinyvllm.runner.sampling import SamplingMode
+from tinyvllm.workspace import StepLimits
 
 GREEDY = SamplingMode(is_greedy=True, may_cut=False, has_rules=False, num_listed=None)
 RANDOM = SamplingMode(is_greedy=False, may_cut=False, has_rules=False, num_listed=None)
@@ -26,7 +26,7 @@ COMMON_MODES = (GREEDY, RANDOM, CUT)
 _PROMPT_SIZES = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 
 
-def rehearse(runner: DeviceRunner, limits: DeviceLimits) -> str:
+def rehearse(runner: DeviceRunner, limits: StepLimits) -> str:
     """Run steps of all sizes, so that every kernel has the memory that it will ever need before the cache is sized.
 
     Args:
@@ -48,7 +48,7 @@ def rehearse(runner: DeviceRunner, limits: DeviceLimits) -> str:
     return f"kernels: prepared by {num_steps} steps of padding in {time.perf_counter() - began:.1f} s"
 
 
-def record_common(runner: DeviceRunner, limits: DeviceLimits) -> str:
+def record_common(runner: DeviceRunner, limits: StepLimits) -> str:
     """Record the graphs of decode steps that nearly all requests need.
 
     Returns:
@@ -66,7 +66,7 @@ def record_common(runner: DeviceRunner, limits: DeviceLimits) -> str:
     )
 
 
-def _prompt_steps(limits: DeviceLimits) -> Iterator[StepSize]:
+def _prompt_steps(limits: StepLimits) -> Iterator[StepSize]:
     tokens = [size for size in _PROMPT_SIZES if size < limits.max_tokens]
     for num_tokens in (*tokens, limits.max_tokens):
         for has_decodes in (False, True):

@@ -1,20 +1,21 @@
-"""Cases of attention over the paged cache of a device: unseen slots are NaN, rows that are not computed stay NaN."""
+"""Cases of attention over the paged cache: unseen slots are NaN, rows that are not computed stay NaN."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from tinyvllm.batch import LayerCache
-from tinyvllm.device import Buffer
-from tinyvllm.ops.device_values import AttentionLayer
+from tinyvllm.device import Device, Gpu
+from tinyvllm.interfaces import Attention, AttentionCall, AttentionContext, AttentionSpec
 from tinyvllm.reference.paged_attention import paged_attention
-from tinyvllm.testing.case import Bench, Case, Cast
+from tinyvllm.testing.case import Bench, Case, limits_of
 from tinyvllm.testing.numbers import BF16_ROUNDOFF, Array, Float64, attention_error, bf16, f64
 from tinyvllm.testing.parameters import Parameters
 from tinyvllm.testing.step import random_step
+from tinyvllm.workspace import Workspace
 
 
 class AttentionCase(Case):
@@ -29,24 +30,39 @@ class AttentionCase(Case):
         self.query = bf16(self.rng.standard_normal(shape) * 2)
         self.num_real = self.step.batch.num_tokens
 
-    def is_computed(self) -> Array:
-        """Whether the op computes each real row."""
-        return np.ones(self.num_real, bool)
+    def spec(self, device: Device) -> AttentionSpec:
+        """What the attention must be able to do."""
+        m = self.model
+        return AttentionSpec(
+            device=device.name,
+            num_heads=m.num_heads,
+            num_kv_heads=m.num_kv_heads,
+            head_dim=m.head_dim,
+            block_size=self.parameters.block_size,
+            dtype="bfloat16" if isinstance(device, Gpu) else "float32",
+            scale=m.head_dim**-0.5,
+            sliding_window=self.parameters.sliding_window,
+            batch_invariant=self.parameters.batch_invariant,
+        )
 
-    def on_host(self, op: Callable[..., Any], cast: Cast) -> Mapping[str, Array]:
-        """``out``, of the real rows; NaN where the op leaves them alone."""
-        cache = LayerCache(cast(self.step.cache.key), cast(self.step.cache.value))
-        out = self._attention(op, cast(self.query[: self.num_real]), cache)
-        return {"out": np.where(self.is_computed()[:, None, None], out, np.nan)}
+    def run(self, op: Any, bench: Bench) -> Mapping[str, Any]:
+        """``out``, of the real rows, by a plugin."""
+        attention: Attention = op
+        spec = self.spec(bench.device)
+        workspace = Workspace(bench.device, limits_of(self.parameters))
+        bound = attention.bind(AttentionContext((spec,), workspace))
+        query = bench.rows(self.query, self.num_real)
+        out, cache = bench.poisoned(query.shape), bench.cache(self.step.cache)
+        batch = bench.batch(self.step, is_decode=self.parameters.is_decode)
+        host_plan = bound.host_plan(self.step.batch)
+        plan = bound.plan(batch, None if host_plan is None else bench.put(host_plan))
+        bound.forward(AttentionCall(out, query, cache, batch, plan, spec, is_first=True))
+        return {"out": out[: self.num_real]}
 
-    def on_device(self, op: Callable[..., None], bench: Bench) -> Mapping[str, Buffer]:
-        """``out``, of the real rows."""
-        out = bench.poisoned(self.query.shape)
-        is_decode = self.parameters.is_decode and self.op != "attention_prefill"
-        batch = bench.batch(self.step.padded, is_decode=is_decode)
-        layer = AttentionLayer(self.parameters.sliding_window, is_first=True)
-        op(out, bench.put(self.query), bench.cache(self.step.cache), batch, layer)
-        return {"out": out.view((self.num_real, *out.shape[1:]))}
+    def expected(self) -> Mapping[str, Float64]:
+        """By the definition, in float64."""
+        cache = self.step.cache
+        return {"out": self._defined(f64(self.query), LayerCache(f64(cache.key), f64(cache.value)))}
 
     def error(self, expected: Mapping[str, Float64], roundoff: float) -> Mapping[str, Any]:
         """Of scores, weights and sums."""
@@ -54,33 +70,11 @@ class AttentionCase(Case):
         query = f64(self.query[: self.num_real])
         norms = np.nan_to_num(np.linalg.norm(f64(cache.key), axis=-1)).max(axis=(0, 2))  # [K]
         largest = np.linalg.norm(query, axis=-1) * np.repeat(norms, query.shape[1] // len(norms))  # [T, H]
-        absolute = LayerCache(f64(cache.key), np.abs(f64(cache.value)))
-        of_absolutes = self._attention(paged_attention, query, absolute)
+        of_absolutes = self._defined(query, LayerCache(f64(cache.key), np.abs(f64(cache.value))))
         longest = int(self.step.batch.context_lens.max())
         return {"out": attention_error(largest * d**-0.5, d, longest, of_absolutes, BF16_ROUNDOFF)}
 
-    def _attention(self, op: Callable[..., Any], query: Array, cache: LayerCache) -> Float64:
-        scale = self.model.head_dim**-0.5
-        return f64(np.asarray(op(query, cache, self.step.batch, scale, self.parameters.sliding_window)))
-
-
-class AttentionDecodeCase(AttentionCase):
-    """Only sequences of one token."""
-
-    op = "attention_decode"
-
-    def is_computed(self) -> Array:
-        """Where a sequence has one token."""
-        counts = np.diff(self.step.batch.cu_seqlens_q)
-        return np.repeat(counts == 1, counts)
-
-
-class AttentionPrefillCase(AttentionCase):
-    """Only sequences of several tokens."""
-
-    op = "attention_prefill"
-
-    def is_computed(self) -> Array:
-        """Where a sequence has several tokens."""
-        counts = np.diff(self.step.batch.cu_seqlens_q)
-        return np.repeat(counts > 1, counts)
+    def _defined(self, query: Array, cache: LayerCache) -> Float64:
+        scale, window = self.model.head_dim**-0.5, self.parameters.sliding_window
+        rows: Any = query[: self.num_real]
+        return f64(paged_attention(rows, cache, self.step.batch, scale, window))

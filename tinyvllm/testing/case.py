@@ -1,25 +1,28 @@
-"""What a case of an op is: inputs, how the op is called on the CPU and on a device, and what must come out."""
+"""What a case of an op is: inputs, how the op is called, and what must come out."""
 
 from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from tinyvllm.batch import Batch, LayerCache
-from tinyvllm.device import Buffer, Gpu
-from tinyvllm.layers import AttentionProjection, Linear, Norm, RotaryTable
+from tinyvllm.batch import BatchTensors, LayerCache
+from tinyvllm.device import Device
+from tinyvllm.devices.cpu import CpuDevice
+from tinyvllm.interfaces import BindContext, OpSpec
+from tinyvllm.layers import AttentionProjection, HeadSpec, Linear, LinearSpec, Norm, RotaryTable, linear_of
 from tinyvllm.ops.catalogue import OPS
-from tinyvllm.ops.device_values import DeviceBatch, DeviceCache
+from tinyvllm.ops.table import OpTable
 from tinyvllm.testing.numbers import BF16, BF16_ROUNDOFF, F32_ROUNDOFF, SMALLEST, Array, Float64, f64, rounded
-from tinyvllm.testing.parameters import Parameters
+from tinyvllm.testing.parameters import MAX_SEQUENCES, MAX_TOKENS, Parameters
+from tinyvllm.testing.step import RandomStep
+from tinyvllm.workspace import StepLimits, Workspace
 
 EPS = 1e-5
-Cast = Callable[[Array], Array]
 
 
 class Case(ABC):
@@ -36,13 +39,19 @@ class Case(ABC):
         self.model = parameters.model
         self.rng = np.random.default_rng(parameters.seed)
 
-    @abstractmethod
-    def on_host(self, op: Callable[..., Any], cast: Cast) -> Mapping[str, Array]:
-        """The results of a CPU's op, by name; ``cast`` makes arrays of the type it computes with."""
+    @classmethod
+    def linear_spec(cls, parameters: Parameters) -> LinearSpec | None:
+        """The linear layer that the op is called with; None: there is none."""
+        return None
+
+    @classmethod
+    def head_spec(cls, parameters: Parameters) -> HeadSpec | None:
+        """The heads that the op splits its rows into; None: it does not."""
+        return None
 
     @abstractmethod
-    def on_device(self, op: Callable[..., None], bench: Bench) -> Mapping[str, Buffer]:
-        """Queues a device's op; the buffers of the same results."""
+    def run(self, op: Callable[..., None], bench: Bench) -> Mapping[str, Any]:
+        """Call the op with tensors of the bench; its results by name, where they lie."""
 
     @abstractmethod
     def error(self, expected: Mapping[str, Float64], roundoff: float) -> Mapping[str, Any]:
@@ -55,7 +64,8 @@ class Case(ABC):
 
     def expected(self) -> Mapping[str, Float64]:
         """The results by the definition, in float64. NaN: not written."""
-        return {name: f64(np.asarray(result)) for name, result in self.on_host(definition(self.op), f64).items()}
+        bench = Bench(CpuDevice(np.float64))
+        return {name: f64(result) for name, result in self.run(definition(type(self), self.parameters), bench).items()}
 
     def mismatches(self, got: Mapping[str, Array], roundoff: float) -> list[Mismatch]:
         """What is wrong with results, one of each name at most."""
@@ -130,35 +140,78 @@ def other_bits(name: str, in_company: Array, alone: Array) -> list[Mismatch]:
     return [Mismatch(what, index, float(in_company[index]), float(alone[index]), 0.0, int(differs.sum()), differs.size)]
 
 
-def definition(op: str) -> Callable[..., Any]:
-    """An op as the composition of the NumPy definitions of its parts; exact inputs in float64 stay so."""
-    compose = OPS[op].compose
-    if compose is not None:
-        return compose(definition)
-    reference = OPS[op].reference
-    assert reference is not None
-    return reference
+class _Definitions:
+    """The kernel of every simple op: its definition."""
+
+    def ops(self) -> Sequence[str]:
+        return [name for name, op in OPS.items() if not op.is_fused]
+
+    def supports(self, op: str, spec: OpSpec) -> list[str]:
+        return []
+
+    def bind(self, op: str, context: BindContext) -> Callable[..., None]:
+        definition = OPS[op].definition
+        assert definition is not None
+        return definition
+
+
+def definition(case: type[Case], parameters: Parameters) -> Callable[..., None]:
+    """An op as its definition, or the composition of its parts' definitions, over arrays of float64."""
+    spec = OpSpec(
+        device="cpu",
+        model=parameters.model,
+        dtype="float64",
+        block_size=parameters.block_size,
+        batch_invariant=False,
+        linear=case.linear_spec(parameters),
+        heads=case.head_spec(parameters),
+    )
+    workspace = Workspace(CpuDevice(np.float64), limits_of(parameters))
+    return OpTable(spec, {"definitions": _Definitions()}, {}, workspace).op_for(case.op, spec)
+
+
+def limits_of(parameters: Parameters) -> StepLimits:
+    """The limits of an engine of these parameters."""
+    return StepLimits(
+        max_tokens=max(MAX_TOKENS, parameters.num_rows),
+        max_seqs=max(MAX_SEQUENCES, len(parameters.num_tokens)),
+        max_context_len=parameters.max_context,
+        block_size=parameters.block_size,
+        max_logits_rows=parameters.max_logits_rows,
+        batch_invariant=parameters.batch_invariant,
+    )
 
 
 class Bench:
-    """Puts arrays on a device, and takes results from it. Everything is in place before an op is queued."""
+    """Puts arrays on a device, and takes results from it. Everything is in place before an op is queued.
 
-    def __init__(self, device: Gpu) -> None:
+    Args:
+        device: where to.
+        prepare: what a kernel makes of a linear layer before it is called with it.
+    """
+
+    def __init__(self, device: Device, prepare: Callable[[Linear], Linear] = lambda layer: layer) -> None:
         self.device = device
+        self._prepare = prepare
+        self.is_padded = device.name != "cpu"
+        """Whether a step has rows of padding."""
 
-    def put(self, array: Array) -> Buffer:
-        """A buffer with the contents of ``array``."""
-        buffer = self.device.memory.alloc(array.shape, array.dtype)
-        self.device.memory.upload(buffer, np.ascontiguousarray(array))
+    def put(self, array: Array) -> Any:
+        """A tensor with the contents of ``array``, bfloat16 as the device computes."""
+        dtype = array.dtype
+        if dtype == BF16 or (dtype.kind == "f" and self.device.activation_dtype == np.float64):
+            dtype = self.device.activation_dtype
+        tensor = self.device.memory.alloc(array.shape, dtype)
+        self.device.memory.upload(tensor, np.ascontiguousarray(array.astype(dtype, copy=False)))
         self.device.synchronize()  # weights may be read before the predecessor has ended
-        return buffer
+        return tensor
 
-    def poisoned(self, shape: tuple[int, ...], dtype: Any = BF16) -> Buffer:
-        """A buffer of NaN, or of -1."""
-        buffer = self.device.memory.alloc(shape, dtype)
-        self.device.memory.fill(buffer, 0xFF)
+    def poisoned(self, shape: tuple[int, ...], dtype: Any = None) -> Any:
+        """A tensor of NaN, or of -1; ``dtype`` None: as the device computes."""
+        tensor = self.device.memory.alloc(shape, self.device.activation_dtype if dtype is None else dtype)
+        self.device.memory.fill(tensor, 0xFF)
         self.device.synchronize()
-        return buffer
+        return tensor
 
     def norm(self, weight: Array) -> Norm:
         """A norm on the device."""
@@ -166,37 +219,36 @@ class Bench:
 
     def linear(self, weight: Array, bias: Array | None = None) -> Linear:
         """A linear layer on the device, ``weight`` ``[out, in]``."""
-        return Linear(self.put(weight), None if bias is None else self.put(bias), scheme="rows")
+        return self._prepare(linear_of(self.put(weight), None if bias is None else self.put(bias)))
 
-    def batch(self, batch: Batch, *, is_decode: bool) -> DeviceBatch:
-        """A step on the device."""
-        return DeviceBatch(
+    def batch(self, step: RandomStep, *, is_decode: bool) -> BatchTensors:
+        """A step on the device, padded where steps are."""
+        batch = step.padded if self.is_padded else step.batch
+        is_short = is_decode and self.is_padded
+        return BatchTensors(
             token_ids=self.put(batch.token_ids),
             positions=self.put(batch.positions),
             slot_mapping=self.put(batch.slot_mapping),
             context_lens=self.put(batch.context_lens),
             block_tables=self.put(batch.block_tables),
-            cu_seqlens_q=None if is_decode else self.put(batch.cu_seqlens_q),
+            cu_seqlens_q=None if is_short else self.put(batch.cu_seqlens_q),
         )
 
-    def cache(self, cache: LayerCache) -> DeviceCache:
-        """A layer's cache on the device."""
-        return self.put(cache.key), self.put(cache.value)
+    def rows(self, array: Array, num_real: int) -> Any:
+        """The rows of a step, those of padding too where steps are padded."""
+        return self.put(array if self.is_padded else array[:num_real])
 
-    def projection(self, projection: AttentionProjection, weight: Array, bias: Array | None) -> AttentionProjection:
-        """``projection`` on the device, with these weights ``[out, in]``."""
+    def cache(self, cache: LayerCache) -> LayerCache:
+        """A layer's cache on the device."""
+        return LayerCache(self.put(cache.key), self.put(cache.value))
+
+    def projection(self, projection: AttentionProjection, qkv: Linear) -> AttentionProjection:
+        """``projection`` on the device, with this layer."""
         p = projection
-        return AttentionProjection(
-            qkv=self.linear(weight, bias),
+        return replace(
+            p,
+            qkv=qkv,
             rotary=RotaryTable(self.put(p.rotary.cos), self.put(p.rotary.sin)),
-            num_heads=p.num_heads,
-            num_kv_heads=p.num_kv_heads,
-            head_dim=p.head_dim,
             q_norm=None if p.q_norm is None else self.norm(p.q_norm.weight),
             k_norm=None if p.k_norm is None else self.norm(p.k_norm.weight),
         )
-
-
-def host_linear(weight: Array, bias: Array | None, cast: Cast) -> Linear:
-    """The layer ``[out, in]`` as the CPU's ops take it."""
-    return Linear(cast(weight).T, None if bias is None else cast(bias))

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from tinyvllm._nearest import did_you_mean
-from tinyvllm.device import Buffer, Gpu
+from tinyvllm.device import Buffer, Device
+from tinyvllm.devices.cpu import CpuDevice
 from tinyvllm.errors import ConfigError, DeviceError, KernelError, TinyvllmError
 from tinyvllm.interfaces import Kind
 from tinyvllm.ops.catalogue import OPS
 from tinyvllm.registry import Registry, State
-from tinyvllm.testing.case import Bench, Mismatch
+from tinyvllm.testing.case import Mismatch
 from tinyvllm.testing.parameters import Parameters, drawn, strategies
 from tinyvllm.testing.subject import CASES, Subject, subjects, why_not
 
@@ -93,14 +94,14 @@ def find_subjects(
     return found
 
 
-def open_device(name: str) -> Gpu | None:
-    """The device; None for the CPU.
+def open_device(name: str) -> Device:
+    """The device.
 
     Raises:
         DeviceError: it is not present.
     """
     if name == "cpu":
-        return None
+        return CpuDevice()
     if name == "emulator":
         from tinyvllm.devices.emulator.device import EmulatorDevice
 
@@ -197,7 +198,7 @@ def writer_of(subject: Subject, parameters: Parameters, mismatch: Mismatch) -> l
     device = EmulatorDevice(can_watch=True)
     again = subject.on(device)
     queued: list[tuple[Any, ...]] = []
-    buffers = CASES[subject.op](parameters).on_device(lambda *arguments: queued.append(arguments), Bench(device))
+    buffers = CASES[subject.op](parameters).run(lambda *arguments: queued.append(arguments), again.bench(parameters))
     if mismatch.result not in buffers:
         return []
     watch = device.watch(_element(buffers[mismatch.result], mismatch.index))

@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from tinyvllm.device import Buffer
-from tinyvllm.layers import Norm
+from tinyvllm.layers import ROWS, LinearSpec, Norm
 from tinyvllm.reference.rms_norm import rms_norm
-from tinyvllm.testing.case import Bench, Case, Cast, Mismatch, host_linear
+from tinyvllm.testing.case import Bench, Case, Mismatch
 from tinyvllm.testing.numbers import (
     F32_ROUNDOFF,
     Array,
@@ -26,6 +25,7 @@ from tinyvllm.testing.numbers import (
 )
 from tinyvllm.testing.parameters import MAX_SEQUENCES, Parameters
 from tinyvllm.testing.rope_cases import RopeAppendCase
+from tinyvllm.testing.simple_cases import head_of
 
 
 def normed(x: Array, norm: Norm, roundoff: float) -> tuple[Float64, Float64]:
@@ -47,24 +47,18 @@ class QkvCase(RopeAppendCase):
         self.weight = weights(self.rng, self.num_columns, e)
         self.bias = bf16(self.rng.standard_normal(self.num_columns)) if parameters.has_bias else None
 
-    def on_host(self, op: Callable[..., Any], cast: Cast) -> Mapping[str, Array]:
-        """Queries of the real rows, and the cache."""
-        cache = self.host_cache(cast)
-        projection = self.host_projection(cast, host_linear(self.weight, self.bias, cast))
-        x = cast(self.x[: self.num_real])
-        query, _, _ = op(x, self.norm_value(cast(self.norm)), projection, cache, self.step.batch)
-        return {"query": query, "key_cache": cache.key, "value_cache": cache.value}
+    @classmethod
+    def linear_spec(cls, parameters: Parameters) -> LinearSpec:
+        """From the residual stream to queries, keys and values."""
+        m = parameters.model
+        return LinearSpec(ROWS, m.hidden_size, (m.num_heads + 2 * m.num_kv_heads) * m.head_dim, parameters.has_bias)
 
-    def on_device(self, op: Callable[..., None], bench: Bench) -> Mapping[str, Buffer]:
-        """The same; rows of padding compute something and store nothing."""
-        p = self.projection
-        cache = bench.cache(self.step.cache)
-        query = bench.poisoned((self.parameters.num_rows, p.num_heads, p.head_dim))
-        projection = bench.projection(p, self.weight, self.bias)
-        batch = bench.batch(self.step.padded, is_decode=self.parameters.is_decode)
-        op(query, cache, bench.put(self.x), bench.norm(self.norm), projection, batch)
-        real = query.view((self.num_real, *query.shape[1:]))
-        return {"query": real, "key_cache": cache[0], "value_cache": cache[1]}
+    def run(self, op: Callable[..., None], bench: Bench) -> Mapping[str, Any]:
+        """Queries of the real rows, and the cache; rows of padding compute something and store nothing."""
+        projection = bench.projection(self.projection, bench.linear(self.weight, self.bias))
+        return self.results(bench, lambda query, cache, batch: op(
+            query, cache, bench.rows(self.x, self.num_real), bench.norm(self.norm), projection, batch
+        ))  # fmt: skip
 
     def error(self, expected: Mapping[str, Float64], roundoff: float) -> Mapping[str, Any]:
         """Through norm, projection and rotation."""
@@ -88,12 +82,13 @@ class LinearResidualCase(Case):
         self.weight = weights(self.rng, e, f)
         self.bias = bf16(self.rng.standard_normal(e)) if parameters.has_bias else None
 
-    def on_host(self, op: Callable[..., Any], cast: Cast) -> Mapping[str, Array]:
-        """``residual``."""
-        layer = host_linear(self.weight, self.bias, cast)
-        return {"residual": op(cast(self.x), layer, np.array(cast(self.residual)))}
+    @classmethod
+    def linear_spec(cls, parameters: Parameters) -> LinearSpec:
+        """From the MLP's width to the residual stream."""
+        m = parameters.model
+        return LinearSpec(ROWS, m.intermediate_size, m.hidden_size, parameters.has_bias)
 
-    def on_device(self, op: Callable[..., None], bench: Bench) -> Mapping[str, Buffer]:
+    def run(self, op: Callable[..., None], bench: Bench) -> Mapping[str, Any]:
         """``residual``."""
         residual = bench.put(self.residual)
         op(residual, bench.put(self.x), bench.linear(self.weight, self.bias))
@@ -121,12 +116,13 @@ class GateUpCase(Case):
         self.norm = bf16(self.rng.uniform(0.5, 1.5, e))
         self.weight = weights(self.rng, 2 * self.model.intermediate_size, e)
 
-    def on_host(self, op: Callable[..., Any], cast: Cast) -> Mapping[str, Array]:
-        """``out``."""
-        layer = host_linear(self.weight, None, cast)
-        return {"out": op(cast(self.x), self.norm_value(cast(self.norm)), layer)}
+    @classmethod
+    def linear_spec(cls, parameters: Parameters) -> LinearSpec:
+        """From the residual stream to gate and up."""
+        m = parameters.model
+        return LinearSpec(ROWS, m.hidden_size, 2 * m.intermediate_size, has_bias=False)
 
-    def on_device(self, op: Callable[..., None], bench: Bench) -> Mapping[str, Buffer]:
+    def run(self, op: Callable[..., None], bench: Bench) -> Mapping[str, Any]:
         """``out``."""
         out = bench.poisoned((len(self.x), self.model.intermediate_size))
         op(out, bench.put(self.x), bench.norm(self.norm), bench.linear(self.weight))
@@ -154,16 +150,16 @@ class NormHeadCase(Case):
         self.norm = bf16(self.rng.uniform(0.5, 1.5, e))
         self.weight = weights(self.rng, self.model.vocab_size, e)
 
+    @classmethod
+    def linear_spec(cls, parameters: Parameters) -> LinearSpec:
+        """From the residual stream to the vocabulary."""
+        return head_of(parameters)
+
     def max_rows(self) -> int:
         """Most rows of a call."""
         return self.parameters.max_logits_rows
 
-    def on_host(self, op: Callable[..., Any], cast: Cast) -> Mapping[str, Array]:
-        """``logits``."""
-        layer = host_linear(self.weight, None, cast)
-        return {"logits": op(cast(self.x), self.norm_value(cast(self.norm)), layer)}
-
-    def on_device(self, op: Callable[..., None], bench: Bench) -> Mapping[str, Buffer]:
+    def run(self, op: Callable[..., None], bench: Bench) -> Mapping[str, Any]:
         """``logits``."""
         logits = bench.poisoned((len(self.x), self.model.vocab_size), np.float32)
         op(logits, bench.put(self.x), bench.norm(self.norm), bench.linear(self.weight))
@@ -184,12 +180,7 @@ class HeadArgmaxCase(NormHeadCase):
         """More than logits are held of."""
         return max(MAX_SEQUENCES, self.parameters.max_logits_rows)
 
-    def on_host(self, op: Callable[..., Any], cast: Cast) -> Mapping[str, Array]:
-        """``token_ids``."""
-        layer = host_linear(self.weight, None, cast)
-        return {"token_ids": op(cast(self.x), self.norm_value(cast(self.norm)), layer)}
-
-    def on_device(self, op: Callable[..., None], bench: Bench) -> Mapping[str, Buffer]:
+    def run(self, op: Callable[..., None], bench: Bench) -> Mapping[str, Any]:
         """``token_ids``."""
         token_ids = bench.poisoned((len(self.x),), np.int32)
         op(token_ids, bench.put(self.x), bench.norm(self.norm), bench.linear(self.weight))

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from tinyvllm.device import Buffer
-from tinyvllm.testing.case import Bench, Case, Cast, Mismatch, host_linear
+from tinyvllm.layers import ROWS, LinearSpec
+from tinyvllm.testing.case import Bench, Case, Mismatch
 from tinyvllm.testing.numbers import (
     F32_ROUNDOFF,
     Array,
@@ -25,6 +25,11 @@ from tinyvllm.testing.numbers import (
 from tinyvllm.testing.parameters import Parameters
 
 
+def head_of(parameters: Parameters) -> LinearSpec:
+    """The projection to the vocabulary."""
+    return LinearSpec(ROWS, parameters.model.hidden_size, parameters.model.vocab_size, has_bias=False)
+
+
 class EmbeddingCase(Case):
     """Rows of any bits."""
 
@@ -37,11 +42,7 @@ class EmbeddingCase(Case):
         self.table = rows_of_many_scales(self.rng, (self.model.vocab_size, self.model.hidden_size))
         self.ids = self.rng.integers(0, self.model.vocab_size, parameters.num_rows).astype(np.int32)
 
-    def on_host(self, op: Callable[..., Any], cast: Cast) -> Mapping[str, Array]:
-        """``out``."""
-        return {"out": op(self.ids, cast(self.table))}
-
-    def on_device(self, op: Callable[..., None], bench: Bench) -> Mapping[str, Buffer]:
+    def run(self, op: Callable[..., None], bench: Bench) -> Mapping[str, Any]:
         """``out``."""
         out = bench.poisoned((len(self.ids), self.model.hidden_size))
         op(out, bench.put(self.ids), bench.put(self.table))
@@ -66,11 +67,7 @@ class RmsNormCase(Case):
         self.x[special > 0.95] *= bf16(1e12)
         self.weight = rows_of_many_scales(self.rng, (1, self.model.hidden_size))[0]
 
-    def on_host(self, op: Callable[..., Any], cast: Cast) -> Mapping[str, Array]:
-        """``out``."""
-        return {"out": op(cast(self.x), self.norm_value(cast(self.weight)))}
-
-    def on_device(self, op: Callable[..., None], bench: Bench) -> Mapping[str, Buffer]:
+    def run(self, op: Callable[..., None], bench: Bench) -> Mapping[str, Any]:
         """``out``."""
         out = bench.poisoned(self.x.shape)
         op(out, bench.put(self.x), bench.norm(self.weight))
@@ -94,11 +91,13 @@ class LinearCase(Case):
         self.weight = rows_of_many_scales(self.rng, (self.model.hidden_size, size))
         self.bias = rows_of_many_scales(self.rng, (1, self.model.hidden_size))[0] if parameters.has_bias else None
 
-    def on_host(self, op: Callable[..., Any], cast: Cast) -> Mapping[str, Array]:
-        """``out``."""
-        return {"out": op(cast(self.x), host_linear(self.weight, self.bias, cast))}
+    @classmethod
+    def linear_spec(cls, parameters: Parameters) -> LinearSpec:
+        """From heads to the residual stream."""
+        m = parameters.model
+        return LinearSpec(ROWS, m.num_heads * m.head_dim, m.hidden_size, parameters.has_bias)
 
-    def on_device(self, op: Callable[..., None], bench: Bench) -> Mapping[str, Buffer]:
+    def run(self, op: Callable[..., None], bench: Bench) -> Mapping[str, Any]:
         """``out``."""
         out = bench.poisoned((len(self.x), len(self.weight)))
         op(out, bench.put(self.x), bench.linear(self.weight, self.bias))
@@ -121,11 +120,7 @@ class AddCase(Case):
         shape = (parameters.num_rows, self.model.hidden_size)
         self.residual, self.x = (rows_of_many_scales(self.rng, shape) for _ in range(2))
 
-    def on_host(self, op: Callable[..., Any], cast: Cast) -> Mapping[str, Array]:
-        """``residual``."""
-        return {"residual": op(np.array(cast(self.residual)), cast(self.x))}
-
-    def on_device(self, op: Callable[..., None], bench: Bench) -> Mapping[str, Buffer]:
+    def run(self, op: Callable[..., None], bench: Bench) -> Mapping[str, Any]:
         """``residual``."""
         residual = bench.put(self.residual)
         op(residual, bench.put(self.x))
@@ -146,11 +141,7 @@ class SiluMulCase(Case):
         super().__init__(parameters)
         self.gate_up = rows_of_many_scales(self.rng, (parameters.num_rows, 2 * self.model.intermediate_size))
 
-    def on_host(self, op: Callable[..., Any], cast: Cast) -> Mapping[str, Array]:
-        """``out``."""
-        return {"out": op(cast(self.gate_up))}
-
-    def on_device(self, op: Callable[..., None], bench: Bench) -> Mapping[str, Buffer]:
+    def run(self, op: Callable[..., None], bench: Bench) -> Mapping[str, Any]:
         """``out``."""
         out = bench.poisoned((len(self.gate_up), self.model.intermediate_size))
         op(out, bench.put(self.gate_up))
@@ -174,11 +165,12 @@ class LmHeadCase(Case):
         self.x = rows_of_many_scales(self.rng, (num_rows, self.model.hidden_size))
         self.weight = weights(self.rng, self.model.vocab_size, self.model.hidden_size)
 
-    def on_host(self, op: Callable[..., Any], cast: Cast) -> Mapping[str, Array]:
-        """``logits``."""
-        return {"logits": op(cast(self.x), host_linear(self.weight, None, cast))}
+    @classmethod
+    def linear_spec(cls, parameters: Parameters) -> LinearSpec:
+        """From the residual stream to the vocabulary."""
+        return head_of(parameters)
 
-    def on_device(self, op: Callable[..., None], bench: Bench) -> Mapping[str, Buffer]:
+    def run(self, op: Callable[..., None], bench: Bench) -> Mapping[str, Any]:
         """``logits``."""
         logits = bench.poisoned((len(self.x), self.model.vocab_size), np.float32)
         op(logits, bench.put(self.x), bench.linear(self.weight))
@@ -203,11 +195,7 @@ class ArgmaxCase(Case):
         spoiled = self.rng.choice([np.nan, np.inf, -np.inf, 0, 0, 0], num_rows)
         self.logits[np.arange(num_rows), self.rng.integers(0, v, num_rows)] = spoiled
 
-    def on_host(self, op: Callable[..., Any], cast: Cast) -> Mapping[str, Array]:
-        """``token_ids``."""
-        return {"token_ids": op(self.logits)}
-
-    def on_device(self, op: Callable[..., None], bench: Bench) -> Mapping[str, Buffer]:
+    def run(self, op: Callable[..., None], bench: Bench) -> Mapping[str, Any]:
         """``token_ids``."""
         token_ids = bench.poisoned((len(self.logits),), np.int32)
         op(token_ids, bench.put(self.logits))

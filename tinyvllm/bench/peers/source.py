@@ -16,8 +16,7 @@ from tinyvllm.config.resolve import Resolved
 from tinyvllm.interfaces import Checkpoint, Kind, Loader, OpenCall, PluginContext
 from tinyvllm.llm import LLM
 from tinyvllm.models import read_config
-from tinyvllm.models.decoder import DecoderConfig
-from tinyvllm.models.weights import expected_tensors
+from tinyvllm.models.decoder import DecoderConfig, expected_tensors
 from tinyvllm.start.checked_loader import open_checkpoint
 
 _SAFETENSORS_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
@@ -63,7 +62,7 @@ def weight_source(resolved: Resolved, llm: LLM) -> WeightSource:
     options = resolved.plugin_options.get("loader") or resolved.registry.get(Kind.LOADER, name).options()
     context = PluginContext(
         options=options,
-        device="cpu" if llm.device is None else resolved.config.device,
+        device="cpu" if llm.device.name == "cpu" else resolved.config.device,
         model=config.shape,
         max_model_len=resolved.config.max_model_len or config.shape.max_position_embeddings,
         max_num_seqs=scheduler.max_num_seqs,

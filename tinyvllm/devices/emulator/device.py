@@ -108,7 +108,12 @@ class EmulatorDevice:
         most = _MAX_EARLY_FIBRES if sanitizer is Sanitizer.RACE else self._properties.max_threads_per_sm * num_sms
         self._max_resident_threads = most
         self._stream = Stream(lambda buffer: bytes_at(buffer.pointer, buffer.nbytes))
-        self._memory = EmulatorMemory(self._runtime, self._stream, has_margins=sanitizer is Sanitizer.NONE)
+        self._memory = EmulatorMemory(
+            self._runtime,
+            self._stream,
+            has_margins=sanitizer is Sanitizer.NONE,
+            memory_bytes=self._properties.memory_bytes,
+        )
 
     @property
     def name(self) -> str:

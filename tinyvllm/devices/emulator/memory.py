@@ -91,8 +91,9 @@ class EmulatorMark:
 class EmulatorMemory:
     """Implements ``Memory``."""
 
-    def __init__(self, runtime: RuntimeLibrary, stream: Stream, *, has_margins: bool) -> None:
+    def __init__(self, runtime: RuntimeLibrary, stream: Stream, *, has_margins: bool, memory_bytes: int) -> None:
         self._runtime = runtime
+        self._memory_bytes = memory_bytes
         self._stream = stream
         # Sanitizers find an overrun at the place where it happens: they get exact bounds.
         self._margin_bytes = _MARGIN_BYTES if has_margins else 0
@@ -117,6 +118,10 @@ class EmulatorMemory:
         check_corner(buffer, array)
         copy, (rows, columns) = array.copy(), array.shape
         self._stream.submit(HostTask("upload", [], lambda: np.copyto(array_of(buffer)[:rows, :columns], copy)))
+
+    def free_bytes(self) -> int:
+        """The memory of the card that is emulated; what is in use is not counted."""
+        return self._memory_bytes
 
     def download(self, buffer: Buffer) -> Array:
         """A copy of the buffer's contents after all work queued so far."""
