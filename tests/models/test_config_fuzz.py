@@ -20,7 +20,7 @@ from tinyvllm._json_file import read_json_object
 from tinyvllm.errors import LoadError
 from tinyvllm.models import MODEL_TYPES, read_config
 from tinyvllm.models.rotary import rotary_table
-from tinyvllm.models.weights import expected_tensors
+from tinyvllm.models.decoder import expected_tensors
 from tinyvllm.request import SamplingParams
 from tinyvllm.start.generation_config import generation_defaults
 

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from tinyvllm.bench.peers.source import WeightSource
 from tinyvllm.bench.workload import Job, heap_set_aside
+from tinyvllm.device import Device
 from tinyvllm.errors import ConfigError
 
 
@@ -103,6 +104,6 @@ class PeerSeries:
         self._peer = None
 
 
-def torch_device_of(device: object | None) -> str:
+def torch_device_of(device: Device) -> str:
     """Where torch shall compute beside an engine on ``device``; the emulator is a CPU too."""
-    return "cuda" if hasattr(device, "time_us") else "cpu"
+    return "cuda" if device.name == "cuda" else "cpu"
