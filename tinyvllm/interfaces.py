@@ -7,7 +7,7 @@ object, which can gain fields in a later version; arguments are never added.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -17,10 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from tinyvllm.batch import Batch, BatchTensors, Int32, LayerCache, SampleCall, Sampled
-from tinyvllm.device import Gpu, Tensor
+from tinyvllm.batch import Batch, BatchTensors, Int32, LayerCache, SampleCall, Sampled, SamplingRows
+from tinyvllm.device import Buffer, Gpu, Tensor
 from tinyvllm.layers import HeadSpec, Linear, LinearSpec
+from tinyvllm.request import SamplingParams, SamplingRules
 from tinyvllm.shapes import Array, ModelShape
+from tinyvllm.slots import LogprobBuffers, SampledBuffers, SlotParameters
+from tinyvllm.step import Started
 from tinyvllm.workspace import StepLimits, Workspace
 
 API_VERSION = 1
@@ -401,12 +404,122 @@ class Scheduler(Protocol):
 # ---------------------------------------------------------------- Sampler
 
 
+@dataclass(frozen=True, slots=True)
+class SamplerSpec:
+    """What a sampler must be able to do for an engine.
+
+    Attributes:
+        device: ``"cpu"``, ``"emulator"`` or ``"cuda"``.
+        vocab_size: ``V``.
+    """
+
+    device: str
+    vocab_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class SamplerContext:
+    """What a sampler is given when it is bound to an engine.
+
+    Attributes:
+        spec: what it must be able to do.
+        workspace: the device, the limits of a step, and memory.
+    """
+
+    spec: SamplerSpec
+    workspace: Workspace
+
+
+@runtime_checkable
+class HostSampler(Protocol):
+    """A sampler that knows arrays of the host alone.
+
+    On the CPU that is all there is. On a GPU the logits come down for it, and a sequence must wait for its token
+    before its next step can be decided; the start-up report says so.
+    """
+
+    def sample(self, call: SampleCall) -> Sampled:
+        """One token a row, from the row's own random stream, whatever else is in the step."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SampleKind:
+    """Which work the rows of a step need, as far as it decides what is queued. A graph is recorded for each kind.
+
+    Attributes:
+        needs_logits: false if the most likely token of each row is all that is wanted; the projection to the
+            vocabulary may then be one kernel with the choice of the token, and ``sample`` is not called.
+        num_listed: log-probabilities to give of each row, beside the chosen token's; None: none at all.
+        detail: the sampler's own part of the kind.
+    """
+
+    needs_logits: bool
+    num_listed: int | None
+    detail: Hashable = None
+
+
+@dataclass(frozen=True, slots=True)
+class GpuSampleCall:
+    """What a sampler on a GPU is given: buffers of ``n`` rows.
+
+    Attributes:
+        kind: what ``kind`` returned.
+        logits: ``[n, V]``, float32, as the model gave them; they must stay as they are.
+        slots: ``[n]``, int32; the slot of each row's sequence, below zero for padding, which samples nothing.
+        positions: ``[n]``, int32; position that each new token will have in its sequence.
+        parameters: by slot.
+        out: where the tokens go, and whether a row's logits were corrupt.
+        logprobs: where log-probabilities go, ``1 + kind.num_listed`` columns; None if the kind has none.
+    """
+
+    kind: SampleKind
+    logits: Buffer
+    slots: Buffer
+    positions: Buffer
+    parameters: SlotParameters
+    out: SampledBuffers
+    logprobs: LogprobBuffers | None
+
+
+@runtime_checkable
+class GpuSampler(Protocol):
+    """A sampler on a GPU: what it queues is recorded with the step.
+
+    A sampler may also have ``host``, a :class:`HostSampler` for the sequences that it cannot sample itself.
+    """
+
+    def can_sample(self, params: SamplingParams, rules: SamplingRules) -> bool:
+        """Whether a sequence with these parameters can be sampled here; if not, ``host`` does it."""
+        ...
+
+    def start(self, started: Started) -> None:
+        """Learn of sequences that have been given a slot; again after a preemption."""
+        ...
+
+    def kind(self, rows: SamplingRows) -> SampleKind:
+        """Which work these rows need; asked when the rows of a step are others than those of the step before."""
+        ...
+
+    def sample(self, call: GpuSampleCall) -> None:
+        """Queue the choice of a token for each row. Runs when a step is recorded: it sees buffers, never values."""
+        ...
+
+    def record(self, token_ids: Buffer, parameters: SlotParameters, slots: Buffer) -> None:
+        """Queue whatever depends on tokens that the host has chosen, ``[n]`` int32, as if they were chosen here."""
+        ...
+
+
 @runtime_checkable
 class Sampler(Protocol):
     """Chooses the next token of each row."""
 
-    def sample(self, call: SampleCall) -> Sampled:
-        """One token a row, from the row's own random stream, whatever its company."""
+    def supports(self, spec: SamplerSpec) -> list[str]:
+        """Reasons why this implementation cannot serve ``spec``; empty if it can."""
+        ...
+
+    def bind(self, context: SamplerContext) -> HostSampler | GpuSampler:
+        """The sampler of one engine, with all the memory that it will ever need."""
         ...
 
 

@@ -19,9 +19,9 @@ import numpy as np
 from tests.kernels.bench_attention import device_of, put, time_us
 from tests.kernels.sampling import rows_of
 from tinyvllm.device import Gpu
-from tinyvllm.kernels.logprobs import LogprobBuffers, Logprobs
+from tinyvllm.kernels.logprobs import Logprobs
 from tinyvllm.kernels.sample import Sample
-from tinyvllm.kernels.sample_columns import DeviceSamplingColumns, SampledBuffers
+from tinyvllm.slots import LogprobBuffers, SampledBuffers, SlotParameters
 
 CUTS: dict[str, dict[str, Any]] = {
     "none": {},
@@ -45,7 +45,7 @@ class Bench:
         self.positions = [
             put(device, np.arange(i, i + num_rows, dtype=np.int32)) for i in range(0, options.calls * 1000, 1000)
         ]
-        self.columns = DeviceSamplingColumns(device, num_rows)
+        self.columns = SlotParameters(device, num_rows)
         self.sample = Sample(device, vocab_size=options.vocab_size, max_rows=num_rows)
         self.out = SampledBuffers.allocate(device, num_rows)
 

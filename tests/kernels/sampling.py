@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from tinyvllm.batch import NO_LOGPROBS, Float32, Int32, SamplingRows
 from tinyvllm.device import Argument, Array, Buffer, Gpu
 from tinyvllm.kernels.sample import Sample
-from tinyvllm.kernels.sample_columns import NO_RULES, DeviceSamplingColumns, SampledBuffers
 from tinyvllm.reference.philox import random_words
 from tinyvllm.reference.sampling import SamplingColumns, scaled
+from tinyvllm.slots import NO_RULES, SampledBuffers, SlotParameters
 
 from .support import F32_ROUNDOFF, Float64, get, once, poisoned, put
 
@@ -70,7 +70,7 @@ class Step:
     logits: Buffer
     slots: Buffer
     positions: Buffer
-    columns: DeviceSamplingColumns
+    columns: SlotParameters
     out: SampledBuffers
     host_slots: Int32
 
@@ -79,7 +79,7 @@ class Step:
         num_rows = len(logits)
         num_slots = num_rows + 3
         slots = np.random.default_rng(num_rows).permutation(num_slots)[:num_rows].astype(np.int32)
-        columns = DeviceSamplingColumns(device, num_slots)
+        columns = SlotParameters(device, num_slots)
         columns.write(np.arange(num_slots, dtype=np.int32), rows_of(num_slots, temperature=np.nan))
         columns.write(slots, rows, rule_rows)
         columns.upload()

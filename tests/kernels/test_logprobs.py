@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from tinyvllm.batch import NO_LOGPROBS, Float32, Int32, LogprobColumns
 from tinyvllm.device import Gpu
 from tinyvllm.errors import ShapeError
-from tinyvllm.kernels.logprobs import MAX_LISTED, LogprobBuffers, Logprobs
+from tinyvllm.kernels.logprobs import MAX_LISTED, Logprobs
 from tinyvllm.reference.logprobs import logprob_columns
+from tinyvllm.slots import LogprobBuffers
 
 from .sampling import INF, Step, make_sample, rows_of
 from .sampling import SMALL as SAMPLE_SIZES

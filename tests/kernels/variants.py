@@ -27,7 +27,6 @@ from tinyvllm.kernels.embedding import Embedding
 from tinyvllm.kernels.gate_up_silu import GateUpSilu
 from tinyvllm.kernels.gate_up_silu_wide import GateUpSiluWide
 from tinyvllm.kernels.greedy_ids import GreedyIds
-from tinyvllm.kernels.host_ring import HostRing
 from tinyvllm.kernels.linear import LinearRows
 from tinyvllm.kernels.linear_residual import LinearResidual
 from tinyvllm.kernels.linear_residual_wide import LinearResidualWide
@@ -41,8 +40,9 @@ from tinyvllm.kernels.rope_append import RopeAppend
 from tinyvllm.kernels.sample import Sample
 from tinyvllm.kernels.sample_rules import RuleState
 from tinyvllm.kernels.silu_mul import SiluMul
-from tinyvllm.kernels.step_inputs import StepInputs
 from tinyvllm.kernels.tiling import BATCH_ROWS, SHARING_ROWS, invariant_tiling
+from tinyvllm.runner.host_ring import HostRing
+from tinyvllm.runner.step_inputs import StepInputs
 from tinyvllm_kernels.hopper import WIDE_RESIDUAL_ROWS, WIDE_ROWS
 
 from .decode_chain import LLAMA_1B, ChainShape

@@ -6,9 +6,9 @@ import numpy as np
 
 from tinyvllm.device import FLOAT32, INT32, Buffer, Gpu
 from tinyvllm.errors import ShapeError
-from tinyvllm.kernels.sample_columns import SampledBuffers
 from tinyvllm.kernels.sample_tiles import RowTiles
 from tinyvllm.ops.buffers import beside, check_buffer
+from tinyvllm.slots import SampledBuffers
 
 
 class Argmax:
@@ -56,7 +56,7 @@ class Argmax:
         """
         num_rows = logits.shape[0]
         check_rows("argmax", num_rows, self._max_rows)
-        out.check("argmax", num_rows)
+        check_sampled("argmax", out, num_rows)
         check_buffer("argmax logits", logits, (num_rows, self._vocab_size), FLOAT32)
         check_buffer("argmax slots", slots, (num_rows,), INT32)
         num_tiles, tile_size = self._tiles.cut(num_rows)
@@ -76,3 +76,9 @@ def check_rows(op: str, num_rows: int, max_rows: int) -> None:
     """
     if not 1 <= num_rows <= max_rows:
         raise ShapeError(f"{op} has {num_rows} rows, the launcher was made for 1 to {max_rows}")
+
+
+def check_sampled(op: str, out: SampledBuffers, num_rows: int) -> None:
+    """Return if the buffers are those of a step of ``num_rows``; raises ShapeError."""
+    check_buffer(f"{op} token_ids", out.token_ids, (num_rows,), INT32)
+    check_buffer(f"{op} is_corrupt", out.is_corrupt, (num_rows,), np.dtype(np.uint8))

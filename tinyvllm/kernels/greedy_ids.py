@@ -6,8 +6,8 @@ import numpy as np
 
 from tinyvllm.device import INT32, Buffer, Gpu
 from tinyvllm.kernels.argmax import Argmax
-from tinyvllm.kernels.sample_columns import SampledBuffers
 from tinyvllm.ops.buffers import beside, ceil_div, check_buffer
+from tinyvllm.slots import SampledBuffers
 
 _THREADS = 128
 

@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from tinyvllm.device import FLOAT32, INT32, Buffer, Gpu
 from tinyvllm.errors import ShapeError
 from tinyvllm.kernels.sample import check_vocab_size
 from tinyvllm.ops.buffers import beside, check_buffer
+from tinyvllm.slots import LogprobBuffers
 
 MAX_LISTED = 64
 """Most tokens beside the chosen one; more, or the whole vocabulary, is a matter for the host."""
 
 LIST_SIZE = 1024
 """Tokens of a row that fit in shared memory beside the histogram, within the 48 KiB of every card."""
-
-
-@dataclass(frozen=True, slots=True)
-class LogprobBuffers:
-    """As :class:`tinyvllm.batch.LogprobColumns`: ``[B, 1 + k]`` int32 and float32, ``[B]`` int32."""
-
-    token_ids: Buffer
-    logprobs: Buffer
-    rank: Buffer
-
-    @classmethod
-    def allocate(cls, device: Gpu, num_rows: int, num_listed: int) -> LogprobBuffers:
-        """Buffers for ``num_rows`` rows of the chosen token and ``num_listed`` others."""
-        alloc = device.memory.alloc
-        shape = (num_rows, 1 + num_listed)
-        return cls(alloc(shape, np.int32), alloc(shape, np.float32), alloc((num_rows,), np.int32))
 
 
 class Logprobs:

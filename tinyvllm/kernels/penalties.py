@@ -6,9 +6,9 @@ import numpy as np
 
 from tinyvllm.device import FLOAT32, INT32, Buffer, Gpu
 from tinyvllm.errors import ShapeError
-from tinyvllm.kernels.sample_columns import DeviceSamplingColumns
 from tinyvllm.kernels.sample_rules import RuleState
 from tinyvllm.ops.buffers import beside, ceil_div, check_buffer
+from tinyvllm.slots import SlotParameters
 
 
 class Penalties:
@@ -38,7 +38,7 @@ class Penalties:
         self.adjusted = device.memory.alloc((state.num_rows, state.vocab_size), np.float32)
         """``[R, V]``, float32: what :meth:`apply` writes and ``Sample`` reads."""
 
-    def apply(self, logits: Buffer, columns: DeviceSamplingColumns, slots: Buffer) -> None:
+    def apply(self, logits: Buffer, columns: SlotParameters, slots: Buffer) -> None:
         """Queue the copy of the logits of rows with rules, rules applied, to ``adjusted``.
 
         Args:
@@ -61,7 +61,7 @@ class Penalties:
         grid = (self._num_tiles, num_rows, 1)
         self._device.launch(self._apply, grid, (self._threads, 1, 1), arguments, pdl=self._pdl)
 
-    def record(self, token_ids: Buffer, columns: DeviceSamplingColumns, slots: Buffer) -> None:
+    def record(self, token_ids: Buffer, columns: SlotParameters, slots: Buffer) -> None:
         """Queue the addition of chosen tokens to the state.
 
         Args:

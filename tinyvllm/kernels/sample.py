@@ -6,10 +6,10 @@ import numpy as np
 
 from tinyvllm.device import FLOAT32, INT32, Buffer, Dim3, Function, Gpu
 from tinyvllm.errors import ShapeError
-from tinyvllm.kernels.argmax import check_rows
-from tinyvllm.kernels.sample_columns import DeviceSamplingColumns, SampledBuffers
+from tinyvllm.kernels.argmax import check_rows, check_sampled
 from tinyvllm.kernels.sample_tiles import BLOCKS_PER_SM, RowTiles
 from tinyvllm.ops.buffers import beside, check_buffer
+from tinyvllm.slots import SampledBuffers, SlotParameters
 
 MAX_VOCAB_SIZE = 2**20
 """A token's place in an order has 20 bits for its id."""
@@ -67,7 +67,7 @@ class Sample:
         self,
         out: SampledBuffers,
         logits: Buffer,
-        columns: DeviceSamplingColumns,
+        columns: SlotParameters,
         slots: Buffer,
         positions: Buffer,
         *,
@@ -89,7 +89,7 @@ class Sample:
         """
         num_rows = logits.shape[0]
         check_rows("sample", num_rows, self._max_rows)
-        out.check("sample", num_rows)
+        check_sampled("sample", out, num_rows)
         check_buffer("sample logits", logits, (num_rows, self._vocab_size), FLOAT32)
         check_buffer("sample slots", slots, (num_rows,), INT32)
         check_buffer("sample positions", positions, (num_rows,), INT32)

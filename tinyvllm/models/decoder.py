@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from tinyvllm.batch import Batch, BatchTensors, Int32, LayerCache, protected
 from tinyvllm.device import FLOAT32, Tensor
 from tinyvllm.interfaces import AttentionCall, AttentionSpec, BoundAttention
-from tinyvllm.layers import AttentionProjection, Linear, Norm, linear_of
+from tinyvllm.layers import AttentionProjection, HeadSpec, Linear, Norm, linear_of
 from tinyvllm.models.rotary import RotaryConfig
 from tinyvllm.models.weights import WeightReader, tensors_read
 from tinyvllm.ops.compositions import BoundOp
@@ -94,6 +94,7 @@ def load_weights(config: DecoderConfig, reader: WeightReader) -> DecoderWeights:
             qkv=reader.linear(
                 {f"{attention}.q_proj": query, f"{attention}.k_proj": kv, f"{attention}.v_proj": kv},
                 s.hidden_size, ["rms_norm_qkv_rope_append"], has_bias=config.has_qkv_bias,
+                heads=HeadSpec(s.num_heads, s.num_kv_heads, s.head_dim, config.has_qk_norm),
             ),
             rotary=rotary,
             num_heads=s.num_heads,

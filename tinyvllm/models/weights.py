@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tinyvllm.batch import protected
 from tinyvllm.device import BFLOAT16, FLOAT32, Device, Tensor
 from tinyvllm.interfaces import Checkpoint
-from tinyvllm.layers import Linear, Norm, RotaryTable, linear_of
+from tinyvllm.layers import HeadSpec, Linear, Norm, RotaryTable, linear_of
 from tinyvllm.models.rotary import RotaryConfig, rotary_table
 
 _DTYPES: Mapping[str, np.dtype[Any]] = {
@@ -36,8 +36,8 @@ class TensorReader(Protocol):
         """
         ...
 
-    def prepared(self, ops: Sequence[str], layer: Linear) -> Linear:
-        """The layer as whoever serves these ops wants it."""
+    def prepared(self, ops: Sequence[str], layer: Linear, heads: HeadSpec | None) -> Linear:
+        """The layer as whoever serves these ops wants it; ``heads``: what its output is split into."""
         ...
 
     def rotary(self, config: RotaryConfig, head_dim: int) -> RotaryTable:
@@ -65,7 +65,13 @@ class WeightReader:
         return Norm(self._tensors.rows({f"{name}.weight": (size,)}), eps)
 
     def linear(
-        self, out_features: Mapping[str, int], in_features: int, ops: Sequence[str], *, has_bias: bool = False
+        self,
+        out_features: Mapping[str, int],
+        in_features: int,
+        ops: Sequence[str],
+        *,
+        has_bias: bool = False,
+        heads: HeadSpec | None = None,
     ) -> Linear:
         """One layer out of several that take the same input, their outputs side by side.
 
@@ -74,12 +80,13 @@ class WeightReader:
             in_features: length of a row that goes in.
             ops: the ops that the model calls with the layer.
             has_bias: every one of them has one.
+            heads: that the output is split into; None: it is not.
         """
         weight = self._tensors.rows({f"{name}.weight": (size, in_features) for name, size in out_features.items()})
         bias = None
         if has_bias:
             bias = self._tensors.rows({f"{name}.bias": (size,) for name, size in out_features.items()})
-        return self._tensors.prepared(ops, linear_of(weight, bias))
+        return self._tensors.prepared(ops, linear_of(weight, bias), heads)
 
     def rotary(self, config: RotaryConfig, head_dim: int) -> RotaryTable:
         """Cosines and sines of every position that a sequence can have."""
@@ -108,7 +115,7 @@ class CheckpointReader:
         dtype: str,
         max_model_len: int,
         num_positions: int,
-        prepare: Callable[[Sequence[str], Linear], Linear],
+        prepare: Callable[[Sequence[str], Linear, HeadSpec | None], Linear],
     ) -> None:
         self._checkpoint, self._device, self._dtype = checkpoint, device, _DTYPES[dtype]
         self._max_model_len, self._num_positions, self._prepare = max_model_len, num_positions, prepare
@@ -125,9 +132,9 @@ class CheckpointReader:
             start += shape[0]
         return protected(whole)
 
-    def prepared(self, ops: Sequence[str], layer: Linear) -> Linear:
+    def prepared(self, ops: Sequence[str], layer: Linear, heads: HeadSpec | None) -> Linear:
         """The layer as whoever serves these ops wants it."""
-        prepared = self._prepare(ops, layer)
+        prepared = self._prepare(ops, layer, heads)
         if isinstance(prepared.weight, np.ndarray):
             prepared.weight.setflags(write=False)
         return prepared
@@ -153,7 +160,7 @@ class _Shapes:
         first = next(iter(shapes.values()))
         return _NoTensor((sum(shape[0] for shape in shapes.values()), *first[1:]))
 
-    def prepared(self, ops: Sequence[str], layer: Linear) -> Linear:
+    def prepared(self, ops: Sequence[str], layer: Linear, heads: HeadSpec | None) -> Linear:
         return layer
 
     def rotary(self, config: RotaryConfig, head_dim: int) -> RotaryTable:

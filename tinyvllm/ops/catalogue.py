@@ -26,6 +26,8 @@ class Op:
         definition: in NumPy, of a simple op; None for a fused one.
         parts: names of the ops that a fused op is made of; empty for a simple one.
         compose: the fused op, made of what serves its parts.
+        applies_linear: whether it applies a linear layer, which then decides who serves it.
+        splits_heads: whether it splits rows into heads, which then decide too.
     """
 
     name: str
@@ -33,6 +35,8 @@ class Op:
     definition: BoundOp | None = None
     parts: tuple[str, ...] = ()
     compose: Callable[[BindContext], BoundOp] | None = None
+    applies_linear: bool = False
+    splits_heads: bool = False
 
     @property
     def is_fused(self) -> bool:
@@ -51,41 +55,52 @@ OPS: Mapping[str, Op] = {
     for op in (
         Op("embedding", "token ids to rows of the embedding table", definitions.embedding),
         Op("rms_norm", "root-mean-square normalisation of rows", definitions.rms_norm),
-        Op("linear", "x W + b", definitions.linear),
+        Op("linear", "x W + b", definitions.linear, applies_linear=True),
         Op("add", "residual + x", definitions.add),
-        Op("rope_append", "head norms, rotation, and the append to the cache", definitions.rope_append),
+        Op(
+            "rope_append",
+            "head norms, rotation, and the append to the cache",
+            definitions.rope_append,
+            splits_heads=True,
+        ),
         Op("silu_mul", "silu(gate) * up", definitions.silu_mul),
-        Op("lm_head", "logits of normalised rows", definitions.linear),
+        Op("lm_head", "logits of normalised rows", definitions.linear, applies_linear=True),
         Op("argmax", "the most likely token of each row", definitions.argmax),
         Op(
             "rms_norm_qkv_rope_append",
             "everything of a layer before attention",
             parts=("rms_norm", "linear", "rope_append"),
             compose=compositions.compose_qkv,
+            applies_linear=True,
+            splits_heads=True,
         ),
         Op(
             "linear_residual",
             "residual + x W + b",
             parts=("linear", "add"),
             compose=compositions.compose_linear_residual,
+            applies_linear=True,
         ),
         Op(
             "rms_norm_gate_up_silu",
             "the first half of the MLP",
             parts=("rms_norm", "linear", "silu_mul"),
             compose=compositions.compose_gate_up,
+            applies_linear=True,
         ),
         Op(
             "rms_norm_lm_head",
             "final norm and logits",
             parts=("rms_norm", "lm_head"),
             compose=compositions.compose_lm_head,
+            applies_linear=True,
         ),
         Op(
             "lm_head_argmax",
             "final norm and the most likely token",
             parts=("rms_norm_lm_head", "argmax"),
             compose=compositions.compose_lm_head_argmax,
+            applies_linear=True,
         ),
     )
 }

@@ -9,7 +9,7 @@ from typing import TypeAlias
 from tinyvllm._nearest import did_you_mean
 from tinyvllm.errors import ConfigError, PluginError
 from tinyvllm.interfaces import BindContext, Kernel, OpSpec, PreparingKernel
-from tinyvllm.layers import AttentionProjection, Linear
+from tinyvllm.layers import AttentionProjection, HeadSpec, Linear
 from tinyvllm.ops.catalogue import OPS, parts_of
 from tinyvllm.ops.compositions import BoundOp
 from tinyvllm.workspace import Workspace
@@ -84,19 +84,21 @@ class OpTable:
         """The callable that serves an op for the layer that ``spec`` describes; raises as :meth:`op` does."""
         if name not in OPS:
             raise ValueError(f"op({name!r}): {_no_op(name)}")
+        spec = _spec_for(name, spec)
         key = name, spec
         if key not in self._bound:
             self._bound[key] = self._resolve(name, spec)
         return self._bound[key]
 
-    def prepared(self, names: Sequence[str], layer: Linear) -> Linear:
+    def prepared(self, names: Sequence[str], layer: Linear, heads: HeadSpec | None = None) -> Linear:
         """The layer as the kernels that serve these ops want its weight, or as it is.
 
         Args:
             names: the ops that will be called with the layer.
             layer: with a weight as a checkpoint has it.
+            heads: that its output is split into; None: it is not.
         """
-        spec = self._spec_of(layer)
+        spec = replace(self._spec, linear=layer.spec, heads=heads)
         simple = {inner for name in names for inner in self._serving(name, spec)}
         for plugin, name in simple:
             kernel = self._kernel(plugin, name)
@@ -104,8 +106,8 @@ class OpTable:
                 continue
             prepared = kernel.prepare(name, layer)
             if prepared is not layer:
-                own = self._spec_of(prepared)
-                if all(not self._refusals(self._kernel(*each), each[1], own) for each in simple):
+                own = replace(spec, linear=prepared.spec)
+                if all(not self._refusals(self._kernel(*each), each[1], _spec_for(each[1], own)) for each in simple):
                     return prepared
         return layer
 
@@ -165,7 +167,8 @@ class OpTable:
 
     def _serving(self, name: str, spec: OpSpec) -> set[tuple[str, str]]:
         """The plugin and op of each kernel that will be called for an op, parts of parts included."""
-        plugin = self._replacements[name][0] if name in self._replacements else self._default(name, spec)[0]
+        own = _spec_for(name, spec)
+        plugin = self._replacements[name][0] if name in self._replacements else self._default(name, own)[0]
         if plugin is not None:
             return {(plugin, name)}
         return {each for part in OPS[name].parts for each in self._serving(part, spec)}
@@ -196,6 +199,14 @@ class OpTable:
     def _take(self, name: str, spec: OpSpec, implementation: str, reason: str, bound: BoundOp) -> BoundOp:
         self._resolutions[name, spec] = Resolution(name, implementation, reason)
         return bound
+
+
+def _spec_for(name: str, spec: OpSpec) -> OpSpec:
+    """The spec without those parts of the layer that an op has nothing to do with, so that it is resolved once."""
+    op = OPS[name]
+    return replace(
+        spec, linear=spec.linear if op.applies_linear else None, heads=spec.heads if op.splits_heads else None
+    )
 
 
 def _no_op(name: str) -> str:

@@ -7,16 +7,125 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyvllm.batch import ALL_LOGPROBS, NO_LOGPROBS, LogprobColumns, SampleCall, Sampled
-from tinyvllm.errors import PluginError
-from tinyvllm.interfaces import Sampler
-from tinyvllm.plugin_call import PluginCall, PluginName
+from tinyvllm.batch import ALL_LOGPROBS, NO_LOGPROBS, Int32, LogprobColumns, SampleCall, Sampled, SamplingRows
+from tinyvllm.device import Buffer
+from tinyvllm.errors import PluginError, RequestError, TinyvllmError
+from tinyvllm.interfaces import GpuSampleCall, GpuSampler, HostSampler, SampleKind, Sampler, SamplerContext
+from tinyvllm.plugin_call import PluginCall, PluginName, checked_reasons
+from tinyvllm.request import SamplingParams, SamplingRules
+from tinyvllm.slots import SlotParameters
+from tinyvllm.step import Started
 
 _MAX_LOGPROB = 0.01  # a sum in float32 may end a little above 0
 
 
-class CheckedSampler:
-    """Asks a sampler, and holds its answer against the rules of the socket.
+def bound_sampler(
+    sampler: Sampler, name: PluginName, context: SamplerContext
+) -> CheckedHostSampler | CheckedGpuSampler:
+    """A sampler plugin bound to an engine, checked at every call.
+
+    Raises:
+        PluginError: it cannot serve the engine, or breaks a rule of its socket.
+        KernelError: the compiler refuses its source.
+        CapacityError: no memory for what it keeps.
+    """
+    with PluginCall(name, "supports"):
+        returned: Any = sampler.supports(context.spec)
+    reasons = checked_reasons(name, "supports", returned)
+    if reasons:
+        raise PluginError(f"sampler {name.name!r} cannot serve this model here: {'; '.join(reasons)}")
+    with PluginCall(name, "bind", passes=TinyvllmError):
+        bound: Any = sampler.bind(context)
+        is_gpu, is_host = isinstance(bound, GpuSampler), isinstance(bound, HostSampler)
+    if is_gpu and context.spec.device != "cpu":
+        return CheckedGpuSampler(bound, name, context.spec.vocab_size)
+    if not is_host or is_gpu:
+        wanted = "a HostSampler" if context.spec.device == "cpu" else "a GpuSampler or a HostSampler"
+        raise name.broken("bind", _described(bound), f"{wanted}, with all its methods")
+    return CheckedHostSampler(bound, name, context.spec.vocab_size)
+
+
+class CheckedGpuSampler:
+    """Implements ``GpuSampler`` by a plugin's, whose answers are held against the rules of the socket.
+
+    Args:
+        sampler: the plugin's.
+        name: the plugin, for messages.
+        vocab_size: ``V``.
+
+    Attributes:
+        host: what samples sequences that the plugin cannot sample on the GPU; None: there is nothing.
+    """
+
+    def __init__(self, sampler: GpuSampler, name: PluginName, vocab_size: int) -> None:
+        self._sampler, self._name, self._vocab_size = sampler, name, vocab_size
+        self._sampling, self._kind = PluginCall(name, "sample"), PluginCall(name, "kind")
+        with PluginCall(name, "host"):
+            host: Any = getattr(sampler, "host", None)
+        if host is not None and not isinstance(host, HostSampler):
+            raise name.broken("host", _described(host), "a HostSampler or None")
+        self.host = None if host is None else CheckedHostSampler(host, name, vocab_size)
+
+    def can_sample(self, params: SamplingParams, rules: SamplingRules) -> bool:
+        """Whether a sequence with these parameters is sampled on the GPU.
+
+        Raises:
+            RequestError: it is not, and nothing samples it on the host.
+        """
+        with PluginCall(self._name, "can_sample"):
+            can: Any = self._sampler.can_sample(params, rules)
+        if not isinstance(can, bool):
+            raise self._name.broken("can_sample", _described(can), "True or False")
+        if not can and self.host is None:
+            raise RequestError(
+                f"the sampler {self._name.name!r} cannot sample with {params}; ask for less, or choose another"
+            )
+        return can
+
+    def start(self, started: Started) -> None:
+        """Tell the plugin of sequences that have been given a slot."""
+        with PluginCall(self._name, "start", passes=TinyvllmError):
+            self._sampler.start(started)
+
+    def kind(self, rows: SamplingRows) -> SampleKind:
+        """Which work these rows need."""
+        with self._kind:
+            kind: Any = self._sampler.kind(rows)
+            hash(kind)
+        if not isinstance(kind, SampleKind):
+            raise self._name.broken("kind", _described(kind), "a SampleKind")
+        asked = int(rows.num_logprobs.max())
+        if asked != NO_LOGPROBS and (kind.num_listed is None or kind.num_listed < asked):
+            raise self._name.broken("kind", f"num_listed {kind.num_listed}", f"{asked} or more, as a row asks for")
+        return kind
+
+    def sample(self, call: GpuSampleCall) -> None:
+        """Have the choice of a token for each row queued."""
+        with self._sampling:
+            returned: Any = self._queue(call)
+        if returned is not None:
+            raise self._name.broken("sample", _described(returned), "None: on a GPU it writes to call.out")
+
+    def record(self, token_ids: Buffer, parameters: SlotParameters, slots: Buffer) -> None:
+        """Have tokens recorded that the host has chosen."""
+        with PluginCall(self._name, "record"):
+            self._sampler.record(token_ids, parameters, slots)
+
+    def check_tokens(self, token_ids: Int32, is_corrupt: NDArray[np.bool_]) -> None:
+        """Return if every row has a token of the vocabulary, or is corrupt."""
+        if (len(token_ids) and int(token_ids.max()) >= self._vocab_size) or (token_ids[~is_corrupt] < 0).any():
+            row = int(np.argmax((token_ids >= self._vocab_size) | ((token_ids < 0) & ~is_corrupt)))
+            raise self._name.broken(
+                "sample", f"token {int(token_ids[row])} for row {row}", f"a token of 0 to {self._vocab_size - 1}"
+            )
+
+    def _queue(self, call: GpuSampleCall) -> Any:
+        sampler: Any = self._sampler
+        return sampler.sample(call)
+
+
+class CheckedHostSampler:
+    """Implements ``HostSampler`` by a plugin's, whose answers are held against the rules of the socket.
 
     Args:
         sampler: the plugin's.
@@ -24,7 +133,7 @@ class CheckedSampler:
         vocab_size: ``V``.
     """
 
-    def __init__(self, sampler: Sampler, name: PluginName, vocab_size: int) -> None:
+    def __init__(self, sampler: HostSampler, name: PluginName, vocab_size: int) -> None:
         self._sampler, self._name, self._vocab_size = sampler, name, vocab_size
         self._call = PluginCall(name, "sample")
 

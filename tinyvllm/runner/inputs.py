@@ -1,4 +1,4 @@
-"""The arrays of a step on a device: buffers that stay put, so that a graph needs no new arguments; one copy a step."""
+"""The arrays of a step on a GPU: buffers that stay put, so that a graph needs no new arguments; one copy a step."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import numpy as np
 
 from tinyvllm.batch import BatchTensors, Int32
 from tinyvllm.device import INT32, Buffer, Gpu
-from tinyvllm.kernels.step_inputs import HEADER_SIZE, StepArrays, StepInputs
 from tinyvllm.ops.buffers import ceil_div, round_up
 from tinyvllm.runner.prompt_graphs import StepSize
+from tinyvllm.runner.step_inputs import HEADER_SIZE, StepArrays, StepInputs
+from tinyvllm.shapes import Array
 from tinyvllm.step import Step, TableUpdates
 from tinyvllm.workspace import StepLimits
 
@@ -28,21 +29,21 @@ _DECODE_PADDING = (0, 0, _NO_SLOT, 0, _NO_SLOT, 0)
 
 @dataclass(frozen=True, slots=True)
 class SampledRows:
-    """Some of the rows that a step samples.
+    """Some of the rows that a step samples, where the model is.
 
     Attributes:
         rows: ``[n]``, int32, indices of the step's tokens; None: the first ``n``.
         slots, positions: ``[n]``, int32; slot -1 for padding; position that the new token will have.
     """
 
-    rows: Buffer | None
-    slots: Buffer
-    positions: Buffer
+    rows: Array | None
+    slots: Array
+    positions: Array
 
     @property
     def num_rows(self) -> int:
         """``n``."""
-        return self.slots.shape[0]
+        return int(self.slots.shape[0])
 
     def part(self, first: int, num_rows: int, counting: Buffer) -> SampledRows:
         """``num_rows`` of them, from ``first`` on; ``counting`` holds 0, 1, 2, ..."""
@@ -53,18 +54,18 @@ class SampledRows:
 
 
 @dataclass(frozen=True, slots=True)
-class StepBuffers:
+class StepTensors:
     """Where the arrays of a step lie.
 
     Attributes:
         batch: what the decoder takes.
         sampled: what sampling takes.
-        updates: what is new in the block tables; see ``StepInputs``.
+        updates: what is new in the block tables; see ``StepInputs``. None on the CPU, where they are whole.
     """
 
     batch: BatchTensors
     sampled: SampledRows
-    updates: Buffer
+    updates: Buffer | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +89,8 @@ class _Layout:
         return cls(num_tokens, num_sequences, tuple(accumulate(sizes, initial=0)))
 
 
-class DeviceInputs:
-    """Copies each step's arrays to the device.
+class GpuInputs:
+    """Copies each step's arrays to a GPU.
 
     Args:
         device: where to.
@@ -109,11 +110,14 @@ class DeviceInputs:
         self.counting = device.memory.alloc((most,), INT32)
         """``[most sequences]``, int32: 0, 1, 2, ..."""
         device.memory.upload(self.counting, np.arange(most, dtype=np.int32))
+        self.newest = device.memory.alloc((limits.max_seqs,), INT32)
+        """``[S]``, int32, by slot: the sequence's newest token. A token that the host has not seen is nowhere else."""
+        device.memory.fill(self.newest, 0)
         self._complete = StepInputs(device)
-        self._padded: dict[int, tuple[tuple[int, ...], StepBuffers]] = {}  # by size of a decode step
+        self._padded: dict[int, tuple[tuple[int, ...], StepTensors]] = {}  # by size of a decode step
         self._places = lru_cache(_MOST_KEPT)(self._find_places)
 
-    def upload_decode(self, step: Step, size: int) -> StepBuffers:
+    def upload_decode(self, step: Step, size: int) -> StepTensors:
         """The arrays of a step of one token a sequence, all of them sampled, padded to ``size`` sequences.
 
         Args:
@@ -131,14 +135,14 @@ class DeviceInputs:
         self._send(step, starts[-1])
         return buffers
 
-    def upload_padding(self, size: int) -> StepBuffers:
+    def upload_padding(self, size: int) -> StepTensors:
         """The arrays of a decode step of ``size`` rows of padding: it reads and writes no K, no V and no token."""
         starts, buffers = self._decode_places(size)
         self._put_rows(starts, (_NONE,) * 6, 0, size)
         self._send(None, starts[-1])
         return buffers
 
-    def upload_prompt_padding(self, size: StepSize, num_sampled: int) -> StepBuffers:
+    def upload_prompt_padding(self, size: StepSize, num_sampled: int) -> StepTensors:
         """The same for a step of that size that computes prompts; the sampled rows are the first ones."""
         starts, buffers = self._places(size, num_sampled, False)
         self._host[: starts[-1]] = 0  # no token belongs to a sequence
@@ -147,8 +151,9 @@ class DeviceInputs:
         self._send(None, starts[-1])
         return buffers
 
-    def upload(self, step: Step, size: StepSize) -> StepBuffers:
+    def upload(self, step: Step, size: StepSize | None = None) -> StepTensors:
         """The arrays of any step, padded to ``size``; the places of all but the sampled rows depend on that alone."""
+        size = size or StepSize.of(step.batch)
         batch, host = step.batch, self._host
         starts, buffers = self._places(size, len(step.sampled), batch.is_decode_only)
         t, b = size.num_tokens, size.num_sequences
@@ -170,11 +175,12 @@ class DeviceInputs:
         self._send(step, starts[-1])
         return buffers
 
-    def complete(self, buffers: StepBuffers, newest: Buffer, *, is_decode: bool) -> None:
+    def complete(self, buffers: StepTensors, *, is_decode: bool) -> None:
         """Queue what the host did not fill in; see ``StepInputs``."""
         batch = buffers.batch
+        assert buffers.updates is not None, "made by this class"
         arrays = StepArrays(batch.token_ids, batch.block_tables, buffers.updates)
-        self._complete(arrays, newest, is_decode=is_decode)
+        self._complete(arrays, self.newest, is_decode=is_decode)
 
     def upload_rows(self, indices: Int32) -> Buffer:
         """Indices of rows, on the device; until the next call."""
@@ -203,20 +209,20 @@ class DeviceInputs:
         num_sent = first + 3 * count
         self._device.memory.upload(self._part(0, num_sent), self._host[:num_sent])
 
-    def _decode_places(self, size: int) -> tuple[tuple[int, ...], StepBuffers]:
+    def _decode_places(self, size: int) -> tuple[tuple[int, ...], StepTensors]:
         """Where the arrays of a decode step of ``size`` rows begin on the host, and where they lie on the device."""
         if size not in self._padded:
             layout = _Layout.of(size, size)
             self._padded[size] = (layout.starts, self._buffers(layout, size, is_decode=True, are_all=True))
         return self._padded[size]
 
-    def _find_places(self, size: StepSize, num_sampled: int, is_decode: bool) -> tuple[tuple[int, ...], StepBuffers]:
+    def _find_places(self, size: StepSize, num_sampled: int, is_decode: bool) -> tuple[tuple[int, ...], StepTensors]:
         """Where the arrays of such a step begin on the host, and where they lie on the device."""
         layout = _Layout.of(size.num_tokens, size.num_sequences)
         buffers = self._buffers(layout, num_sampled, is_decode=is_decode, are_all=False)
         return layout.starts, replace(buffers, batch=replace(buffers.batch, has_decodes=size.has_decodes))
 
-    def _buffers(self, layout: _Layout, num_sampled: int, *, is_decode: bool, are_all: bool) -> StepBuffers:
+    def _buffers(self, layout: _Layout, num_sampled: int, *, is_decode: bool, are_all: bool) -> StepTensors:
         token_ids, positions, slot_mapping, context_lens, slots, new_positions, rows, cu_seqlens_q, updates = (
             layout.starts
         )
@@ -232,7 +238,7 @@ class DeviceInputs:
         sampled = SampledRows(
             None if are_all else self._part(rows, s), self._part(slots, s), self._part(new_positions, s)
         )
-        return StepBuffers(batch, sampled, self._part(updates, self._updates_size))
+        return StepTensors(batch, sampled, self._part(updates, self._updates_size))
 
     def _part(self, start: int, size: int) -> Buffer:
         return self._buffer.view((size,), offset_bytes=start * INT32.itemsize)

@@ -14,10 +14,12 @@ from tinyvllm.models.decoder import Decoder, DecoderConfig, load_weights
 from tinyvllm.models.weights import CheckpointReader, WeightReader
 from tinyvllm.ops.table import OpTable
 from tinyvllm.runner.caches import allocate_caches
-from tinyvllm.runner.checked_sampler import CheckedSampler
-from tinyvllm.runner.cpu import ModelRunner
-from tinyvllm.runner.device_runner import DeviceRunner
-from tinyvllm.runner.sampling import DEVICE_SAMPLER, DeviceSampling
+from tinyvllm.runner.checked_sampler import CheckedGpuSampler, CheckedHostSampler
+from tinyvllm.runner.gpu_runner import GpuRunner
+from tinyvllm.runner.host_inputs import HostInputs
+from tinyvllm.runner.inputs import GpuInputs
+from tinyvllm.runner.runner import ModelRunner
+from tinyvllm.runner.token_sampling import TokenSampling
 from tinyvllm.start.cache_size import block_bytes, free_memory_bytes, num_kv_blocks
 from tinyvllm.start.cpu_threads import with_threads
 from tinyvllm.start.sockets import Sockets
@@ -88,17 +90,21 @@ def start_model(
             )
         ),
     )
-    samples_here = config.sampler.name == DEVICE_SAMPLER and device.name != "cpu"
+    sampler = sockets.sampler(workspace)
+    samples_here = isinstance(sampler, CheckedGpuSampler)
     decoder = Decoder(model.shape, weights, ops, attention, specs, workspace, is_greedy_here=samples_here)
     ops.check_used()
-    sampler = sockets.sampler()
     if isinstance(device, Gpu):
+        if not samples_here:
+            report(f"sampler {config.sampler.name}: on the host; logits come down, and no step is decided ahead")
         if config.autotune and not limits.batch_invariant:
             report(tune_products(device, weights, limits))
-        started = _start_on_gpu(device, decoder, specs, limits, config, sampler, room, samples_here, report)
+        started = _start_on_gpu(device, decoder, specs, limits, config, sampler, room, report)
     else:
+        assert isinstance(sampler, CheckedHostSampler), "what the CPU's samplers are bound to"
         num_blocks = room.num_blocks()
-        runner = ModelRunner(decoder, allocate_caches(device, specs, num_blocks), sampler, limits)
+        caches = allocate_caches(device, specs, num_blocks)
+        runner = ModelRunner(device, decoder, caches, limits, HostInputs(), sampler)
         threaded = with_threads(runner, model.shape, config.num_threads, batch_invariant=config.batch_invariant)
         if threaded is not runner:
             report(f"threads: {threaded}")
@@ -113,23 +119,20 @@ def _start_on_gpu(
     specs: Sequence[AttentionSpec],
     limits: StepLimits,
     config: Config,
-    sampler: CheckedSampler,
+    sampler: CheckedGpuSampler | CheckedHostSampler,
     room: _Room,
-    samples_here: bool,
     report: Callable[[str], None],
 ) -> StartedModel:
-    sampling = DeviceSampling(
-        device,
-        vocab_size=decoder.vocab_size,
-        num_slots=limits.max_seqs,
-        max_rows=limits.max_logits_rows,
-        max_context_len=limits.max_context_len,
-        is_chosen=samples_here,
-    )
+    inputs = GpuInputs(device, limits)
+    chooses: TokenSampling | CheckedHostSampler
+    if isinstance(sampler, CheckedGpuSampler):
+        chooses = TokenSampling(device, sampler, decoder.vocab_size, limits, inputs.newest)
+    else:
+        chooses = sampler
 
-    def make_runner(num_blocks: int) -> DeviceRunner:
+    def make_runner(num_blocks: int) -> GpuRunner:
         caches = allocate_caches(device, specs, num_blocks)
-        return DeviceRunner(device, decoder, caches, limits, sampling, sampler, enforce_eager=config.enforce_eager)
+        return GpuRunner(device, decoder, caches, limits, inputs, chooses, enforce_eager=config.enforce_eager)
 
     is_card = device.name == "cuda"
     if is_card:  # an emulator's kernels are made when they are first needed

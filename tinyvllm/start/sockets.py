@@ -17,6 +17,8 @@ from tinyvllm.interfaces import (
     OpSpec,
     PluginContext,
     Sampler,
+    SamplerContext,
+    SamplerSpec,
     Scheduler,
 )
 from tinyvllm.ops.checked_kernel import CheckedKernel
@@ -24,7 +26,7 @@ from tinyvllm.ops.table import DEFAULT_KERNELS, OpTable
 from tinyvllm.plugin_call import PluginName
 from tinyvllm.registry import Registry
 from tinyvllm.runner.checked_attention import CheckedAttention, CheckedBoundAttention
-from tinyvllm.runner.checked_sampler import CheckedSampler
+from tinyvllm.runner.checked_sampler import CheckedGpuSampler, CheckedHostSampler, bound_sampler
 from tinyvllm.workspace import Workspace
 
 
@@ -51,11 +53,16 @@ class Sockets:
         scheduler: Scheduler = self._create(Kind.SCHEDULER, self._config.scheduler)
         return scheduler, self._registry.named(Kind.SCHEDULER, self._config.scheduler.name)
 
-    def sampler(self) -> CheckedSampler:
-        """The sampler, checked at every call."""
+    def sampler(self, workspace: Workspace) -> CheckedGpuSampler | CheckedHostSampler:
+        """The sampler, checked at every call.
+
+        Raises:
+            PluginError: it cannot serve this engine.
+        """
         sampler: Sampler = self._create(Kind.SAMPLER, self._config.sampler)
         name = self._registry.named(Kind.SAMPLER, self._config.sampler.name)
-        return CheckedSampler(sampler, name, self._context.model.vocab_size)
+        spec = SamplerSpec(workspace.device.name, self._context.model.vocab_size)
+        return bound_sampler(sampler, name, SamplerContext(spec, workspace))
 
     def attention(self, specs: Sequence[AttentionSpec], workspace: Workspace) -> CheckedBoundAttention:
         """The attention of all layers, checked at every call.

@@ -8,25 +8,19 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
+import numpy as np
+
 from tinyvllm._terminal import each_shown
-from tinyvllm.kernels.logprobs import MAX_LISTED
-from tinyvllm.runner.device_runner import DeviceRunner, decode_sizes
+from tinyvllm.batch import NO_LOGPROBS, SamplingRows
+from tinyvllm.runner.gpu_runner import GpuRunner, decode_sizes
 from tinyvllm.runner.prompt_graphs import StepSize
-from tinyvllm.runner.sampling import SamplingMode
+from tinyvllm.runner.token_sampling import MAX_LISTED
 from tinyvllm.workspace import StepLimits
-
-GREEDY = SamplingMode(is_greedy=True, may_cut=False, has_rules=False, num_listed=None)
-RANDOM = SamplingMode(is_greedy=False, may_cut=False, has_rules=False, num_listed=None)
-CUT = SamplingMode(is_greedy=False, may_cut=True, has_rules=False, num_listed=None)
-EVERYTHING = SamplingMode(is_greedy=False, may_cut=True, has_rules=True, num_listed=MAX_LISTED)
-
-COMMON_MODES = (GREEDY, RANDOM, CUT)
-"""Kinds of sampling whose graphs are recorded at start; those of the others when they first come."""
 
 _PROMPT_SIZES = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 
 
-def rehearse(runner: DeviceRunner, limits: StepLimits) -> str:
+def rehearse(runner: GpuRunner, limits: StepLimits) -> str:
     """Run steps of all sizes, so that every kernel has the memory that it will ever need before the cache is sized.
 
     Args:
@@ -38,17 +32,19 @@ def rehearse(runner: DeviceRunner, limits: StepLimits) -> str:
     began = time.perf_counter()
     steps = list(_prompt_steps(limits))
     sizes = decode_sizes(limits.max_seqs)
-    least, most = (GREEDY, EVERYTHING) if runner.is_sampling_here else (None, None)
-    decodes = [(size, least) for size in sizes] + [(size, most) for size in {sizes[0], sizes[-1]}]
+    simplest = fullest = None
+    if runner.is_sampling_here:
+        simplest, fullest = runner.kind_of(_rows(temperature=0)), runner.kind_of(_EVERYTHING)
+    decodes = [(size, simplest) for size in sizes] + [(size, fullest) for size in {sizes[0], sizes[-1]}]
     for step in each_shown("preparing kernels", steps):
-        runner.rehearse_prompts(step, most)
-    for size, mode in each_shown("preparing kernels", decodes):
-        runner.rehearse_decode(size, mode)
+        runner.rehearse_prompts(step, fullest)
+    for size, kind in each_shown("preparing kernels", decodes):
+        runner.rehearse_decode(size, kind)
     num_steps = len(steps) + len(decodes)
     return f"kernels: prepared by {num_steps} steps of padding in {time.perf_counter() - began:.1f} s"
 
 
-def record_common(runner: DeviceRunner, limits: StepLimits) -> str:
+def record_common(runner: GpuRunner, limits: StepLimits) -> str:
     """Record the graphs of decode steps that nearly all requests need.
 
     Returns:
@@ -57,12 +53,13 @@ def record_common(runner: DeviceRunner, limits: StepLimits) -> str:
     if not runner.is_sampling_here:
         return "graphs: none, because the host samples"
     began = time.perf_counter()
-    kinds = [(size, mode) for mode in COMMON_MODES for size in decode_sizes(limits.max_seqs)]
-    for size, mode in each_shown("recording graphs", kinds):
-        runner.record(size, mode)
+    kinds = dict.fromkeys(map(runner.kind_of, _COMMON))
+    graphs = [(size, kind) for kind in kinds for size in decode_sizes(limits.max_seqs)]
+    for size, kind in each_shown("recording graphs", graphs):
+        runner.record(size, kind)
     seconds = time.perf_counter() - began
     return (
-        f"graphs: {len(kinds)} recorded in {seconds:.1f} s (enforce_eager: true skips it); others when they first come"
+        f"graphs: {len(graphs)} recorded in {seconds:.1f} s (enforce_eager: true skips it); others when they first come"
     )
 
 
@@ -71,3 +68,28 @@ def _prompt_steps(limits: StepLimits) -> Iterator[StepSize]:
     for num_tokens in (*tokens, limits.max_tokens):
         for has_decodes in (False, True):
             yield StepSize(num_tokens, min(num_tokens, limits.max_seqs), has_decodes)
+
+
+def _rows(
+    *, temperature: float, top_p: float = 1.0, num_logprobs: int = NO_LOGPROBS, has_rules: bool = False
+) -> SamplingRows:
+    """One row as a request might have it."""
+    return SamplingRows(
+        temperature=np.array([temperature], np.float32),
+        top_p=np.array([top_p], np.float32),
+        top_k=np.zeros(1, np.int32),
+        min_p=np.zeros(1, np.float32),
+        presence_penalty=np.zeros(1, np.float32),
+        frequency_penalty=np.zeros(1, np.float32),
+        repetition_penalty=np.ones(1, np.float32),
+        seed=np.zeros(1, np.uint64),
+        completion_index=np.zeros(1, np.int32),
+        position=np.zeros(1, np.int32),
+        num_logprobs=np.array([num_logprobs], np.int32),
+        has_rules=np.array([has_rules]),
+    )
+
+
+_COMMON = (_rows(temperature=0), _rows(temperature=1), _rows(temperature=1, top_p=0.9))
+"""Requests of the kinds whose graphs are recorded at start: greedy, random, and cut; others when they first come."""
+_EVERYTHING = _rows(temperature=1, top_p=0.9, num_logprobs=MAX_LISTED, has_rules=True)

@@ -13,8 +13,7 @@ import numpy as np
 
 from tinyvllm.batch import Float32, SampleCall, Sampled
 from tinyvllm.hookspecs import hookimpl
-from tinyvllm.interfaces import API_VERSION as INTERFACE_VERSION
-from tinyvllm.interfaces import Options, Plugin, PluginContext, Sampler
+from tinyvllm.interfaces import Options, Plugin, PluginContext, Sampler, SamplerContext, SamplerSpec
 
 NAME = "recorder"
 
@@ -28,11 +27,17 @@ class RecorderOptions(Options):
 class Recorder:
     """Chooses the most likely token and saves ``folder/<seed>-<position>.npy``, ``[V]`` float32, for each row."""
 
-    API_VERSION = INTERFACE_VERSION
-
     def __init__(self, context: PluginContext) -> None:
         """The folder must exist."""
         self._folder = Path(context.options.folder)
+
+    def supports(self, spec: SamplerSpec) -> list[str]:
+        """It serves every device: the logits come down."""
+        return []
+
+    def bind(self, context: SamplerContext) -> Recorder:
+        """Itself."""
+        return self
 
     def sample(self, call: SampleCall) -> Sampled:
         """One token a row, whatever the row asks for."""

@@ -2,7 +2,7 @@
 // engine would take 10 us longer to hand over from one graph to the next, and the host some more to ask for it.
 //   Formula    ring[count % NUM_PLACES] = count, source...; count += 1;
 //              newest[slots[i]] = max(source[i], 0) where slots[i] >= 0
-//   Reference  tests/kernels/test_host_ring.py
+//   Reference  tests/runner/test_host_ring.py
 //   Shapes     ring [NUM_PLACES, 1 + N], in memory of the host; count [1]; source [N], of which the first B are the tokens;
 //              uint32. newest [S], slots [B]; int32
 //   Mapping    a block; a thread copies the words and commits the tokens that are THREADS apart

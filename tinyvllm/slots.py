@@ -1,4 +1,4 @@
-"""What sampling reads and writes on the device: parameters by slot, and the buffers of its results."""
+"""What sampling reads and writes on a GPU: parameters by slot, and the buffers of its results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from tinyvllm.batch import Int32, SamplingRows
 from tinyvllm.device import FLOAT32, INT32, Buffer, Gpu
-from tinyvllm.ops.buffers import check_buffer
 
 NO_RULES = -1
 """In ``rule_row``: no penalty, bias or mask applies."""
@@ -29,7 +28,7 @@ _COLUMNS: dict[str, np.dtype[Any]] = {
 _FROM_ROWS = tuple(name for name in _COLUMNS if name != "rule_row")
 
 
-class DeviceSamplingColumns:
+class SlotParameters:
     """The parameters of ``S`` slots: on the host, and a copy on the device that kernels read.
 
     The columns lie in one allocation, so that a change is one copy. Call :meth:`upload` after :meth:`write`.
@@ -38,7 +37,7 @@ class DeviceSamplingColumns:
         seed: ``[S]``, uint64.
         temperature, top_p, min_p: ``[S]``, float32.
         top_k, completion_index, num_logprobs: ``[S]``, int32; as in :class:`tinyvllm.batch.SamplingRows`.
-        rule_row: ``[S]``, int32; row of :class:`~tinyvllm.kernels.sample_rules.RuleState`, or ``NO_RULES``.
+        rule_row: ``[S]``, int32; the slot again where penalties, biases or masks apply, or ``NO_RULES``.
     """
 
     def __init__(self, device: Gpu, num_slots: int) -> None:
@@ -93,7 +92,18 @@ class SampledBuffers:
         alloc = device.memory.alloc
         return cls(alloc((num_rows,), np.int32), alloc((num_rows,), np.uint8))
 
-    def check(self, op: str, num_rows: int) -> None:
-        """Return if the shapes fit a step of ``num_rows``; raises ShapeError."""
-        check_buffer(f"{op} token_ids", self.token_ids, (num_rows,), INT32)
-        check_buffer(f"{op} is_corrupt", self.is_corrupt, (num_rows,), np.dtype(np.uint8))
+
+@dataclass(frozen=True, slots=True)
+class LogprobBuffers:
+    """As :class:`tinyvllm.batch.LogprobColumns`: ``[B, 1 + k]`` int32 and float32, ``[B]`` int32."""
+
+    token_ids: Buffer
+    logprobs: Buffer
+    rank: Buffer
+
+    @classmethod
+    def allocate(cls, device: Gpu, num_rows: int, num_listed: int) -> LogprobBuffers:
+        """Buffers for ``num_rows`` rows of the chosen token and ``num_listed`` others."""
+        alloc = device.memory.alloc
+        shape = (num_rows, 1 + num_listed)
+        return cls(alloc(shape, np.int32), alloc(shape, np.float32), alloc((num_rows,), np.int32))

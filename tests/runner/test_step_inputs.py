@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinyvllm.device import Gpu
-from tinyvllm.kernels.step_inputs import HEADER_SIZE, StepArrays, StepInputs
 from tinyvllm.reference.step_inputs import step_inputs
+from tinyvllm.runner.step_inputs import HEADER_SIZE, StepArrays, StepInputs
 
 from .support import get, once, put
 
