@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from tinyvllm.models import MODEL_TYPES, read_config
-from tinyvllm.models.rotary import ROPE_TYPES, inverse_frequencies
 from tinyvllm.models.decoder import expected_tensors
+from tinyvllm.models.rotary import ROPE_TYPES, inverse_frequencies
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = json.loads((GOLDEN / "ropes.json").read_text())

@@ -19,8 +19,8 @@ from tests.mutate import Mutant, to_json, tree_mutants
 from tinyvllm._json_file import read_json_object
 from tinyvllm.errors import LoadError
 from tinyvllm.models import MODEL_TYPES, read_config
-from tinyvllm.models.rotary import rotary_table
 from tinyvllm.models.decoder import expected_tensors
+from tinyvllm.models.rotary import rotary_table
 from tinyvllm.request import SamplingParams
 from tinyvllm.start.generation_config import generation_defaults
 
