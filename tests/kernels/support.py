@@ -16,7 +16,8 @@ from tinyvllm.testing.numbers import BF16, BF16_ROUNDOFF, F32_ROUNDOFF, SMALLEST
 
 __all__ = [
     "BF16", "BF16_ROUNDOFF", "F32_ROUNDOFF", "SMALLEST", "Float64", "assert_close", "bf16", "dot_error", "f64",
-    "get", "linear_value", "normed_dot_error", "normed_product", "once", "poisoned", "product", "put", "rows_of_many_scales",
+    "get", "linear_value", "normed_dot_error", "normed_product", "once", "poisoned", "product", "put",
+    "rows_of_many_scales",
 ]  # fmt: skip
 
 P = ParamSpec("P")

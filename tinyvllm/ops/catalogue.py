@@ -45,6 +45,19 @@ class Op:
         signature = inspect.signature(getattr(Ops, self.name))
         return signature.replace(parameters=list(signature.parameters.values())[1:])  # without self
 
+    @property
+    def applies_linear(self) -> bool:
+        """Whether the op applies a linear layer, itself or in one of its parts."""
+        return self._takes("Linear") or any(OPS[part].applies_linear for part in self.parts)
+
+    @property
+    def splits_heads(self) -> bool:
+        """Whether the op splits its rows into heads."""
+        return self._takes("AttentionProjection")
+
+    def _takes(self, kind: str) -> bool:
+        return any(parameter.annotation == kind for parameter in self.signature.parameters.values())
+
 
 OPS: Mapping[str, Op] = {
     op.name: op

@@ -84,9 +84,9 @@ class OpTable:
         """The callable that serves an op for the layer that ``spec`` describes; raises as :meth:`op` does."""
         if name not in OPS:
             raise ValueError(f"op({name!r}): {_no_op(name)}")
-        key = name, spec
+        key = name, _concerning(name, spec)
         if key not in self._bound:
-            self._bound[key] = self._resolve(name, spec)
+            self._bound[key] = self._resolve(*key)
         return self._bound[key]
 
     def prepared(self, names: Sequence[str], layer: Linear) -> Linear:
@@ -184,18 +184,26 @@ class OpTable:
     def _refusals(self, kernel: Kernel, name: str, spec: OpSpec) -> list[str]:
         if name not in kernel.ops():
             return [f"does not implement {name}"]
-        return kernel.supports(name, spec)
+        return kernel.supports(name, _concerning(name, spec))
 
     def _why_unused(self, name: str) -> str:
         whole = [other for other in self._replacements if name in parts_of(other)]
         if whole:
             is_or_are = "are" if len(whole) > 1 else "is"
             return f"because {', '.join(whole)} {is_or_are} replaced as a whole; leave {name} out, or what contains it"
-        return "nor anything that contains it; leave it out"
+        return "nor anything that contains it, with this model, device and sampler; leave it out"
 
     def _take(self, name: str, spec: OpSpec, implementation: str, reason: str, bound: BoundOp) -> BoundOp:
         self._resolutions[name, spec] = Resolution(name, implementation, reason)
         return bound
+
+
+def _concerning(name: str, spec: OpSpec) -> OpSpec:
+    """``spec`` without a layer or heads that the op has nothing to do with: an op that contains it may be asked for."""
+    op = OPS[name]
+    return replace(
+        spec, linear=spec.linear if op.applies_linear else None, heads=spec.heads if op.splits_heads else None
+    )
 
 
 def _no_op(name: str) -> str:
