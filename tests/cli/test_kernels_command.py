@@ -112,7 +112,7 @@ def test_bench_on_a_device_times_calls_on_copies_of_their_operands(
     monkeypatch.setattr("tinyvllm.start.devices.choose_device", lambda _: DeviceChoice("cuda", "for the test"))
     monkeypatch.setattr("tinyvllm.testing.check.open_device", lambda _: device)
     arguments = ["--rows", "1", "40", "--context-len", "100", "--implementation", "nvrtc"]
-    for op in ("rms_norm", "attention_decode", "rms_norm_qkv_rope_append", "lm_head_argmax"):
+    for op in ("rms_norm", "rope_append", "rms_norm_qkv_rope_append", "lm_head_argmax"):
         assert main(["kernels", "bench", op, *arguments]) == 0
         first, _, one, many = rows(capsys.readouterr().out)
         assert first == ["a card: 1000 GB/s, 1000.00 TFLOP/s"]

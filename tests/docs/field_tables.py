@@ -12,13 +12,12 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from tinyvllm import batch, interfaces, outputs, request, sequence, shapes
+from tinyvllm import batch, interfaces, layers, outputs, request, sequence, shapes, workspace
 from tinyvllm.engine import stats
-from tinyvllm.ops import device_values
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 PAGES = {page: REFERENCE / page for page in ("plugins.md", "python.md")}
-MODULES = (interfaces, batch, shapes, sequence, device_values, outputs, request, stats)
+MODULES = (interfaces, batch, shapes, sequence, layers, workspace, outputs, request, stats)
 _MARKED = re.compile(r"(<!-- fields of (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _SECTION = re.compile(r"^(Attributes|Args|Returns|Raises):$", re.MULTILINE)
 _ATTRIBUTE = re.compile(r"^    (\w+(?:, \w+)*): (.*(?:\n {8}.*)*)", re.MULTILINE)

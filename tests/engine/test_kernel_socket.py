@@ -15,7 +15,7 @@ from tinyvllm.devices.emulator.device import EmulatorDevice
 from tinyvllm.errors import ConfigError, KernelError, PluginError
 from tinyvllm.llm import LLM
 from tinyvllm.request import SamplingParams
-from tinyvllm.start import devices
+from tinyvllm.start import build
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=6, logprobs=2)
 CLEAR_MARGIN = 0.12
@@ -320,7 +320,7 @@ def test_products_made_for_hopper_are_refused_where_they_cannot_keep_a_promise(t
 
 
 def test_products_made_for_hopper_serve_no_other_card(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "open_device", lambda *_, **__: EmulatorDevice(arch=80))
+    monkeypatch.setattr(build, "open_device", lambda *_, **__: EmulatorDevice(arch=80))
     ampere = LLM(str(tiny), device="emulator", **TINY)
     assert {served(ampere)[op][0] for op in HOPPER_OPS} == {"nvrtc"}
     message = refusal(tiny, PluginError, kernels={"linear_residual": "hopper"})

@@ -155,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         enforce_eager=True,  # so that every launch passes by
         scheduler={"max_num_seqs": max(options.batch_size), "max_num_batched_tokens": options.max_num_batched_tokens},
     )
-    assert llm.device is not None
+    assert isinstance(llm.device, Gpu)
     for batch in options.batch_size:
         print(f"{llm.device.properties.name}, {batch} sequences at context {options.context_len}")
         report(llm.device, decode_step(llm, batch, options.context_len, options.temperature), options.repeats)

@@ -9,13 +9,15 @@ from typing import Any, ParamSpec, TypeVar, cast
 import numpy as np
 
 from tinyvllm.device import Array, Buffer, Gpu, Shape
-from tinyvllm.layers import Linear, Norm
-from tinyvllm.testing.case import definition
+from tinyvllm.layers import Linear, Norm, linear_of
+from tinyvllm.reference.linear import linear
+from tinyvllm.reference.rms_norm import rms_norm
 from tinyvllm.testing.numbers import BF16, BF16_ROUNDOFF, F32_ROUNDOFF, SMALLEST, Float64, bf16, dot_error, f64
 
 __all__ = [
-    "BF16", "BF16_ROUNDOFF", "F32_ROUNDOFF", "SMALLEST", "Float64", "assert_close", "bf16", "definition", "dot_error",
-    "f64", "get", "linear_value", "normed_dot_error", "once", "poisoned", "put", "rows_of_many_scales",
+    "BF16", "BF16_ROUNDOFF", "F32_ROUNDOFF", "SMALLEST", "Float64", "assert_close", "bf16", "dot_error", "f64",
+    "get", "linear_value", "normed_dot_error", "normed_product", "once", "poisoned", "product", "put",
+    "rows_of_many_scales",
 ]  # fmt: skip
 
 P = ParamSpec("P")
@@ -70,7 +72,17 @@ def assert_close(got: Array, expected: Array, error: Any) -> None:
 
 def linear_value(weight: Array, bias: Array | None = None) -> Linear:
     """The layer ``[out, in]`` of a checkpoint as a value, in float64."""
-    return Linear(f64(weight).T, None if bias is None else f64(bias))
+    return linear_of(f64(weight), None if bias is None else f64(bias))
+
+
+def product(x: Array, layer: Linear) -> Float64:
+    """The definition of ``linear`` in float64, ``[T, N]``."""
+    return f64(linear(f64(x), layer))  # type: ignore[arg-type]  # definitions take any float
+
+
+def normed_product(x: Array, norm: Norm, layer: Linear) -> Float64:
+    """The definitions of ``rms_norm`` and ``linear`` one after the other, in float64: ``[T, N]``."""
+    return product(rms_norm(f64(x), norm), layer)  # type: ignore[arg-type]
 
 
 def normed_dot_error(x: Array, norm: Norm, weight: Array, num_products_rounded: int) -> Float64:

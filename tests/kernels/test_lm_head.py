@@ -13,7 +13,7 @@ from tinyvllm.kernels.lm_head import LmHeadArgmax, LmHeadLogits
 from tinyvllm.kernels.tiling import Tiling, choose_tiling
 from tinyvllm.layers import Norm
 
-from .support import bf16, definition, f64, get, linear_value, normed_dot_error, once, poisoned, put
+from .support import bf16, f64, get, linear_value, normed_dot_error, normed_product, once, poisoned, put
 
 EPS = 1e-5
 
@@ -68,7 +68,7 @@ def test_logits_are_their_definition(device: Gpu, head: tuple[int, int, int | Ti
     make_logits(device, hidden_size=size_k, vocab_size=vocab_size, eps=EPS, max_rows=40, tiling=tiling)(
         logits, put(device, x), put(device, bf16(norm.weight)), put(device, weight)
     )
-    expected = definition("rms_norm_lm_head")(f64(x), norm, linear_value(weight))
+    expected = normed_product(x, norm, linear_value(weight))
     error = normed_dot_error(x, norm, weight, int(tiling.batch_rows > 1))
     assert (np.abs(get(device, logits) - expected) <= error).all()
 

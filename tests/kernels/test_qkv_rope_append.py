@@ -19,11 +19,11 @@ from .paging import assert_appended, put_step, random_step, rotation_error
 from .support import (
     assert_close,
     bf16,
-    definition,
     f64,
     get,
     linear_value,
     normed_dot_error,
+    normed_product,
     once,
     poisoned,
     put,
@@ -89,7 +89,7 @@ def test_it_is_the_composition_of_its_parts(
         buffers.positions, buffers.slot_mapping,
     )  # fmt: skip
 
-    heads = definition("rms_norm_lm_head")(f64(x), norm, linear_value(weight, bias)).reshape(rows, -1, d)
+    heads = normed_product(x, norm, linear_value(weight, bias)).reshape(rows, -1, d)
     expected = step.expect(heads[:, :h], heads[:, h : h + k], heads[:, h + k :])
     error = normed_dot_error(x, norm, weight, int(max_rows > 1)).reshape(rows, -1, d)
     error += 2.0**-23 * np.abs(heads)  # the addition of the bias

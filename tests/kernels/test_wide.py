@@ -16,7 +16,8 @@ from tinyvllm.interfaces import BindContext
 from tinyvllm.kernels.gate_up_silu_wide import GateUpSiluWide
 from tinyvllm.kernels.linear_residual_wide import LinearResidualWide
 from tinyvllm.kernels.wide import BATCH_ROWS, has_wide_cores
-from tinyvllm.layers import Linear, Norm
+from tinyvllm.layers import ROWS, Linear, Norm
+from tinyvllm.testing.fused_cases import GateUpCase
 from tinyvllm.testing.parameters import MODELS, Parameters
 from tinyvllm.testing.subject import spec_of
 from tinyvllm.workspace import StepLimits, Workspace
@@ -173,11 +174,11 @@ def test_more_rows_than_a_block_s_go_to_it_where_they_fill_the_card(monkeypatch:
     monkeypatch.setattr(hopper_plugin, "GateUpSiluWide", Spy)
     shape = replace(MODELS[0], hidden_size=2048, intermediate_size=8192)
     device = EmulatorDevice(num_sms=132)
-    spec = spec_of("emulator", Parameters(shape, (1,), (0,)), device)
+    spec = spec_of("emulator", Parameters(shape, (1,), (0,)), device, GateUpCase)
     workspace = Workspace(device, StepLimits(4096, 1, 4096, 16, 1, batch_invariant=False))
     bind = hopper_plugin._BINDERS["rms_norm_gate_up_silu"]
     run = bind(BindContext(spec, lambda _: asked.append, workspace), lambda *_: asked.append("otherwise"))
-    norm, layer = Norm(np.ones(1), EPS), Linear(np.ones(1), None)
+    norm, layer = Norm(np.ones(1), EPS), Linear(np.ones(1), None, ROWS, 2048, 2 * 8192)
     expected: dict[int, list[int | str]] = {
         16: ["otherwise"], 17: [64], 64: [64], 65: [128], 128: [128], 129: [256], 256: [256],
         320: ["otherwise"], 448: ["otherwise"], 512: [256], 576: ["otherwise"], 960: ["otherwise"], 1024: [256],

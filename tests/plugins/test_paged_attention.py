@@ -1,16 +1,25 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.plugins.paged import make_step
 from tests.reference import loops
-from tinyvllm.batch import Batch, Float32, LayerCache
-from tinyvllm.interfaces import AttentionCall, AttentionSpec, PluginContext
+from tinyvllm.batch import Batch, BatchTensors, Float32, LayerCache
+from tinyvllm.device import Array, Device
+from tinyvllm.devices.cpu import CpuDevice
+from tinyvllm.devices.emulator.device import EmulatorDevice
+from tinyvllm.interfaces import AttentionCall, AttentionContext, AttentionSpec, PluginContext
 from tinyvllm.reference.paged_attention import paged_attention
 from tinyvllm.shapes import ModelShape
+from tinyvllm.testing.attention_cases import AttentionCase
+from tinyvllm.testing.case import Bench
+from tinyvllm.testing.parameters import Parameters, drawn
+from tinyvllm.workspace import StepLimits, Workspace
 from tinyvllm_attention.paged import PagedAttention
 
 EPS = float(np.finfo(np.float32).eps)
@@ -29,19 +38,29 @@ def attend(
     window: int | None,
     *,
     batch_invariant: bool,
-    is_written: bool = True,
 ) -> Float32:
-    """The plugin's answer; with ``is_written`` False the step's keys and values are first wiped from the cache."""
+    """The plugin's answer on the CPU."""
     num_kv_heads, block_size, head_dim = cache.key.shape[1:]
-    shape = ModelShape(1, 8, query.shape[1], num_kv_heads, head_dim, 8, 8, 4096)
-    attention = PagedAttention(PluginContext(None, "cpu", shape, 4096, 64, 4096, block_size, 1, batch_invariant, 0))
-    blocks, offsets = np.divmod(batch.slot_mapping, block_size)
-    key, value = cache.key[blocks, :, offsets], cache.value[blocks, :, offsets]
-    if not is_written:
-        cache.key[blocks, :, offsets] = np.nan
-        cache.value[blocks, :, offsets] = np.nan
-    plan = attention.plan(batch)
-    return attention.forward(AttentionCall(query, key, value, cache, batch, plan, head_dim**-0.5, window, is_written))
+    spec = AttentionSpec(
+        "cpu", query.shape[1], num_kv_heads, head_dim, block_size, "float32", head_dim**-0.5, window, batch_invariant
+    )
+    limits = StepLimits(4096, 64, 4096, block_size, 64, batch_invariant)
+    attention = plugin(batch_invariant=batch_invariant)
+    assert attention.supports(spec) == []
+    bound = attention.bind(AttentionContext((spec,), Workspace(CpuDevice(), limits)))
+    assert bound.host_plan(batch) is None
+    step = BatchTensors(
+        batch.token_ids, batch.positions, batch.slot_mapping, batch.context_lens, batch.block_tables, batch.cu_seqlens_q
+    )
+    out = np.full_like(query, np.nan)
+    bound.forward(AttentionCall(out, query, cache, step, bound.plan(step, None), spec, is_first=True))
+    return out
+
+
+def plugin(device: str = "cpu", *, batch_invariant: bool = False) -> PagedAttention:
+    """As an engine creates it."""
+    shape = ModelShape(1, 8, 2, 1, 8, 8, 8, 4096)
+    return PagedAttention(PluginContext(None, device, shape, 4096, 64, 4096, 8, 0, batch_invariant, 0))
 
 
 def bound(cache: LayerCache, query: Float32, longest: int) -> float:
@@ -58,7 +77,6 @@ def bound(cache: LayerCache, query: Float32, longest: int) -> float:
     block_size=st.sampled_from([1, 2, 4, 16, 64]),
     window=st.one_of(st.none(), st.integers(1, 90)),
     batch_invariant=st.booleans(),
-    is_written=st.booleans(),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_it_equals_the_definition(
@@ -67,7 +85,6 @@ def test_it_equals_the_definition(
     block_size: int,
     window: int | None,
     batch_invariant: bool,
-    is_written: bool,
     seed: int,
 ) -> None:
     num_heads, num_kv_heads, head_dim = heads
@@ -75,7 +92,7 @@ def test_it_equals_the_definition(
         seed, block_size=block_size, num_kv_heads=num_kv_heads, head_dim=head_dim, num_heads=num_heads, spans=spans
     )
     want = paged_attention(query, cache, batch, head_dim**-0.5, window)
-    got = attend(batch, cache, query, window, batch_invariant=batch_invariant, is_written=is_written)
+    got = attend(batch, cache, query, window, batch_invariant=batch_invariant)
     assert np.all(np.abs(got - want) <= bound(cache, query, max(c for _, c in spans)))
 
 
@@ -141,7 +158,73 @@ def test_decode_rows_of_any_lengths_go_in_groups(window: int | None) -> None:
 
 
 def test_it_says_what_it_cannot_serve() -> None:
-    shape = ModelShape(1, 8, 2, 1, 8, 8, 8, 64)
-    attention = PagedAttention(PluginContext(None, "cpu", shape, 64, 4, 64, 4, 4, False, 0))
-    spec = AttentionSpec("cuda", 2, 1, 8, 4, "bfloat16", None, False, kv_layout="NHD")
-    assert attention.supports(spec) == ["runs on the CPU, not on cuda", "reads the KV layout HND, not NHD"]
+    served = AttentionSpec("emulator", 4, 2, 64, 16, "bfloat16", 0.125, None, False)
+    attention = plugin("emulator")
+    assert attention.supports(served) == []
+    refused = replace(served, num_heads=66, num_kv_heads=1, head_dim=48, block_size=4, dtype="float32")
+    assert attention.supports(refused) == [
+        "knows head_dim 16, 32, 64, 80, 96, 128, not 48",
+        "at most 8 query heads share a KV head, not 66",
+        "knows cache.block_size 8, 16, 32, 64, not 4",
+        "computes with bfloat16, not float32",
+    ]
+    assert attention.supports(replace(refused, device="cpu")) == []
+
+
+@settings(max_examples=40, deadline=None)
+@given(parameters=drawn())
+def test_on_the_cpu_it_is_its_definition_whatever_the_step(parameters: Parameters) -> None:
+    """What lies before a window is NaN in these cases, and finite in an engine, as NumPy needs it: see above."""
+    check_case(CpuDevice(), replace(parameters, sliding_window=None))
+
+
+EMULATOR = EmulatorDevice()
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@given(parameters=drawn())
+def test_on_the_emulator_it_is_its_definition_whatever_the_step(parameters: Parameters) -> None:
+    check_case(EMULATOR, parameters)
+
+
+def check_case(device: Device, parameters: Parameters) -> None:
+    """The result is the definition's, within the bound of its sums."""
+    case = AttentionCase(parameters)
+    attention = plugin(device.name, batch_invariant=parameters.batch_invariant)
+    got = computed(case, attention, device)
+    assert not case.mismatches({"out": got}, 0.0)
+
+
+def computed(case: AttentionCase, attention: PagedAttention, device: Device) -> Array:
+    """What the plugin gives for the real rows."""
+    assert attention.supports(case.spec(device)) == []
+    return device.memory.download(case.run(attention, Bench(device))["out"])
+
+
+@pytest.mark.parametrize("device", [CpuDevice(), EMULATOR], ids=lambda device: str(device.name))
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@given(parameters=drawn(has_steps_of_many=False))
+def test_with_batch_invariant_a_sequence_has_the_same_bits_alone_and_in_company(
+    device: Device, parameters: Parameters
+) -> None:
+    """Every sequence of the step, computed alone from the same cache."""
+    window = None if device.name == "cpu" else parameters.sliding_window
+    whole = replace(parameters, batch_invariant=True, num_padding=0, sliding_window=window)
+    attention, case = plugin(device.name, batch_invariant=True), AttentionCase(whole)
+    together = computed(case, attention, device)
+    for b in range(0, len(whole.num_tokens), 7):
+        alone = AttentionCase(whole)
+        alone.query = case.query[b : b + 1]
+        alone.num_real = 1
+        batch = one_sequence(case.step.batch, b)
+        alone.step = replace(case.step, batch=batch, padded=batch)
+        assert computed(alone, attention, device).tobytes() == together[b].tobytes(), b
+
+
+def one_sequence(batch: Batch, b: int) -> Batch:
+    """A step of one token of one sequence out of a step of one token each."""
+    one = slice(b, b + 1)
+    return Batch(
+        batch.token_ids[one], batch.positions[one], np.array([0, 1], np.int32), batch.context_lens[one],
+        batch.block_tables[one], batch.slot_mapping[one], np.zeros(1, np.int32),
+    )  # fmt: skip

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.reference import loops
 from tinyvllm.batch import LayerCache
 from tinyvllm.errors import ShapeError
-from tinyvllm.layers import Linear, Norm, RotaryTable
+from tinyvllm.layers import COLUMNS, ROWS, Norm, RotaryTable, linear_of
 from tinyvllm.models.rotary import RotaryConfig, inverse_frequencies, rotary_table
 from tinyvllm.reference.embedding import embedding
 from tinyvllm.reference.kv_append import kv_append
@@ -56,14 +56,16 @@ def test_rms_norm_of_zeros_is_zero() -> None:
     outer=st.integers(1, 12),
     has_bias=st.booleans(),
     tiled=st.booleans(),
+    by_columns=st.booleans(),
     seed=SEEDS,
 )
-def test_linear(rows: int, inner: int, outer: int, has_bias: bool, tiled: bool, seed: int) -> None:
+def test_linear(rows: int, inner: int, outer: int, has_bias: bool, tiled: bool, by_columns: bool, seed: int) -> None:
     x, weight = rounded(seed, rows, inner), rounded(seed + 1, inner, outer)
     bias = rounded(seed + 2, outer) if has_bias else None
     want = loops.linear(x, weight, bias)
     magnitude = np.abs(x).astype(np.float64) @ np.abs(weight) + (0 if bias is None else np.abs(bias))
-    got = (linear_in_tiles if tiled else linear)(x, Linear(weight, bias))
+    layer = linear_of(weight, bias, COLUMNS) if by_columns else linear_of(np.ascontiguousarray(weight.T), bias, ROWS)
+    got = (linear_in_tiles if tiled else linear)(x, layer)
     assert np.all(np.abs(got - want) <= (inner + 2) * EPS * magnitude)
 
 
@@ -71,14 +73,14 @@ def test_linear_by_single_rows_of_a_large_matrix_agrees() -> None:
     x, weight = rounded(1, 3, 1024, scale=0.01), rounded(2, 1024, 1100, scale=0.01)
     exact = x.astype(np.float64) @ weight
     bound = 1026 * EPS * (np.abs(x).astype(np.float64) @ np.abs(weight))
-    assert np.all(np.abs(linear(x, Linear(weight)) - exact) <= bound)
+    assert np.all(np.abs(linear(x, linear_of(weight, scheme=COLUMNS)) - exact) <= bound)
 
 
 @settings(max_examples=60, deadline=None)
 @given(num_rows=st.integers(1, 30), data=st.data(), seed=SEEDS)
 def test_a_row_in_tiles_has_the_same_bits_wherever_it_stands(num_rows: int, data: st.DataObject, seed: int) -> None:
     inner, outer = data.draw(st.sampled_from([(5, 3), (48, 80), (80, 33), (192, 256)]))
-    x, layer = rounded(seed, num_rows, inner), Linear(rounded(seed + 1, inner, outer))
+    x, layer = rounded(seed, num_rows, inner), linear_of(rounded(seed + 1, inner, outer), scheme=COLUMNS)
     whole = linear_in_tiles(x, layer)
     order = np.random.default_rng(seed).permutation(num_rows)
     assert np.array_equal(linear_in_tiles(x[order], layer), whole[order])
@@ -169,4 +171,4 @@ def test_shapes_that_do_not_fit_are_named() -> None:
     with pytest.raises(ShapeError, match=r"rms_norm weight has shape \[3\], expected \[4\]"):
         rms_norm(np.zeros((1, 4), np.float32), Norm(np.ones(3, np.float32), 1e-5))
     with pytest.raises(ShapeError, match=r"linear input has shape \[1, 4\], expected \[any, 3\]"):
-        linear(np.zeros((1, 4), np.float32), Linear(np.ones((3, 2), np.float32)))
+        linear(np.zeros((1, 4), np.float32), linear_of(np.ones((2, 3), np.float32)))

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from tinyvllm.runner.sampling import SamplingMode
+
 from tests.engine.device_runs import start
 from tinyvllm.device import Gpu
-from tinyvllm.runner.sampling import SamplingMode
-from tinyvllm.start import devices
+from tinyvllm.start import build
 from tinyvllm.start.warm_up import COMMON_MODES, EVERYTHING, record_common, rehearse
 
 
 def run_padding(device: Gpu) -> None:
     """All that a card does before its first request, and steps of every kind of sampling; nothing was sent before."""
-    own: Any = devices
+    own: Any = build
     own.open_device = lambda *_, **__: device
     llm = start("llama with biases", "emulator", scheduler={"max_num_seqs": 3, "max_num_batched_tokens": 20})
     runner: Any = llm.engine._runner

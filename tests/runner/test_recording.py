@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tinyvllm.runner.device_runner import DeviceRunner, decode_sizes
+from tinyvllm.runner.sampling import SamplingMode
 
 from tests.emulator.caches import add_runtimes
 from tests.engine.device_runs import bits, random_prompts, start
@@ -28,11 +30,8 @@ from tinyvllm.devices.emulator.device import EmulatorDevice
 from tinyvllm.devices.emulator.memory import EmulatorMemory
 from tinyvllm.errors import KernelError
 from tinyvllm.runner import inputs as device_inputs
-from tinyvllm.runner.device_runner import DeviceRunner, decode_sizes
 from tinyvllm.runner.inputs import DeviceInputs, StepBuffers
-from tinyvllm.runner.sampling import SamplingMode
-from tinyvllm.start import devices
-from tinyvllm.start.devices import DeviceSettings
+from tinyvllm.start import build, model
 from tinyvllm.start.warm_up import COMMON_MODES, EVERYTHING, record_common, rehearse
 from tinyvllm.step import Step
 
@@ -83,8 +82,8 @@ class HalfWay:
             "counts": rules.counts,
             "numbers of generated tokens": rules.num_output,
             "recent tokens": rules.recent,
-            **{f"K cache {i}": key for i, (key, _) in enumerate(runner._caches)},
-            **{f"V cache {i}": value for i, (_, value) in enumerate(runner._caches)},
+            **{f"K cache {i}": cache.key for i, cache in enumerate(runner._caches)},
+            **{f"V cache {i}": cache.value for i, cache in enumerate(runner._caches)},
         }
         found = {name: contents[buffer.pointer] for name, buffer in named.items()}
         return {**found, "ring": ring._ring.array.copy().view(np.uint8).reshape(-1)}
@@ -292,7 +291,7 @@ def test_a_kernel_that_takes_padding_for_a_sequence_is_noticed(
     left_alone("emulator", "everything")
     plant(tmp_path, file, old, new)
     emulator = EmulatorDevice(cache_dir=mutant_cache)
-    monkeypatch.setattr(devices, "open_device", lambda *_, **__: device_of(emulator, tmp_path))
+    monkeypatch.setattr(build, "open_device", lambda *_, **__: device_of(emulator, tmp_path))
     with pytest.raises((AssertionError, KernelError)):
         check_undisturbed("emulator", "everything", "recording", monkeypatch)
 
@@ -303,9 +302,9 @@ def test_a_kernel_that_takes_padding_for_a_sequence_is_noticed(
 def test_an_engine_prepared_as_on_a_card_gives_the_same_and_records_nothing_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The emulator does not prepare by itself; here it is told that it is a card."""
+    """The emulator does not prepare by itself; here it does."""
     expected = left_alone("emulator", "greedy")
-    monkeypatch.setattr(devices, "DeviceSettings", lambda **given: DeviceSettings(**{**given, "is_card": True}))
+    monkeypatch.setattr(model, "prepares_early", lambda _: True)
     at_work = half_way("emulator", "greedy", monkeypatch)
     report = "\n".join(at_work.llm.report)
     assert "kernels: prepared by 13 steps of padding" in report
@@ -340,7 +339,7 @@ def test_a_sampler_of_the_host_is_prepared_for_as_on_a_card_and_has_no_graphs(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "mine.py").write_text(HOST_SAMPLER)
-    monkeypatch.setattr(devices, "DeviceSettings", lambda **given: DeviceSettings(**{**given, "is_card": True}))
+    monkeypatch.setattr(model, "prepares_early", lambda _: True)
     mine = {"plugins": [str(tmp_path / "mine.py")], "sampler": {"name": "mine"}}
     llm = start(SMALL, "emulator", scheduler={"max_num_seqs": 2, "max_num_batched_tokens": 16}, **mine)
     assert "graphs: none, because the host samples" in llm.report

@@ -48,16 +48,26 @@ def register_loaders():
 """
 
 ATTENTION = """
+from dataclasses import replace
+
 import numpy as np
 
 from tinyvllm.hookspecs import hookimpl
 from tinyvllm.interfaces import Plugin
+from tinyvllm_attention.numpy import PagedOnCpu
 from tinyvllm_attention.paged import PagedAttention
 
-class Mine(PagedAttention):
-    pass
+class Bound(PagedOnCpu):
+    def forward(self, call):
+        super().forward(call)
+        return after(call)
 
-inner = PagedAttention.forward
+class Mine(PagedAttention):
+    def bind(self, context):
+        return Bound(context)
+
+after = lambda call: None
+inner = PagedOnCpu.forward
 
 def fail(*arguments):
     raise ValueError("spoilt")
@@ -70,6 +80,8 @@ def register_attention():
 """
 
 KERNEL = """
+from dataclasses import replace
+
 import numpy as np
 
 from tinyvllm.hookspecs import hookimpl
@@ -86,10 +98,13 @@ class Mine:
     def supports(self, op, spec):
         return []
     def bind(self, op, context):
-        inner = OPS[op].composed(context) or OPS[op].reference
-        return lambda *arguments: answer(inner(*arguments))
+        inner = OPS[op].compose(context) if OPS[op].compose else OPS[op].definition
+        def mine(*arguments):
+            inner(*arguments)
+            return after(*arguments)
+        return mine
 
-answer = lambda result: result
+after = lambda *arguments: None
 
 def fail(*arguments):
     raise ValueError("spoilt")

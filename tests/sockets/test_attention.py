@@ -14,7 +14,9 @@ from tinyvllm.llm import LLM
 from tinyvllm.request import SamplingParams
 
 REASONS = "expected a list of strings: the reasons why not, empty if it can"
-RESULT = "expected an array of float32 and shape (3, 4, 16)"
+BOUND = "expected an object with host_plan, plan and forward"
+HOST_PLAN = "expected None, or a one-dimensional array of int32"
+WRITES = "expected None: forward writes to call.out"
 
 WRONG = [
     ("Mine.supports = lambda self, spec: 'no way'", f"supports returned the str 'no way'; {REASONS}"),
@@ -26,49 +28,55 @@ WRONG = [
     ("Mine.supports = lambda self, spec: iter(())", f"supports returned an object of type tuple_iterator; {REASONS}"),
     ("Mine.supports = fail", "supports raised ValueError: spoilt"),
     ("Mine.supports = lambda self: []", "supports raised TypeError: <lambda>() takes 1 positional argument but 2"),
-    ("Mine.plan = fail", "plan raised ValueError: spoilt"),
-    ("Mine.plan = lambda self: None", "plan raised TypeError"),
-    ("def plan(self, batch):\n    batch.block_tables[:] = 0\nMine.plan = plan", "plan raised ValueError: assign"),
-    ("def plan(self, batch):\n    batch.positions += 1\nMine.plan = plan", "plan raised ValueError: output array is r"),
-    ("Mine.forward = lambda self, call: None", f"forward returned None; {RESULT}"),
-    ("Mine.forward = lambda self, call: call.query[:-1]", f"forward returned float32 of shape (2, 4, 16); {RESULT}"),
+    ("Mine.bind = fail", "bind raised ValueError: spoilt"),
+    ("Mine.bind = lambda self: Bound", "bind raised TypeError: <lambda>() takes 1 positional argument but 2"),
+    ("Mine.bind = lambda self, context: None", f"bind returned None; {BOUND}"),
+    ("Mine.bind = lambda self, context: self", f"bind returned an object of type Mine; {BOUND}"),
+    ("Mine.bind = lambda self, context: Bound(context).forward", f"bind returned an object of type method; {BOUND}"),
+    ("Mine.bind = lambda self, context: context.specs[0].headdim", "bind raised AttributeError: 'AttentionSpec'"),
+    ("Bound.host_plan = fail", "host_plan raised ValueError: spoilt"),
+    ("Bound.host_plan = lambda self: None", "host_plan raised TypeError: <lambda>() takes 1 positional argument"),
+    ("Bound.host_plan = lambda self, batch: 3", f"host_plan returned the int 3; {HOST_PLAN}"),
+    ("Bound.host_plan = lambda self, batch: [1, 2]", f"host_plan returned a list of 2; {HOST_PLAN}"),
+    ("Bound.host_plan = lambda self, batch: np.arange(2)", f"host_plan returned int64 of shape (2,); {HOST_PLAN}"),
     (
-        "Mine.forward = lambda self, call: inner(self, call).reshape(len(call.query), -1)",
-        f"forward returned float32 of shape (3, 64); {RESULT}",
+        "Bound.host_plan = lambda self, batch: np.zeros((2, 2), np.int32)",
+        f"host_plan returned int32 of shape (2, 2); {HOST_PLAN}",
     ),
     (
-        "Mine.forward = lambda self, call: inner(self, call).swapaxes(1, 2)",
-        f"forward returned float32 of shape (3, 16, 4); {RESULT}",
+        "Bound.host_plan = lambda self, batch: batch.positions",
+        "host_plan returned an array of 1 numbers; expected 3, as in the first step",
     ),
     (
-        "Mine.forward = lambda self, call: inner(self, call).astype(np.float64)",
-        f"forward returned float64 of shape (3, 4, 16); {RESULT}",
+        "Bound.host_plan = lambda self, batch: batch.positions if len(batch.positions) > 1 else None",
+        f"host_plan returned None; {HOST_PLAN}",
     ),
     (
-        "Mine.forward = lambda self, call: inner(self, call).astype(np.float16)",
-        f"forward returned float16 of shape (3, 4, 16); {RESULT}",
+        "def host_plan(self, batch):\n    batch.positions[0] = 1\nBound.host_plan = host_plan",
+        "host_plan raised ValueError: assign",
+    ),
+    ("Bound.plan = fail", "plan raised ValueError: spoilt"),
+    ("Bound.plan = lambda self, batch: None", "plan raised TypeError"),
+    (
+        "def plan(self, batch, host_plan):\n    batch.block_tables[:] = 0\nBound.plan = plan",
+        "plan raised ValueError: assign",
     ),
     (
-        "Mine.forward = lambda self, call: np.zeros(call.query.shape, np.int32)",
-        f"forward returned int32 of shape (3, 4, 16); {RESULT}",
+        "def plan(self, batch, host_plan):\n    batch.positions.sort()\nBound.plan = plan",
+        "plan raised ValueError: ",
     ),
-    ("Mine.forward = lambda self, call: inner(self, call).tolist()", f"forward returned a list of 3; {RESULT}"),
-    ("Mine.forward = lambda self, call: (inner(self, call), None)", f"forward returned a tuple of 2; {RESULT}"),
-    ("Mine.forward = lambda self, call: 1.0", f"forward returned the float 1.0; {RESULT}"),
-    ("Mine.forward = fail", "forward raised ValueError: spoilt"),
-    ("Mine.forward = lambda self: None", "forward raised TypeError"),
-    (
-        "def forward(self, call):\n    call.query[:] = 0\nMine.forward = forward",
-        "forward raised ValueError: assign",
-    ),
-    ("def forward(self, call):\n    call.key[:] = 0\nMine.forward = forward", "forward raised ValueError: assign"),
-    ("def forward(self, call):\n    call.value[0] = 0\nMine.forward = forward", "forward raised ValueError: assign"),
-    (
-        "def forward(self, call):\n    call.batch.token_ids[0] = 0\nMine.forward = forward",
-        "forward raised ValueError: a",
-    ),
-    ("def forward(self, call):\n    call.scale = 1.0\nMine.forward = forward", "forward raised FrozenInstanceError"),
-    ("def forward(self, call):\n    raise NotImplementedError\nMine.forward = forward", "raised NotImplementedError"),
+    ("after = lambda call: call.out", f"forward returned float32 of shape (3, 4, 16); {WRITES}"),
+    ("after = lambda call: 1.0", f"forward returned the float 1.0; {WRITES}"),
+    ("after = lambda call: (None,)", f"forward returned a tuple of 1; {WRITES}"),
+    ("after = lambda call: call.plan.shape", "forward raised AttributeError: 'dict' object has no attribute 'shape'"),
+    ("def after(call):\n    call.out[:] = call.query[:, 0]", "forward raised ValueError: could not broadcast"),
+    ("Bound.forward = fail", "forward raised ValueError: spoilt"),
+    ("Bound.forward = lambda self: None", "forward raised TypeError"),
+    ("def after(call):\n    call.query[:] = 0", "forward raised ValueError: assign"),
+    ("def after(call):\n    call.batch.token_ids[0] = 0", "forward raised ValueError: assign"),
+    ("def after(call):\n    call.is_first = True", "forward raised FrozenInstanceError"),
+    ("def after(call):\n    raise NotImplementedError", "forward raised NotImplementedError"),
+    ("def after(call):\n    raise SystemExit(0)", "forward raised SystemExit"),
 ]
 
 
@@ -85,9 +93,12 @@ def test_a_wrong_answer_names_plugin_method_answer_and_rule(
 RIGHT = [
     "pass",
     "Mine.supports = lambda self, spec: ()",
-    "Mine.forward = lambda self, call: np.asfortranarray(inner(self, call))",
-    "def forward(self, call):\n    out = inner(self, call)\n    out.flags.writeable = False\n    return out\n"
-    "Mine.forward = forward",
+    "def forward(self, call):\n    out = call.out.copy()\n    inner(self, replace(call, out=out))\n"
+    "    call.out[...] = out.astype(float)\nBound.forward = forward",
+    "Bound.host_plan = lambda self, batch: np.zeros(0, np.int32)",
+    "def plan(self, batch, host_plan):\n    assert host_plan.tolist() == [len(batch.token_ids), 7]\n"
+    "    return PagedOnCpu.plan(self, batch, None)\nBound.plan = plan\n"
+    "Bound.host_plan = lambda self, batch: np.array([batch.num_tokens, 7], np.int32)",
 ]
 
 
@@ -95,14 +106,6 @@ RIGHT = [
 def test_right_answers_of_other_forms_give_the_same_tokens(change: str, tiny: Path, tmp_path: Path) -> None:
     plugin = write_plugin(tmp_path, ATTENTION, change)
     assert answer(tiny, plugins=[str(plugin)], attention={"name": "mine"}) == answer(tiny)
-
-
-def test_an_array_that_is_the_query_itself_is_taken(tiny: Path, tmp_path: Path) -> None:
-    found = []
-    for result in ("call.query", "call.query.copy()"):
-        plugin = write_plugin(tmp_path, ATTENTION, f"Mine.forward = lambda self, call: {result}")
-        found.append(answer(tiny, plugins=[str(plugin)], attention={"name": "mine"}))
-    assert found[0] == found[1]
 
 
 def test_reasons_why_not_are_shown_one_by_one(tiny: Path, tmp_path: Path) -> None:
@@ -113,15 +116,14 @@ def test_reasons_why_not_are_shown_one_by_one(tiny: Path, tmp_path: Path) -> Non
 
 LATER = """
 calls = 0
-def forward(self, call):
+def after(call):
     global calls
     calls += 1
-    return inner(self, call) if calls <= 4 else {result}
-Mine.forward = forward
+    return None if calls <= 4 else {result}
 """
 
 
-@pytest.mark.parametrize("result", ["fail()", "None", "call.query[:, :1]"])
+@pytest.mark.parametrize("result", ["fail()", "0", "call.query[:, :1]"])
 def test_what_goes_wrong_in_a_later_step_reaches_the_step_with_the_plugins_name(
     result: str, tiny: Path, tmp_path: Path
 ) -> None:

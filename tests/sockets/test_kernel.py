@@ -15,7 +15,8 @@ from tinyvllm.request import SamplingParams
 
 REASONS = "expected a list of strings: the reasons why not, empty if it can"
 NAMES = "expected a list of names of ops"
-NORMED = "expected an array of float32 and shape (3, 48)"
+WRITES = "expected None: an op writes to its outputs"
+PREPARE = "Mine.prepare = lambda self, op, layer: "
 
 WRONG = [
     ("rms_norm", "Mine.ops = lambda self: None", f"ops returned None; {NAMES}"),
@@ -33,30 +34,52 @@ WRONG = [
     ("rms_norm", "Mine.bind = fail", "bind('rms_norm') raised ValueError: spoilt"),
     (
         "rms_norm",
-        "Mine.bind = lambda self, op, context: lambda x: x",
-        "bind('rms_norm') returned a callable that does not take (x: 'Float32', norm: 'Norm') -> 'Float32'; expected",
+        "Mine.bind = lambda self, op, context: lambda out: None",
+        "bind('rms_norm') returned a callable that does not take (out: 'Tensor', x: 'Tensor', norm: 'Norm') -> 'None';",
     ),
     ("rms_norm", "Mine.bind = lambda self, op, context: context.op('rms_nrom')", "no such op; did you mean 'rms_norm'"),
-    ("rms_norm", "Mine.bind = lambda self, op, context: context.op('argmax')", "a model calls no such op"),
-    ("rms_norm", "answer = fail", "rms_norm raised ValueError: spoilt"),
-    ("rms_norm", "answer = lambda result: None", f"rms_norm returned None; {NORMED}"),
-    ("rms_norm", "answer = lambda result: result[:1]", f"rms_norm returned float32 of shape (1, 48); {NORMED}"),
-    ("rms_norm", "answer = lambda result: result.astype(float)", "rms_norm returned float64 of shape (3, 48); exp"),
-    ("rms_norm", "answer = lambda result: result.tolist()", f"rms_norm returned a list of 3; {NORMED}"),
-    ("rms_norm", "answer = lambda result: result[None]", f"rms_norm returned float32 of shape (1, 3, 48); {NORMED}"),
-    ("embedding", "answer = lambda result: result.T", "embedding returned float32 of shape (48, 3); expected an array"),
-    ("linear", "answer = lambda result: result[:, :-1]", "linear returned float32 of shape (3, 127); expected an arra"),
-    ("add", "answer = lambda result: None", "add returned None; expected an array of float32 and shape (3, 48)"),
-    ("rope", "answer = lambda result: result[:, :1]", "rope returned float32 of shape (3, 1, 16); expected an array o"),
-    ("silu_mul", "answer = lambda result: result[:, :40]", "silu_mul returned float32 of shape (3, 40); expected an a"),
-    ("kv_append", "answer = fail", "kv_append raised ValueError: spoilt"),
-    ("rope_append", "answer = lambda result: result[0]", "rope_append returned float32 of shape (3, 4, 16); expected "),
-    ("rope_append", "answer = lambda result: result[:2]", "rope_append returned a tuple of 2; expected 3 arrays of fl"),
-    ("rope_append", "answer = lambda result: result[::-1]", "returned float32 of shape (3, 2, 16); expected an array "),
-    ("rms_norm_qkv_rope_append", "answer = lambda result: (*result, 1)", "returned a tuple of 4; expected 3 arrays of"),
-    ("linear_residual", "answer = lambda result: result[:2]", "linear_residual returned float32 of shape (2, 48); exp"),
-    ("rms_norm_gate_up_silu", "answer = lambda result: 0", "rms_norm_gate_up_silu returned the int 0; expected an arr"),
-    ("rms_norm_lm_head", "answer = lambda result: result[:, :9]", "returned float32 of shape (1, 9); expected an arra"),
+    ("rms_norm", "Mine.bind = lambda self, op, context: context.gpu", "raised AssertionError: no kernel is launched o"),
+    ("rms_norm", "Mine.bind = lambda self, op, context: context.linear", "AssertionError: the op applies no linear la"),
+    ("linear", f"{PREPARE}None", "prepare('linear') returned None; expected a Linear"),
+    ("linear", f"{PREPARE}layer.weight", "prepare('linear') returned float32 of shape (128, 48); expected a Linear"),
+    ("linear", f"{PREPARE}(layer, 0)", "prepare('linear') returned a tuple of 2; expected a Linear"),
+    ("linear", f"{PREPARE}fail()", "prepare('linear') raised ValueError: spoilt"),
+    ("linear", "Mine.prepare = lambda self, layer: layer", "prepare('linear') raised TypeError: <lambda>() takes 2"),
+    ("linear", f"{PREPARE}layer.weight.fill(0)", "prepare('linear') raised ValueError: assignment destination is read"),
+    (
+        "linear",
+        f"{PREPARE}replace(layer, in_features=49)",
+        "prepare('linear') returned a layer of (49, 128) features; expected one of (48, 128), in and out",
+    ),
+    ("linear", f"{PREPARE}replace(layer, scheme=4)", "returned a layer whose scheme is the int 4; expected the name o"),
+    ("rms_norm", "after = fail", "rms_norm raised ValueError: spoilt"),
+    ("rms_norm", "after = lambda out, x, norm: out", f"rms_norm returned float32 of shape (3, 48); {WRITES}"),
+    ("rms_norm", "after = lambda out, x, norm: out.tolist()", f"rms_norm returned a list of 3; {WRITES}"),
+    ("rms_norm", "after = lambda out, x, norm: True", f"rms_norm returned True; {WRITES}"),
+    ("rms_norm", "def after(out, x, norm): out[:] = x[:, 1:]", "rms_norm raised ValueError: could not broadcast"),
+    ("rms_norm", "def after(out, x, norm): norm.weight[:] = 0", "rms_norm raised ValueError: assignment destination i"),
+    ("rms_norm", "def after(out, x, norm): norm.eps = 0", "rms_norm raised FrozenInstanceError: cannot assign to fiel"),
+    ("embedding", "after = lambda out, ids, table: out.T", f"embedding returned float32 of shape (48, 3); {WRITES}"),
+    ("embedding", "def after(out, ids, table): table[0] = 1", "embedding raised ValueError: assignment destination is"),
+    ("embedding", "def after(out, ids, table): ids[0] = 1", "embedding raised ValueError: assignment destination is r"),
+    ("linear", "def after(out, x, layer): layer.weight[0] = 1", "linear raised ValueError: assignment destination is "),
+    ("add", "after = lambda residual, x: residual + x", f"add returned float32 of shape (3, 48); {WRITES}"),
+    ("silu_mul", "after = lambda out, gate_up: 0.5", f"silu_mul returned the float 0.5; {WRITES}"),
+    ("rope_append", "after = lambda *arguments: arguments", f"rope_append returned a tuple of 5; {WRITES}"),
+    (
+        "rope_append",
+        "def after(query, cache, qkv, projection, batch): batch.positions[0] = 7",
+        "rope_append raised ValueError: assignment destination is read-only",
+    ),
+    (
+        "rope_append",
+        "def after(query, cache, qkv, projection, batch): projection.rotary.cos[:] = 1",
+        "rope_append raised ValueError: assignment destination is read-only",
+    ),
+    ("rms_norm_qkv_rope_append", "after = fail", "rms_norm_qkv_rope_append raised ValueError: spoilt"),
+    ("linear_residual", "after = lambda *_: {}", f"linear_residual returned a dict of 0; {WRITES}"),
+    ("rms_norm_gate_up_silu", "after = lambda *_: 0", f"rms_norm_gate_up_silu returned the int 0; {WRITES}"),
+    ("rms_norm_lm_head", "after = lambda logits, *_: logits", f"returned float32 of shape (1, 61); {WRITES}"),
 ]  # fmt: skip
 
 
@@ -70,20 +93,7 @@ def test_a_wrong_answer_names_plugin_method_answer_and_rule(
     assert message in text
 
 
-def test_weights_cannot_be_changed_by_a_kernel(tiny: Path, tmp_path: Path) -> None:
-    for op, change in [
-        ("rms_norm", "norm.weight[:] = 0"),
-        ("linear", "norm.weight += 1"),
-        ("embedding", "norm[0] = 1"),
-    ]:
-        change = f"def spoil(x, norm):\n    {change}\nMine.bind = lambda self, op, context: spoil"
-        plugin = write_plugin(tmp_path, KERNEL, change, op=op)
-        text = complaint(tiny, plugins=[str(plugin)], kernels={op: "mine"})
-        assert f"{op} raised ValueError: " in text
-        assert "read-only" in text
-
-
-@pytest.mark.parametrize("op", ["embedding", "rms_norm", "kv_append", "rope_append", "linear_residual", "silu_mul"])
+@pytest.mark.parametrize("op", ["embedding", "rms_norm", "linear", "rope_append", "linear_residual", "silu_mul"])
 def test_a_right_answer_is_used(op: str, tiny: Path, tmp_path: Path) -> None:
     plugin = write_plugin(tmp_path, KERNEL, "", op=op)
     assert answer(tiny, plugins=[str(plugin)], kernels={op: "mine"}) == answer(tiny)
@@ -96,7 +106,7 @@ def test_a_check_says_of_a_plugin_what_an_engine_would(
     for change, code, verdict in [
         ("Mine.ops = lambda self: ['rmsnorm']", 2, "broken   kernel 'mine' of local plugin"),
         ("Mine.supports = lambda self, op, spec: True", 2, "broken   kernel 'mine' of local plugin"),
-        ("Mine.ops = lambda self: ['lm_head']", 0, "cannot serve  a model calls no such op on cpu"),
+        ("Mine.supports = lambda self, op, spec: ['not today']", 0, "cannot serve  not today"),
         ("", 0, "mine  ok"),
     ]:
         plugin = write_plugin(tmp_path, KERNEL, change, op="rms_norm")
@@ -110,7 +120,7 @@ ON_A_DEVICE = [
     (CALL, CALL.replace(", norm.eps", ""), "rms_norm raised KernelError: kernel my_rms_norm: 4 arguments, the kernel "),
     (CALL, CALL.replace("256", "2000"), "rms_norm raised KernelError: kernel my_rms_norm: block.x is 2000"),
     (CALL, CALL.replace("my_rms_norm", "other"), "rms_norm raised KernelError: "),
-    (CALL, CALL + "; return x", "rms_norm returned an object of type Buffer; expected None: on a device an op"),
+    (CALL, CALL + "; return x", "rms_norm returned an object of type Buffer; expected None: an op writes to its outp"),
     (CALL, "raise ValueError('spoilt')", "rms_norm raised ValueError: spoilt"),
     (CALL, "kernel.launch('my_rms_norm', x.shape[0], 256, (out, x, None, 2**40, 1.0))", "rms_norm raised OverflowErro"),
     ("rms_norm(kernel, out, x, norm)", "rms_norm(kernel, out, x)", "bind('rms_norm') returned a callable that does no"),
@@ -203,7 +213,7 @@ def test_a_source_that_does_not_compile_stays_a_kernels_error(tiny: Path, tmp_pa
             '"rmsnorm", Path',
             "there is no such op; did you mean 'rms_norm'? the ops are embedding, ",
         ),
-        ('"rms_norm", Path', '"rope", Path', "a model calls no such op on a device; the ops are embedding, rms_norm"),
+        ('"rms_norm", Path', '"kv_append", Path', "there is no such op; did you mean 'rope_append'? the ops are "),
     ],
 )
 def test_a_registration_that_can_serve_nothing_is_refused(

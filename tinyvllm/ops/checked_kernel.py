@@ -77,9 +77,12 @@ class CheckedKernel:
             prepared: Any = self._kernel.prepare(op, layer)
         if not isinstance(prepared, Linear):
             raise self._plugin.broken(method, shown(prepared), "a Linear")
-        sizes, got = (layer.in_features, layer.out_features), (prepared.in_features, prepared.out_features)
-        if got != sizes:
-            raise self._plugin.broken(method, f"a layer of {got} features", f"one of {sizes}, in and out")
+        if not isinstance(prepared.scheme, str):
+            got = f"a layer whose scheme is {shown(prepared.scheme)}"
+            raise self._plugin.broken(method, got, "the name of a scheme")
+        sizes, others = (layer.in_features, layer.out_features), (prepared.in_features, prepared.out_features)
+        if others != sizes:
+            raise self._plugin.broken(method, f"a layer of {others} features", f"one of {sizes}, in and out")
         return prepared
 
 

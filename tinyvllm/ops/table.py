@@ -84,10 +84,9 @@ class OpTable:
         """The callable that serves an op for the layer that ``spec`` describes; raises as :meth:`op` does."""
         if name not in OPS:
             raise ValueError(f"op({name!r}): {_no_op(name)}")
-        spec = _spec_for(name, spec)
-        key = name, spec
+        key = name, _concerning(name, spec)
         if key not in self._bound:
-            self._bound[key] = self._resolve(name, spec)
+            self._bound[key] = self._resolve(*key)
         return self._bound[key]
 
     def prepared(self, names: Sequence[str], layer: Linear, heads: HeadSpec | None = None) -> Linear:
@@ -107,7 +106,7 @@ class OpTable:
             prepared = kernel.prepare(name, layer)
             if prepared is not layer:
                 own = replace(spec, linear=prepared.spec)
-                if all(not self._refusals(self._kernel(*each), each[1], _spec_for(each[1], own)) for each in simple):
+                if all(not self._refusals(self._kernel(*each), each[1], _concerning(each[1], own)) for each in simple):
                     return prepared
         return layer
 
@@ -167,7 +166,7 @@ class OpTable:
 
     def _serving(self, name: str, spec: OpSpec) -> set[tuple[str, str]]:
         """The plugin and op of each kernel that will be called for an op, parts of parts included."""
-        own = _spec_for(name, spec)
+        own = _concerning(name, spec)
         plugin = self._replacements[name][0] if name in self._replacements else self._default(name, own)[0]
         if plugin is not None:
             return {(plugin, name)}
@@ -187,22 +186,22 @@ class OpTable:
     def _refusals(self, kernel: Kernel, name: str, spec: OpSpec) -> list[str]:
         if name not in kernel.ops():
             return [f"does not implement {name}"]
-        return kernel.supports(name, spec)
+        return kernel.supports(name, _concerning(name, spec))
 
     def _why_unused(self, name: str) -> str:
         whole = [other for other in self._replacements if name in parts_of(other)]
         if whole:
             is_or_are = "are" if len(whole) > 1 else "is"
             return f"because {', '.join(whole)} {is_or_are} replaced as a whole; leave {name} out, or what contains it"
-        return "nor anything that contains it; leave it out"
+        return "nor anything that contains it, with this model, device and sampler; leave it out"
 
     def _take(self, name: str, spec: OpSpec, implementation: str, reason: str, bound: BoundOp) -> BoundOp:
         self._resolutions[name, spec] = Resolution(name, implementation, reason)
         return bound
 
 
-def _spec_for(name: str, spec: OpSpec) -> OpSpec:
-    """The spec without those parts of the layer that an op has nothing to do with, so that it is resolved once."""
+def _concerning(name: str, spec: OpSpec) -> OpSpec:
+    """``spec`` without a layer or heads that the op has nothing to do with: an op that contains it may be asked for."""
     op = OPS[name]
     return replace(
         spec, linear=spec.linear if op.applies_linear else None, heads=spec.heads if op.splits_heads else None

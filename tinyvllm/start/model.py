@@ -134,14 +134,21 @@ def _start_on_gpu(
         caches = allocate_caches(device, specs, num_blocks)
         return GpuRunner(device, decoder, caches, limits, inputs, chooses, enforce_eager=config.enforce_eager)
 
-    is_card = device.name == "cuda"
-    if is_card:  # an emulator's kernels are made when they are first needed
+    if prepares_early(device):
         report(rehearse(make_runner(1), limits))
     num_blocks = room.num_blocks()
     runner = make_runner(num_blocks)
-    if is_card and not config.enforce_eager:
+    if prepares_early(device) and not config.enforce_eager:
         report(record_common(runner, limits))
     return StartedModel(runner, num_blocks)
+
+
+def prepares_early(device: Device) -> bool:
+    """Whether kernels are prepared and graphs recorded before the first request, rather than when they are needed.
+
+    A GPU does so. On the emulator a start would take minutes.
+    """
+    return device.name == "cuda"
 
 
 class _Room:

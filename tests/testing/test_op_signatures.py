@@ -1,4 +1,4 @@
-"""What every op of a device promises: its signature, and that it only queues work."""
+"""What every op promises: its signature on every device, and that on a GPU it only queues work."""
 
 from __future__ import annotations
 
@@ -7,40 +7,43 @@ from typing import Any
 
 import pytest
 
+from tinyvllm.device import Device
+from tinyvllm.devices.cpu import CpuDevice
 from tinyvllm.devices.emulator import EmulatorDevice
 from tinyvllm.ops.catalogue import OPS
-from tinyvllm.ops.device_ops import DeviceOps
+from tinyvllm.ops.signatures import Ops
 from tinyvllm.registry import Registry
 from tinyvllm.testing.case import Bench
 from tinyvllm.testing.parameters import MODELS, Parameters
 from tinyvllm.testing.subject import CASES, PARTS, Subject, implementations
 
-ON_DEVICE = [op.name for op in OPS.values() if op.is_on_device]
 STEPS = ((1,), (1,) * 9, (1,) * 33, (5, 1, 3), (40, 2))
 
 
-def test_every_op_of_a_device_has_a_documented_signature_and_no_other_has() -> None:
-    signatures = {name: value for name, value in vars(DeviceOps).items() if not name.startswith("_")}
-    assert set(signatures) == set(ON_DEVICE)
+def test_every_op_has_a_documented_signature_and_every_signature_is_an_ops() -> None:
+    signatures = {name: value for name, value in vars(Ops).items() if not name.startswith("_")}
+    assert set(signatures) == set(OPS)
     assert all(inspect.getdoc(signature) for signature in signatures.values())
 
 
-def subjects(op: str, device: EmulatorDevice) -> list[Subject]:
-    registry = Registry()
-    return [Subject(op, name, "emulator", registry, device) for name in implementations(op, "emulator", registry)]
+def subjects(op: str, device: Device) -> list[Subject]:
+    registry, name = Registry(), device.name
+    return [Subject(op, each, name, registry, device) for each in implementations(op, name, registry, device)]
 
 
-@pytest.mark.parametrize("op", ON_DEVICE)
-def test_what_serves_an_op_takes_the_arguments_of_its_signature(op: str) -> None:
-    signature = inspect.signature(getattr(DeviceOps, op))
-    for subject in subjects(op, EmulatorDevice()):
+@pytest.mark.parametrize("device", [CpuDevice(), EmulatorDevice()], ids=lambda device: str(device.name))
+@pytest.mark.parametrize("op", OPS)
+def test_what_serves_an_op_takes_the_arguments_of_its_signature(op: str, device: Device) -> None:
+    found = subjects(op, device)
+    assert found
+    for subject in found:
         bound = subject.bound(Parameters(MODELS[0], (1,), (0,)))
         required = [p for p in inspect.signature(bound).parameters.values() if p.default is p.empty]
-        assert len(required) == len(signature.parameters) - 1, subject  # without self
+        assert len(required) == len(OPS[op].signature.parameters), subject
 
 
 @pytest.mark.parametrize("batch_invariant", [False, True])
-@pytest.mark.parametrize("op", ON_DEVICE)
+@pytest.mark.parametrize("op", OPS)
 def test_an_op_that_has_run_once_neither_allocates_nor_waits(
     op: str, batch_invariant: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -56,7 +59,7 @@ def test_an_op_that_has_run_once_neither_allocates_nor_waits(
                 assert "another order" in subject.refusals(parameters)[0]
                 continue
             queued: list[tuple[Any, ...]] = []
-            CASES[op](parameters).on_device(lambda *arguments: queued.append(arguments), Bench(device))  # noqa: B023
+            CASES[op](parameters).run(lambda *arguments: queued.append(arguments), Bench(device))  # noqa: B023
             run = subject.bound(parameters)
             run(*queued[0])
             device.synchronize()
