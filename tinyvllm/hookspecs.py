@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pluggy
 
-from tinyvllm.interfaces import Attention, Kernel, Loader, Plugin, Sampler, Scheduler
+from tinyvllm.interfaces import Attention, HostSampler, Kernel, Loader, Plugin, Sampler, Scheduler
 
 PROJECT = "tinyvllm"
 
@@ -32,7 +32,7 @@ class HookSpecs:
         """Schedulers: what each step computes."""
 
     @hookspec
-    def register_samplers(self) -> list[Plugin[Sampler]]:  # type: ignore[empty-body]
+    def register_samplers(self) -> list[Plugin[Sampler | HostSampler]]:  # type: ignore[empty-body]
         """Samplers: logits to tokens."""
 
     @hookspec

@@ -435,7 +435,8 @@ class HostSampler(Protocol):
     """A sampler that knows arrays of the host alone.
 
     On the CPU that is all there is. On a GPU the logits come down for it, and a sequence must wait for its token
-    before its next step can be decided; the start-up report says so.
+    before its next step can be decided; the start-up report says so. A plugin may be one itself: it then serves every
+    device, and needs neither ``supports`` nor ``bind``.
     """
 
     def sample(self, call: SampleCall) -> Sampled:

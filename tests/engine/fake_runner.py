@@ -15,10 +15,10 @@ from tinyvllm.engine.admission import Admission
 from tinyvllm.engine.engine import Engine
 from tinyvllm.engine.sequence_table import SequenceTable
 from tinyvllm.errors import DeviceError
-from tinyvllm.interfaces import Kind, PluginContext, Sampler, Schedule, Scheduler, SchedulerView
+from tinyvllm.interfaces import HostSampler, Kind, PluginContext, Schedule, Scheduler, SchedulerView
 from tinyvllm.plugin_call import PluginName
 from tinyvllm.request import SamplingParams, SamplingRules
-from tinyvllm.runner.checked_sampler import CheckedSampler
+from tinyvllm.runner.checked_sampler import CheckedHostSampler
 from tinyvllm.shapes import ModelShape
 from tinyvllm.step import Pending, PromptLogprobs, Step, StepResult
 from tinyvllm_schedulers.continuous import ContinuousScheduler
@@ -150,7 +150,7 @@ class FakeRunner:
         is_late: bool = False,
         faults: Faults | None = None,
         watch: Watch | None = None,
-        sampler: CheckedSampler | None = None,
+        sampler: CheckedHostSampler | None = None,
     ) -> None:
         self._sampler = sampler
         self._stored = np.full(num_blocks * block_size, -1, np.int64)
@@ -256,7 +256,7 @@ def fake_engine(
     tokenizer: Any = None,
     faults: Faults | None = None,
     watch: Watch | None = None,
-    sampler: Sampler | None = None,
+    sampler: HostSampler | None = None,
 ) -> Engine:
     """A real engine around a :class:`FakeRunner`.
 
@@ -264,7 +264,9 @@ def fake_engine(
     choice is the most likely token.
     """
     faults, watch = faults or Faults(), watch or Watch()
-    checked = None if sampler is None else CheckedSampler(sampler, PluginName(Kind.SAMPLER, "under test"), VOCAB_SIZE)
+    checked = (
+        None if sampler is None else CheckedHostSampler(sampler, PluginName(Kind.SAMPLER, "under test"), VOCAB_SIZE)
+    )
     shape = ModelShape(1, 8, 1, 1, 8, 8, VOCAB_SIZE, max_model_len)
     context = PluginContext(None, "cpu", shape, max_model_len, max_num_seqs, budget, block_size, num_blocks, False, 0)
     table = SequenceTable(

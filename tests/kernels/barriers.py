@@ -14,7 +14,7 @@ from enum import StrEnum
 from tinyvllm.devices.compile_cache import INCLUDE_DIR
 from tinyvllm.devices.emulator.mutants import Mutant, mutants_of
 
-from .mutants import KERNELS
+from .sources import all_sources, source_of
 
 PRELUDE = INCLUDE_DIR / "tinyvllm"
 
@@ -75,14 +75,14 @@ class Barrier:
 
 def barriers_of(name: str) -> list[Barrier]:
     """Those of one file of the kernels or of the prelude."""
-    path = KERNELS / name if (KERNELS / name).exists() else PRELUDE / name
+    path = PRELUDE / name if (PRELUDE / name).exists() else source_of(name)
     lines = path.read_text().splitlines()
     return [Barrier(name, mutant, _comment(lines, mutant.line - 1)) for mutant in mutants_of(path)]
 
 
 def all_files() -> list[str]:
     """Every file that has one."""
-    paths = [*KERNELS.glob("*.cu"), *KERNELS.glob("*.cuh"), *PRELUDE.glob("*.cuh")]
+    paths = [*all_sources(), *PRELUDE.glob("*.cuh")]
     return sorted(path.name for path in paths if mutants_of(path))
 
 

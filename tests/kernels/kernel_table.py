@@ -11,7 +11,8 @@ from pathlib import Path
 from tinyvllm.devices.nvrtc import ARCHITECTURES, KernelUsage, compile_cubin
 
 from . import barriers
-from .variants import KERNELS, Kernel, table_kernels
+from .sources import source_of
+from .variants import Kernel, table_kernels
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "kernels.md"
 COMMAND = "python -m tests.kernels.kernel_table"
@@ -23,7 +24,7 @@ _MADE_WITH = re.compile(r"^NVRTC (\d+\.\d+)\.$", re.MULTILINE)
 def usage_of(kernel: Kernel) -> list[KernelUsage]:
     """What the compiler says of one kernel, for each of its architectures."""
     return [
-        next(usage for usage in compile_cubin(KERNELS / kernel.source, arch, dict(kernel.defines)).usage
+        next(usage for usage in compile_cubin(source_of(kernel.source), arch, dict(kernel.defines)).usage
              if usage.name == kernel.name)
         for arch in kernel.architectures
     ]  # fmt: skip

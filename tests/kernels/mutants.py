@@ -17,7 +17,6 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, cast
 
-import tinyvllm.kernels
 from tinyvllm.device import Gpu, Module
 from tinyvllm.devices.compile_cache import INCLUDE_DIR, read_sources
 from tinyvllm.devices.emulator import Sanitizer
@@ -25,9 +24,12 @@ from tinyvllm.devices.emulator.check import Verdict, check
 from tinyvllm.devices.emulator.device import EmulatorDevice
 from tinyvllm.errors import KernelError
 
-KERNELS = Path(tinyvllm.kernels.__file__).parent
+from .sources import all_sources
+
 TEST_KERNELS = Path(__file__).parent
 NUM_SEEDS = 4
+_OTHER_FOLDER = re.compile(r"(?<=#include \")\.\./[./\w]*/(?=\w+\.cuh\")")
+"""In an include: the way to another folder. A mutant has all kernels in one."""
 
 Scenario = Callable[[Gpu], None]
 
@@ -63,10 +65,10 @@ def device_of(device: Gpu, folder: str | Path | None) -> Gpu:
 
 def copy_kernels(folder: Path) -> Path:
     """All kernels, and those of the tests, in one folder."""
-    for path in (*KERNELS.glob("*.cu"), *KERNELS.glob("*.cuh")):
+    for path in all_sources():
         shutil.copy(path, folder)
     for path in TEST_KERNELS.glob("*.cu"):
-        (folder / path.name).write_text(path.read_text().replace("../../tinyvllm/kernels/", ""))
+        (folder / path.name).write_text(_OTHER_FOLDER.sub("", path.read_text()))
     return folder
 
 
@@ -133,4 +135,4 @@ def sanitize(
 
 def _contents(source: Path) -> dict[str, bytes]:
     found = read_sources(source, [INCLUDE_DIR])
-    return {path.name: data.replace(b"../../tinyvllm/kernels/", b"") for path, data in found.items()}
+    return {path.name: _OTHER_FOLDER.sub("", data.decode()).encode() for path, data in found.items()}

@@ -16,7 +16,8 @@ from tinyvllm.errors import DeviceError
 
 from . import kernel_table
 from .kernel_table import AGAIN
-from .variants import KERNELS, Kernel, other_kernels, table_kernels
+from .sources import all_sources
+from .variants import Kernel, other_kernels, table_kernels
 
 ROOT = Path(__file__).parents[2]
 REGISTERS_PER_SM = 65_536
@@ -63,7 +64,8 @@ def test_the_table_has_a_row_for_each_kernel_and_no_other() -> None:
 def test_every_kernel_of_every_source_is_in_the_table() -> None:
     defined = {
         (path.name, name)
-        for path in KERNELS.glob("*.cu")
+        for path in all_sources()
+        if path.suffix == ".cu"
         for name in re.findall(r"__global__[^;{]*?\b(\w+)\s*\([^()]*\)\s*\{", path.read_text())
     }
     assert defined == {(kernel.source, kernel.name) for kernel in TABLE}, f"launch it in variants.py, then {AGAIN}"

@@ -16,7 +16,7 @@ from tinyvllm.kernels.penalties import Penalties
 from tinyvllm.kernels.sample_rules import RuleState
 from tinyvllm.request import SamplingParams, SamplingRules
 from tinyvllm.sequence import SequenceTokens
-from tinyvllm_samplers.default import with_rules
+from tinyvllm_samplers.host import with_rules
 
 from .sampling import INF, PADDING, SMALL, Step, check, make_sample, rows_of
 from .support import get, poisoned, put

@@ -14,7 +14,6 @@ from typing import Any, cast
 
 import numpy as np
 
-import tinyvllm.kernels
 from tinyvllm.device import Buffer, DeviceProperties, Gpu, HostBuffer
 from tinyvllm.devices.nvrtc import ARCHITECTURES
 from tinyvllm.errors import ShapeError
@@ -47,7 +46,6 @@ from tinyvllm_kernels.hopper import WIDE_RESIDUAL_ROWS, WIDE_ROWS
 
 from .decode_chain import LLAMA_1B, ChainShape
 
-KERNELS = Path(tinyvllm.kernels.__file__).parent
 EPS = 1e-5
 BLOCK_SIZE, MAX_BATCH, MAX_CONTEXT = 16, 256, 4096
 SAMPLED_ROWS = 64

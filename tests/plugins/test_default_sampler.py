@@ -10,21 +10,28 @@ import numpy as np
 import pytest
 
 from tinyvllm.batch import NO_LOGPROBS, Float32, SampleCall, Sampled, SamplingRows
-from tinyvllm.interfaces import API_VERSION, PluginContext, Sampler
+from tinyvllm.devices.cpu import CpuDevice
+from tinyvllm.interfaces import API_VERSION, HostSampler, PluginContext, Sampler, SamplerContext, SamplerSpec
 from tinyvllm.reference.logprobs import logprob_columns
 from tinyvllm.request import SamplingParams, SamplingRules
 from tinyvllm.sequence import SequenceTokens
 from tinyvllm.shapes import ModelShape
-from tinyvllm_samplers.default import DefaultSampler, register_samplers
+from tinyvllm.workspace import StepLimits, Workspace
+from tinyvllm_samplers.default import register_samplers
 
 INF = math.inf
 
 
 @pytest.fixture
-def sampler() -> Sampler:
+def sampler() -> HostSampler:
     (plugin,) = register_samplers()
     shape = ModelShape(1, 64, 1, 1, 64, 64, 512, 512)
-    return plugin.create(PluginContext(plugin.options(), "cpu", shape, 512, 8, 64, 16, 32, False, 0))
+    created = plugin.create(PluginContext(plugin.options(), "cpu", shape, 512, 8, 64, 16, 32, False, 0))
+    assert isinstance(created, Sampler)
+    workspace = Workspace(CpuDevice(), StepLimits(64, 8, 512, 16, 8, batch_invariant=False))
+    bound = created.bind(SamplerContext(SamplerSpec("cpu", 512), workspace))
+    assert isinstance(bound, HostSampler)
+    return bound
 
 
 class NoTokens:
@@ -76,19 +83,18 @@ def call(
 GREEDY = SamplingParams(temperature=0)
 
 
-def greedy_choice(sampler: Sampler, logits: list[float], params: SamplingParams, **history: Any) -> int | None:
+def greedy_choice(sampler: HostSampler, logits: list[float], params: SamplingParams, **history: Any) -> int | None:
     """The token of one row, or None if the row is corrupt."""
     answer = sampler.sample(call([logits], [params], [sequence(params, **history)]))
     return None if answer.is_corrupt is not None and answer.is_corrupt[0] else int(answer.token_ids[0])
 
 
-def test_it_fills_its_socket(sampler: DefaultSampler) -> None:
+def test_it_fills_its_socket() -> None:
     (plugin,) = register_samplers()
-    assert (plugin.name, plugin.api_version, sampler.API_VERSION) == ("default", API_VERSION, API_VERSION)
-    assert isinstance(sampler, Sampler)
+    assert (plugin.name, plugin.api_version) == ("default", API_VERSION)
 
 
-def test_greedy_rows_take_the_largest_logit_and_the_lowest_id_of_equals(sampler: Sampler) -> None:
+def test_greedy_rows_take_the_largest_logit_and_the_lowest_id_of_equals(sampler: HostSampler) -> None:
     answer = sampler.sample(call([[0, 2, 1, 2], [5, 0, 0, 0], [-INF, -INF, -9, -INF]], [GREEDY] * 3))
     assert answer.token_ids.tolist() == [1, 0, 2]
     assert answer.token_ids.dtype == np.int32
@@ -119,12 +125,12 @@ def test_greedy_rows_take_the_largest_logit_and_the_lowest_id_of_equals(sampler:
     ids=str,
 )
 def test_greedy_rows_obey_their_rules(
-    sampler: Sampler, fields: dict[str, Any], history: dict[str, Any], expected: int
+    sampler: HostSampler, fields: dict[str, Any], history: dict[str, Any], expected: int
 ) -> None:
     assert greedy_choice(sampler, [0.5, 1.0, 2.0, 2.5], SamplingParams(temperature=0, **fields), **history) == expected
 
 
-def test_a_row_that_may_choose_nothing_is_corrupt(sampler: Sampler) -> None:
+def test_a_row_that_may_choose_nothing_is_corrupt(sampler: HostSampler) -> None:
     params = SamplingParams(temperature=0, allowed_token_ids=[3], bad_words=["x"])
     history = {"rules": SamplingRules(bad_words_token_ids=((3,),))}
     assert greedy_choice(sampler, [0, 1, 2, 3], params, **history) is None
@@ -138,7 +144,7 @@ def test_a_row_that_may_choose_nothing_is_corrupt(sampler: Sampler) -> None:
     "rules", [{}, {"allowed_token_ids": [0]}, {"logit_bias": {1: 1}, "repetition_penalty": 2}], ids=str
 )
 def test_a_corrupt_row_is_reported_and_the_others_go_on(
-    sampler: Sampler, bad: list[float], temperature: float, rules: dict[str, Any]
+    sampler: HostSampler, bad: list[float], temperature: float, rules: dict[str, Any]
 ) -> None:
     others = [SamplingParams(temperature=0), SamplingParams(seed=3), SamplingParams(top_p=0.5, logprobs=1)]
     params = [SamplingParams(temperature=temperature, **rules), *others]
@@ -155,7 +161,7 @@ def test_a_corrupt_row_is_reported_and_the_others_go_on(
     np.testing.assert_array_equal(answer.logprobs.logprobs[1:], alone.logprobs.logprobs)
 
 
-def test_logprobs_are_of_the_raw_logits_and_only_where_asked(sampler: Sampler) -> None:
+def test_logprobs_are_of_the_raw_logits_and_only_where_asked(sampler: HostSampler) -> None:
     logits = (np.random.default_rng(0).standard_normal((3, 20)) * 3).astype(np.float32)
     params = [
         SamplingParams(temperature=0, logprobs=2, logit_bias={7: 50}),
@@ -175,7 +181,7 @@ def test_logprobs_are_of_the_raw_logits_and_only_where_asked(sampler: Sampler) -
 
 @pytest.mark.parametrize(("asked", "width"), [([0, None], 1), ([0, 3], 4), ([-1, 2], 21), ([50, 0], 21)])
 def test_logprob_columns_are_as_wide_as_the_row_that_asks_for_most(
-    sampler: Sampler, asked: list[int | None], width: int
+    sampler: HostSampler, asked: list[int | None], width: int
 ) -> None:
     params = [SamplingParams(logprobs=k) for k in asked]
     answer = sampler.sample(call(np.zeros((2, 20)), params))
@@ -202,7 +208,7 @@ def mixed_batch(
 
 
 @pytest.mark.parametrize("vocab_size", [11, 512, 2000])
-def test_a_rows_answer_does_not_depend_on_its_company(sampler: Sampler, vocab_size: int) -> None:
+def test_a_rows_answer_does_not_depend_on_its_company(sampler: HostSampler, vocab_size: int) -> None:
     rng = np.random.default_rng(vocab_size)
     rows = 21
     logits, params, sequences = mixed_batch(rng, rows, vocab_size)
@@ -227,19 +233,18 @@ def test_a_rows_answer_does_not_depend_on_its_company(sampler: Sampler, vocab_si
                 assert other.logprobs.rank[i] == together.logprobs.rank[row]
 
 
-def test_completions_of_one_request_differ_and_repeat(sampler: Sampler) -> None:
+def test_completions_of_one_request_differ_and_repeat(sampler: HostSampler) -> None:
     params = [SamplingParams(seed=5)] * 8
     answers = [sampler.sample(call(np.zeros((8, 512)), params, completion_index=np.arange(8))) for _ in range(2)]
     assert len(set(answers[0].token_ids.tolist())) == 8
     np.testing.assert_array_equal(answers[0].token_ids, answers[1].token_ids)
 
 
-def test_more_rows_than_announced_are_served(sampler: Sampler) -> None:
+def test_more_rows_than_announced_are_served(sampler: HostSampler) -> None:
     assert sampler.sample(call(np.eye(40), [GREEDY] * 40)).token_ids.tolist() == list(range(40))
 
 
-def test_the_logits_are_left_as_they_were(sampler: Sampler) -> None:
+def test_the_logits_are_left_as_they_were(sampler: HostSampler) -> None:
     asked = call(np.ones((2, 9)), [SamplingParams(logit_bias={1: 3}), SamplingParams(top_p=0.5)])
     sampler.sample(asked)  # the array is read-only, so writing would raise
     assert (asked.logits == 1).all()
-    assert isinstance(sampler, DefaultSampler)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from tinyvllm.runner.sampling import SamplingMode
-
 from tests.engine.device_runs import start
+from tests.runner.kinds import ALL_KINDS
 from tinyvllm.device import Gpu
 from tinyvllm.start import build
-from tinyvllm.start.warm_up import COMMON_MODES, EVERYTHING, record_common, rehearse
+from tinyvllm.start.warm_up import record_common, rehearse
 
 
 def run_padding(device: Gpu) -> None:
@@ -20,7 +19,6 @@ def run_padding(device: Gpu) -> None:
     runner: Any = llm.engine._runner
     rehearse(runner, runner._limits)
     record_common(runner, runner._limits)
-    rules = SamplingMode(is_greedy=False, may_cut=False, has_rules=True, num_listed=None)
-    for mode in (*COMMON_MODES, rules, EVERYTHING):
+    for kind in ALL_KINDS:
         for size in (1, 2, 3):
-            runner.rehearse_decode(size, mode)
+            runner.rehearse_decode(size, runner.kind_of(kind))

@@ -15,8 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tinyvllm.runner.device_runner import DeviceRunner, decode_sizes
-from tinyvllm.runner.sampling import SamplingMode
 
 from tests.emulator.caches import add_runtimes
 from tests.engine.device_runs import bits, random_prompts, start
@@ -29,17 +27,17 @@ from tinyvllm.devices.emulator.check import check as run_checked
 from tinyvllm.devices.emulator.device import EmulatorDevice
 from tinyvllm.devices.emulator.memory import EmulatorMemory
 from tinyvllm.errors import KernelError
+from tinyvllm.interfaces import SampleKind
 from tinyvllm.runner import inputs as device_inputs
-from tinyvllm.runner.inputs import DeviceInputs, StepBuffers
+from tinyvllm.runner.gpu_runner import GpuRunner, decode_sizes
+from tinyvllm.runner.inputs import GpuInputs, StepTensors
+from tinyvllm.runner.token_sampling import TokenSampling
 from tinyvllm.start import build, model
-from tinyvllm.start.warm_up import COMMON_MODES, EVERYTHING, record_common, rehearse
+from tinyvllm.start.warm_up import COMMON, record_common, rehearse
 from tinyvllm.step import Step
 
 from . import padding_samples
-
-RULES = SamplingMode(is_greedy=False, may_cut=False, has_rules=True, num_listed=None)
-LISTED = SamplingMode(is_greedy=False, may_cut=False, has_rules=False, num_listed=2)
-ALL_MODES = (*COMMON_MODES, RULES, LISTED, EVERYTHING)
+from .kinds import ALL_KINDS
 
 LENGTHS = (12, 8, 10)
 NUM_STEPS_BEFORE = 4
@@ -64,18 +62,19 @@ class HalfWay:
     buffers: Sequence[Buffer]
 
     @property
-    def runner(self) -> DeviceRunner:
+    def runner(self) -> GpuRunner:
         runner: Any = self.llm.engine._runner
         return runner  # type: ignore[no-any-return]
 
     def state(self) -> dict[str, Array]:
         """What a step reads that it was not sent: by name, as bytes."""
         runner, contents = self.runner, self.contents()
-        sampling, inputs = runner._sampling, runner._inputs
-        rules, ring = sampling._rules.penalties._state, sampling._on_host
+        tokens: Any = runner._tokens
+        inputs, ring = runner._gpu_inputs, tokens._on_host
+        rules = tokens._sampler._sampler._rules.penalties._state
         named: dict[str, Buffer] = {
-            "newest tokens": sampling.newest,
-            "sampling columns": sampling._columns._block,
+            "newest tokens": inputs.newest,
+            "sampling columns": tokens._parameters._block,
             "block tables": inputs._tables,
             "counting": inputs.counting,
             "count of the ring": ring._device_count,
@@ -152,27 +151,27 @@ def left_alone(device: str, batch: str) -> list[Any]:  # noqa: F811
         return half_way(device, batch, patch).finish()
 
 
-def record_all(runner: DeviceRunner) -> None:
+def record_all(runner: GpuRunner) -> None:
     """Every kind of step, as if none had come."""
     runner._graphs.clear()
-    for size, mode in itertools.product(decode_sizes(4), ALL_MODES):
-        runner.record(size, mode)
-    assert len(runner._graphs) == 3 * len(ALL_MODES)
+    for size, kind in itertools.product(decode_sizes(4), ALL_KINDS):
+        runner.record(size, runner.kind_of(kind))
+    assert len(runner._graphs) == 3 * len(ALL_KINDS)
 
 
-def forget(runner: DeviceRunner) -> None:
+def forget(runner: GpuRunner) -> None:
     """The next step is recorded when it comes."""
     runner._graphs.clear()
 
 
-def prepare(runner: DeviceRunner) -> None:
+def prepare(runner: GpuRunner) -> None:
     """What a card does before its first request."""
     runner._graphs.clear()
     rehearse(runner, runner._limits)
     record_common(runner, runner._limits)
 
 
-ACTIONS: Mapping[str, Callable[[DeviceRunner], None]] = {
+ACTIONS: Mapping[str, Callable[[GpuRunner], None]] = {
     "recording": record_all, "recording when they come": forget, "preparing": prepare
 }  # fmt: skip
 
@@ -222,30 +221,30 @@ def padding(**changes: int) -> tuple[int, ...]:
     return tuple(changes.get(name, right) for name, right in zip(names, device_inputs._DECODE_PADDING, strict=True))
 
 
-def leave_arrays(self: DeviceInputs, size: int) -> StepBuffers:
+def leave_arrays(self: GpuInputs, size: int) -> StepTensors:
     """Padding that is not sent: a graph is recorded on the arrays of the step before."""
     return self._decode_places(size)[1]
 
 
-def record_last(self: DeviceRunner, step: Step, mode: SamplingMode) -> None:
+def record_last(self: GpuRunner, tokens: TokenSampling, step: Step, mode: SampleKind) -> None:
     """A step that is recorded after its arrays were sent."""
     size = next(size for size in self._sizes if size >= step.batch.num_sequences)
-    self._inputs.upload_decode(step, size)
-    self._upload_parameters(mode, size)
+    self._gpu_inputs.upload_decode(step, size)
+    self._upload_parameters(tokens, mode, size)
     self.record(size, mode)
     self._graphs[size, mode].replay()
 
 
-def run_live_step_twice(self: DeviceRunner, step: Step, mode: SamplingMode) -> None:
+def run_live_step_twice(self: GpuRunner, tokens: TokenSampling, step: Step, mode: SampleKind) -> None:
     """A step whose first run, before it is recorded, is one on its own arrays, and whose graph is replayed then."""
     size = next(size for size in self._sizes if size >= step.batch.num_sequences)
-    buffers = self._inputs.upload_decode(step, size)
-    self._upload_parameters(mode, size)
+    buffers = self._gpu_inputs.upload_decode(step, size)
+    self._upload_parameters(tokens, mode, size)
     if (size, mode) not in self._graphs:
         self._queue_decode(buffers, mode)
-        with self._device.capture() as graph:
+        with self._gpu.capture() as graph:
             self._queue_decode(buffers, mode)
-            self._sampling.queue_end(buffers.sampled.slots)
+            tokens.queue_end(buffers.sampled.slots)
         self._graphs[size, mode] = graph
     self._graphs[size, mode].replay()
 
@@ -253,9 +252,9 @@ def run_live_step_twice(self: DeviceRunner, step: Step, mode: SamplingMode) -> N
 MUTANTS: Mapping[str, tuple[object, str, object, str]] = {
     "padding in slot 0": (device_inputs, "_DECODE_PADDING", padding(slots=0), "recording when they come"),
     "padding in cache slot 0": (device_inputs, "_DECODE_PADDING", padding(slot_mapping=0), "recording"),
-    "padding is not sent": (DeviceInputs, "upload_padding", leave_arrays, "recording"),
-    "recorded last": (DeviceRunner, "_decode", record_last, "recording when they come"),
-    "live step twice": (DeviceRunner, "_decode", run_live_step_twice, "recording when they come"),
+    "padding is not sent": (GpuInputs, "upload_padding", leave_arrays, "recording"),
+    "recorded last": (GpuRunner, "_decode", record_last, "recording when they come"),
+    "live step twice": (GpuRunner, "_decode", run_live_step_twice, "recording when they come"),
     "prompts of padding in cache slot 0": (device_inputs, "_NO_SLOT", 0, "preparing"),
 }
 
@@ -309,7 +308,9 @@ def test_an_engine_prepared_as_on_a_card_gives_the_same_and_records_nothing_more
     report = "\n".join(at_work.llm.report)
     assert "kernels: prepared by 13 steps of padding" in report
     assert "graphs: 9 recorded" in report
-    assert set(at_work.runner._graphs) == set(itertools.product((1, 2, 4), COMMON_MODES))
+    assert set(at_work.runner._graphs) == {
+        (size, at_work.runner.kind_of(kind)) for size in (1, 2, 4) for kind in COMMON
+    }
     assert at_work.finish() == expected
     assert len(at_work.runner._graphs) == 9
 

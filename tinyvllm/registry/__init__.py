@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from tinyvllm._nearest import did_you_mean
 from tinyvllm.errors import PluginError, TinyvllmError
 from tinyvllm.hookspecs import PROJECT, HookSpecs
-from tinyvllm.interfaces import API_VERSION, SOCKETS, Kind, Plugin, PluginContext
+from tinyvllm.interfaces import API_VERSION, SOCKETS, HostSampler, Kind, Plugin, PluginContext
 from tinyvllm.plugin_call import PluginName
 from tinyvllm.registry.sources import Announcement, announcements, describe_failure, import_entry_point, import_local
 
@@ -265,6 +265,8 @@ class Registry:
 
 def missing_methods(kind: Kind, filled: object) -> list[str]:
     """Names of the methods that the socket of ``kind`` asks for and ``filled`` has not."""
+    if kind is Kind.SAMPLER and isinstance(filled, HostSampler):
+        return []
     asked = [name for name, value in vars(SOCKETS[kind]).items() if callable(value) and not name.startswith("_")]
     return [name for name in asked if not callable(getattr(filled, name, None))]
 

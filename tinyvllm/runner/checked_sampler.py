@@ -20,15 +20,21 @@ _MAX_LOGPROB = 0.01  # a sum in float32 may end a little above 0
 
 
 def bound_sampler(
-    sampler: Sampler, name: PluginName, context: SamplerContext
+    sampler: Sampler | HostSampler, name: PluginName, context: SamplerContext
 ) -> CheckedHostSampler | CheckedGpuSampler:
     """A sampler plugin bound to an engine, checked at every call.
 
+    Args:
+        sampler: what the plugin created.
+        name: the plugin, for messages.
+        context: of the engine.
     Raises:
         PluginError: it cannot serve the engine, or breaks a rule of its socket.
         KernelError: the compiler refuses its source.
         CapacityError: no memory for what it keeps.
     """
+    if not isinstance(sampler, Sampler):
+        return CheckedHostSampler(sampler, name, context.spec.vocab_size)
     with PluginCall(name, "supports"):
         returned: Any = sampler.supports(context.spec)
     reasons = checked_reasons(name, "supports", returned)

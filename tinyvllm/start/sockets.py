@@ -11,6 +11,7 @@ from tinyvllm.errors import PluginError
 from tinyvllm.interfaces import (
     AttentionContext,
     AttentionSpec,
+    HostSampler,
     Kernel,
     Kind,
     Loader,
@@ -59,7 +60,7 @@ class Sockets:
         Raises:
             PluginError: it cannot serve this engine.
         """
-        sampler: Sampler = self._create(Kind.SAMPLER, self._config.sampler)
+        sampler: Sampler | HostSampler = self._create(Kind.SAMPLER, self._config.sampler)
         name = self._registry.named(Kind.SAMPLER, self._config.sampler.name)
         spec = SamplerSpec(workspace.device.name, self._context.model.vocab_size)
         return bound_sampler(sampler, name, SamplerContext(spec, workspace))

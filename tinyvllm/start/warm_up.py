@@ -34,7 +34,7 @@ def rehearse(runner: GpuRunner, limits: StepLimits) -> str:
     sizes = decode_sizes(limits.max_seqs)
     simplest = fullest = None
     if runner.is_sampling_here:
-        simplest, fullest = runner.kind_of(_rows(temperature=0)), runner.kind_of(_EVERYTHING)
+        simplest, fullest = runner.kind_of(row(temperature=0)), runner.kind_of(EVERYTHING)
     decodes = [(size, simplest) for size in sizes] + [(size, fullest) for size in {sizes[0], sizes[-1]}]
     for step in each_shown("preparing kernels", steps):
         runner.rehearse_prompts(step, fullest)
@@ -53,7 +53,7 @@ def record_common(runner: GpuRunner, limits: StepLimits) -> str:
     if not runner.is_sampling_here:
         return "graphs: none, because the host samples"
     began = time.perf_counter()
-    kinds = dict.fromkeys(map(runner.kind_of, _COMMON))
+    kinds = dict.fromkeys(map(runner.kind_of, COMMON))
     graphs = [(size, kind) for kind in kinds for size in decode_sizes(limits.max_seqs)]
     for size, kind in each_shown("recording graphs", graphs):
         runner.record(size, kind)
@@ -70,10 +70,10 @@ def _prompt_steps(limits: StepLimits) -> Iterator[StepSize]:
             yield StepSize(num_tokens, min(num_tokens, limits.max_seqs), has_decodes)
 
 
-def _rows(
+def row(
     *, temperature: float, top_p: float = 1.0, num_logprobs: int = NO_LOGPROBS, has_rules: bool = False
 ) -> SamplingRows:
-    """One row as a request might have it."""
+    """A row of a step, as a request might have it."""
     return SamplingRows(
         temperature=np.array([temperature], np.float32),
         top_p=np.array([top_p], np.float32),
@@ -90,6 +90,6 @@ def _rows(
     )
 
 
-_COMMON = (_rows(temperature=0), _rows(temperature=1), _rows(temperature=1, top_p=0.9))
+COMMON = (row(temperature=0), row(temperature=1), row(temperature=1, top_p=0.9))
 """Requests of the kinds whose graphs are recorded at start: greedy, random, and cut; others when they first come."""
-_EVERYTHING = _rows(temperature=1, top_p=0.9, num_logprobs=MAX_LISTED, has_rules=True)
+EVERYTHING = row(temperature=1, top_p=0.9, num_logprobs=MAX_LISTED, has_rules=True)

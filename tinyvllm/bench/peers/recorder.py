@@ -13,7 +13,7 @@ import numpy as np
 
 from tinyvllm.batch import Float32, SampleCall, Sampled
 from tinyvllm.hookspecs import hookimpl
-from tinyvllm.interfaces import Options, Plugin, PluginContext, Sampler, SamplerContext, SamplerSpec
+from tinyvllm.interfaces import HostSampler, Options, Plugin, PluginContext
 
 NAME = "recorder"
 
@@ -30,14 +30,6 @@ class Recorder:
     def __init__(self, context: PluginContext) -> None:
         """The folder must exist."""
         self._folder = Path(context.options.folder)
-
-    def supports(self, spec: SamplerSpec) -> list[str]:
-        """It serves every device: the logits come down."""
-        return []
-
-    def bind(self, context: SamplerContext) -> Recorder:
-        """Itself."""
-        return self
 
     def sample(self, call: SampleCall) -> Sampled:
         """One token a row, whatever the row asks for."""
@@ -65,6 +57,6 @@ def _path(folder: Path, seed: int, position: int) -> Path:
 
 
 @hookimpl
-def register_samplers() -> list[Plugin[Sampler]]:
+def register_samplers() -> list[Plugin[HostSampler]]:
     """The plugin ``recorder``."""
     return [Plugin(NAME, Recorder, RecorderOptions, description="greedy; writes every row of logits to a folder")]
