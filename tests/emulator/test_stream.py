@@ -57,6 +57,31 @@ def test_a_write_before_the_wait_is_refused(device: EmulatorDevice, tmp_path: Pa
         device.synchronize()
 
 
+def test_blocks_that_spin_for_a_lane_at_its_wait_do_not_wake_each_other_for_ever(
+    device: EmulatorDevice, tmp_path: Path
+) -> None:
+    """One lane of each block waits for the predecessor, 255 look for what it will say; each counts its looks."""
+    source = tmp_path / "spinning.cu"
+    source.write_text(
+        '#include "tinyvllm/prelude.cuh"\n'
+        'extern "C" __global__ void first(float* y) { y[0] = 1.0f; }\n'
+        'extern "C" __global__ void second(int* looks) {\n'
+        "    __shared__ uint32_t is_open;\n"
+        "    if (threadIdx.x == 0) is_open = 0;\n"
+        "    __syncthreads();\n"
+        "    int count = 0;\n"
+        "    if (threadIdx.x == 0) { pdl_wait(); atomicAdd(&is_open, 1u); }\n"
+        "    else while (load_relaxed(&is_open) == 0 && ++count < 10000) spin_pause();\n"
+        "    looks[blockIdx.x * blockDim.x + threadIdx.x] = count;\n"
+        "}\n"
+    )
+    module, grid, block = device.compile(source), (20, 1, 1), (256, 1, 1)
+    y, looks = device.memory.alloc((1,), np.float32), device.memory.alloc((20 * 256,), np.int32)
+    device.launch(module.function("first"), (1, 1, 1), (1, 1, 1), [y])
+    device.launch(module.function("second"), grid, block, [looks], pdl=True)
+    assert device.memory.download(looks).max() < 100
+
+
 def test_an_early_start_goes_as_deep_as_the_launches_allow(device: EmulatorDevice, tmp_path: Path) -> None:
     """The middle kernel lets its successor go before its own wait, so the third may start before the first."""
     source = tmp_path / "deep.cu"

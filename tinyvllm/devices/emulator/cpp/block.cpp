@@ -17,6 +17,7 @@ void start_block(Worker& worker, Block& block, uint64_t linear_index) {
     block.ready_warps = block.num_warps == 32 ? ~0u : (1u << block.num_warps) - 1;
     block.alive = num_threads;
     block.num_finished = block.arrived = block.vote_sum = block.num_spinning = block.num_at_predecessor = block.phase = 0;
+    block.events_seen = ~0ull;
     block.launched_dependents = false;
     block.first_at_barrier = nullptr;
     block.variables.clear();

@@ -2,6 +2,7 @@
 // run to its end, asked how it went, destroyed. One launch is used by one thread at a time.
 #include <algorithm>
 #include <cstdlib>
+#include <deque>
 #include <numeric>
 #include <thread>
 
@@ -15,27 +16,35 @@ uint64_t permuted(const Launch& launch, uint64_t i) {
     return (i * launch.block_stride + launch.block_offset) % launch.num_blocks;
 }
 
-/// Teams and blocks of earlier launches, for the next one of the same size: mapping stacks is what costs.
+/// Teams and blocks of earlier launches, for the next one of the same size: mapping stacks is what costs. Those that were
+/// not in use for longest go first.
 struct Pool {
+    static constexpr size_t max_blocks = 512, max_threads = 1 << 15;
     std::mutex mutex;
-    std::vector<std::unique_ptr<Block>> blocks;
+    std::deque<std::unique_ptr<Block>> blocks;
+    size_t num_threads = 0;
 
-    std::unique_ptr<Block> take(uint32_t num_threads) {
+    std::unique_ptr<Block> take(uint32_t threads_per_block) {
         const std::lock_guard lock(mutex);
-        for (auto& block : blocks)
-            if (block->team != nullptr && block->team->num_threads == num_threads) {
-                std::swap(block, blocks.back());
-                std::unique_ptr<Block> taken = std::move(blocks.back());
-                blocks.pop_back();
+        for (size_t i = blocks.size(); i-- > 0;)
+            if (blocks[i]->team->num_threads == threads_per_block) {
+                std::unique_ptr<Block> taken = std::move(blocks[i]);
+                blocks.erase(blocks.begin() + ptrdiff_t(i));
+                num_threads -= threads_per_block;
                 return taken;
             }
         return std::make_unique<Block>();
     }
 
     void give(std::unique_ptr<Block> block) {
-        constexpr size_t most = 64;
+        if (is_sanitized || block->team == nullptr) return;
         const std::lock_guard lock(mutex);
-        if (!is_sanitized && blocks.size() < most) blocks.push_back(std::move(block));
+        num_threads += block->team->num_threads;
+        blocks.push_back(std::move(block));
+        while (blocks.size() > max_blocks || num_threads > max_threads) {
+            num_threads -= blocks.front()->team->num_threads;
+            blocks.pop_front();
+        }
     }
 };
 Pool& pool() {

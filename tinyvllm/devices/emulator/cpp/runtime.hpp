@@ -152,6 +152,7 @@ struct Block {
     uint32_t vote_result;
     uint32_t vote_total;
     uint32_t num_spinning;
+    uint64_t events_seen;  // the worker's when lanes that spin last looked before everybody waited
     uint32_t num_at_predecessor;
     bool launched_dependents;
     uint8_t poison;

@@ -146,14 +146,15 @@ bool wake_any(Worker& worker, std::vector<std::unique_ptr<Block>>& blocks, uint6
         last_events = worker.events;
         const bool others_may_help = launch.config.num_workers > 1;
         if (others_may_help) usleep(20);
-        if (idle < (others_may_help ? 100'000u : 200u)) {
+        // Before the predecessor has ended they mostly spin for lanes that wait for it: a few looks are enough, the rest
+        // of the launch comes later.
+        if (idle < (at_predecessor ? 8u : others_may_help ? 100'000u : 200u)) {
             for (auto& block : blocks) {
                 block->num_spinning = 0;
                 wake(*block, Waiting::spin);
             }
             return true;
         }
-        if (at_predecessor) return false;  // they spin for lanes that wait for the predecessor
     }
     if (alive && !at_predecessor) record_deadlock(launch, blocks);
     return false;
@@ -249,7 +250,9 @@ void run_blocks(Worker& worker, std::vector<std::unique_ptr<Block>>& blocks) {
     worker.has_several_blocks = blocks.size() > 1;
     while (!worker.launch->failed) {
         Block& lucky = *blocks[next_random(worker) % blocks.size()];
-        if (lucky.num_spinning != 0 && next_random(worker) >> 62 == 0) {  // see the change before everybody has made it
+        // See the change before everybody has made it. Without a change blocks that spin would wake each other for ever.
+        if (lucky.num_spinning != 0 && lucky.events_seen != worker.events && next_random(worker) >> 62 == 0) {
+            lucky.events_seen = worker.events;
             lucky.num_spinning = 0;
             wake(lucky, Waiting::spin);
         }
