@@ -10,9 +10,11 @@ from collections import deque
 import numpy as np
 
 from tinyvllm.engine.blocks import require
-from tinyvllm.engine.completion import Completion, RequestState
+from tinyvllm.engine.completion import Completion
 from tinyvllm.engine.failures import request_failure_of
 from tinyvllm.engine.live_requests import LiveRequests
+from tinyvllm.engine.outbox import Outbox
+from tinyvllm.engine.request_state import RequestState
 from tinyvllm.engine.sequence_table import NUM_STOP_IDS, SequenceTable
 from tinyvllm.engine.stats import Counts, EngineStats
 from tinyvllm.engine.step_launcher import InFlight, StepLauncher
@@ -29,7 +31,8 @@ class Books:
         counts: the engine's own.
 
     Attributes:
-        requests: those that have not ended, and the outputs that wait for their owners.
+        requests: those that have not ended.
+        outbox: the deltas that wait for the owners of their requests.
         in_flight: steps that were launched and not yet read back, the oldest first.
         num_synchronous: live completions that cannot run ahead. While there are any, each step is read back before
             the next one is decided.
@@ -40,6 +43,7 @@ class Books:
         self.launcher = launcher
         self.counts = counts
         self.requests = LiveRequests()
+        self.outbox = Outbox()
         self.in_flight: deque[InFlight] = deque()
         self.num_synchronous = 0
 
@@ -65,20 +69,27 @@ class Books:
         self.requests.add(state)
 
     def end(self, completion: Completion) -> None:
-        """Take from an ended completion what it holds; the request's outputs are complete with the last of them."""
+        """Take row, slot and blocks from a completion that has ended; the last one of a request ends the request."""
         if self.table.slot[completion.row] >= 0:
             completion.tokens.move_out()
         self.num_synchronous -= not completion.runs_ahead
         self.launcher.leave(completion)
         self.table.free(completion.row)
         if completion.request.is_finished:
-            self.requests.deliver(completion.request)
+            self._end_request(completion.request)
+
+    def _end_request(self, state: RequestState) -> None:
+        """Forget a request whose completions have ended, once its last delta can be taken. May be repeated."""
+        state.finished()
+        self.outbox.add_whole(state)
+        self.requests.remove(state)
 
     def abort(self, state: RequestState) -> None:
         """End a request now; what was read back of its completions is kept."""
         for completion in state.completions:
             if completion.is_finished:
                 continue
+            self.outbox.open(completion)
             try:
                 completion.catch_up(self.num_read_back(completion))
                 completion.abort()
@@ -90,12 +101,17 @@ class Books:
             self.end(completion)
 
     def fail(self, state: RequestState, error: TinyvllmError) -> None:
-        """End a request whose completions' books are in order."""
+        """End a request whose rows are in order."""
         state.error = error
         for completion in state.completions:
             if not completion.is_finished:
-                completion.fail(str(error), self.num_read_back(completion))
+                self.fail_completion(completion, error)
                 self.end(completion)
+
+    def fail_completion(self, completion: Completion, error: TinyvllmError) -> None:
+        """End a completion with the tokens that are certain; it keeps its row."""
+        self.outbox.open(completion)
+        completion.fail(str(error), self.num_read_back(completion))
 
     def num_read_back(self, completion: Completion) -> int:
         """Tokens of a completion, with its prompt, that come from no step in flight: nothing can take them back."""
@@ -106,7 +122,7 @@ class Books:
         self.in_flight = deque(each for each in self.in_flight if each is not step)
 
     def rebuild(self) -> None:
-        """Derive everything anew from the requests that have not ended; those that have are delivered.
+        """Derive everything anew from the requests that have not ended, and end those that have.
 
         May be repeated: a rebuilding that was interrupted is simply done again.
         """
@@ -114,7 +130,7 @@ class Books:
             if state.is_finished:
                 for completion in state.completions:
                     completion.tokens.move_out()
-                self.requests.deliver(state)
+                self._end_request(state)
         live = [*self.requests.completions()]
         self.num_synchronous = sum(not completion.runs_ahead for completion in live)
         self.table.rebuild(np.array([completion.row for completion in live], np.int32))

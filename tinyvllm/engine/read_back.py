@@ -1,4 +1,4 @@
-"""Reading a step back: its tokens go to the token store, to the completions that look at them, and to the outputs."""
+"""Reading a step back: its tokens go to the token store, and to the completions that need them now."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from tinyvllm.batch import Int32, Sampled
 from tinyvllm.engine.books import Books
-from tinyvllm.engine.completion import RequestState
 from tinyvllm.engine.failures import request_failure_of
 from tinyvllm.engine.sequence_table import NUM_STOP_IDS, SequenceTable
 from tinyvllm.engine.step_launcher import InFlight
@@ -41,43 +40,44 @@ def read_back(step: InFlight, books: Books) -> None:
 
 
 def _take_tokens(step: InFlight, sampled: Sampled, books: Books) -> None:
-    is_alive, is_looked_at = _store_tokens(step, sampled.token_ids, books.table)
+    is_alive, needs_look = _store_tokens(step, sampled.token_ids, books.table)
     if step.are_last is not None:
-        is_looked_at |= step.are_last
-    num_dropped, now = len(is_alive) - int(np.count_nonzero(is_alive)), time.monotonic()
-    is_corrupt = np.zeros(len(is_alive), bool) if sampled.is_corrupt is None else sampled.is_corrupt
-    is_looked_at |= is_corrupt
-    streaming: dict[RequestState, None] = {}
-    for i in np.flatnonzero(is_looked_at & is_alive).tolist():
+        needs_look |= step.are_last
+    if sampled.is_corrupt is not None:
+        needs_look |= sampled.is_corrupt
+    books.counts.generation_tokens += int(np.count_nonzero(is_alive))
+    now = time.monotonic()
+    for i in np.flatnonzero(needs_look & is_alive).tolist():
         completion = step.completions[i]
-        state = completion.request
         if completion.is_finished:  # with a sibling that has just failed
             continue
+        books.outbox.open(completion)
         try:
-            if is_corrupt[i]:
-                num_dropped += 1
-                completion.catch_up(int(step.known[i]) - 1)
-                completion.abort("the logits are not numbers, or the rules of the request forbid every token")
-            else:
-                if sampled.logprobs is not None and completion.wants_logprobs:
-                    completion.add_logprobs(sampled.logprobs, i)
-                completion.add_token(int(step.known[i]), now)
+            _take_token(step, sampled, i, now, books)
         except BaseException as error:
             if is_fatal(error):
                 raise
+            state = completion.request
             books.fail(state, request_failure_of(state.request_id, error))
             continue
         if completion.is_finished:
             books.end(completion)
-        else:
-            has_many_stops = len(completion.stop_ids) > NUM_STOP_IDS
-            books.table.is_watched[completion.row] = completion.needs_each_token or has_many_stops
-        if state.stream and not state.is_finished:
-            streaming[state] = None
-    books.counts.generation_tokens += len(step.completions) - num_dropped
-    for state in streaming:
-        if not state.is_finished:
-            books.requests.put(state)
+
+
+def _take_token(step: InFlight, sampled: Sampled, i: int, now: float, books: Books) -> None:
+    """Gives row ``i`` of a step its token."""
+    completion, num_tokens = step.completions[i], int(step.known[i])
+    if sampled.is_corrupt is not None and sampled.is_corrupt[i]:
+        books.counts.generation_tokens -= 1
+        completion.catch_up(num_tokens - 1)
+        completion.abort("the logits are not numbers, or the rules of the request forbid every token")
+        return
+    if sampled.logprobs is not None:
+        completion.add_logprobs(sampled.logprobs, i)
+    completion.add_token(int(sampled.token_ids[i]), num_tokens, now)
+    if completion.num_output == 1:
+        has_many_stops = len(completion.stop_ids) > NUM_STOP_IDS
+        books.table.is_watched[completion.row] = completion.needs_each_token or has_many_stops
 
 
 def _store_tokens(
@@ -86,7 +86,7 @@ def _store_tokens(
     """Writes a step's tokens to the store.
 
     Returns:
-        ``[S]`` each: which sequences have not ended meanwhile, and which must be looked at.
+        ``[S]`` each: which sequences have not ended meanwhile, and whose completion must take the token now.
     """
     rows = step.rows
     is_alive: NDArray[np.bool_] = table.arrival.take(rows) == step.arrivals
@@ -101,6 +101,6 @@ def _store_tokens(
             for i in np.flatnonzero(is_alive & ~has_slot).tolist():  # preempted: its tokens are its own now
                 step.completions[i].tokens.append(int(token_ids[i]))
                 table.last_token[rows[i]] = token_ids[i]
-    is_looked_at: NDArray[np.bool_] = table.is_watched.take(rows)
-    is_looked_at |= (table.stop_ids.take(rows, axis=0) == token_ids[:, None]).any(axis=1)
-    return is_alive, is_looked_at
+    needs_look: NDArray[np.bool_] = table.is_watched.take(rows)
+    needs_look |= (table.stop_ids.take(rows, axis=0) == token_ids[:, None]).any(axis=1)
+    return is_alive, needs_look

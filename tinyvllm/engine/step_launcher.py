@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from tinyvllm.batch import Int32
 from tinyvllm.engine.build_batch import build_batch
-from tinyvllm.engine.completion import Completion, RequestState
+from tinyvllm.engine.completion import Completion
+from tinyvllm.engine.request_state import RequestState
 from tinyvllm.engine.sampling_columns import SamplingColumns
 from tinyvllm.engine.sequence_table import SequenceTable, State, unseen_token
 from tinyvllm.engine.stats import Counts
