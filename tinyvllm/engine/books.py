@@ -115,7 +115,7 @@ class Books:
 
     def num_read_back(self, completion: Completion) -> int:
         """Tokens of a completion, with its prompt, that come from no step in flight: nothing can take them back."""
-        return int(self.table.num_tokens[completion.row] - self.table.num_in_flight[completion.row])
+        return int(self.table.num_read[completion.row])
 
     def drop(self, step: InFlight) -> None:
         """Forget a step in flight; nothing if it was read back. Nobody takes its tokens."""

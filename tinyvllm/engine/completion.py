@@ -124,7 +124,8 @@ class Completion:
             num_tokens: prompt and output, with this token.
             now: seconds on the engine's clock.
         """
-        self.catch_up(num_tokens - 1)
+        if not self.needs_each_token:
+            self.catch_up(num_tokens - 1)
         token_ids = self.unread.token_ids
         token_ids.append(token_id)
         num_output = self.unread.first + len(token_ids)

@@ -42,7 +42,11 @@ class CompletionText:
         Returns:
             the stop string that the token completed; None if it completed none, or ``can_stop`` is false.
         """
-        return self._append(texts, self._add(token_id), can_stop=can_stop)
+        text = self._add(token_id)
+        if self._stop is None:
+            texts.append(text)
+            return None
+        return self._append(texts, text, can_stop=can_stop)
 
     def end(self, texts: list[str]) -> str | None:
         """Append the text that was held back, now that no token follows.

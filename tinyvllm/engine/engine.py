@@ -269,10 +269,11 @@ class Engine:
     def _launch(self) -> bool:
         """Decide and carry out one step; whether there was one."""
         books, table, self._is_preempted = self._books, self._books.table, False
-        if not (len(table.waiting) or len(table.running)):
+        if not (table.num_waiting or len(table.running)):
             return False
         with self._schedule_call:  # the checks too: a decision may be any object, and fail when it is looked at
-            schedule = validated(self._scheduler.schedule(self._window), table, self._scheduler_name)
+            decision = self._scheduler.schedule(self._window)
+            schedule = validated(decision, table, self._scheduler_name, books.launcher.kept)
         if not len(schedule.rows) and not self._hold_something(schedule.preempt):
             if not books.in_flight:
                 raise PluginError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 from tinyvllm.engine.completion import Completion, UnreadOutput
 from tinyvllm.engine.request_state import RequestState
@@ -29,11 +29,12 @@ class Delivery:
     is_lost: bool = False
 
 
-class _Box(NamedTuple):
-    """Of one owner. Replaced as a whole, so that no interruption comes between two changes."""
+@dataclass(slots=True, eq=False)
+class _Box:
+    """Of one owner. What is in it changes by one assignment, so that no interruption comes between two."""
 
-    unread: Unread
-    delivery: Delivery | None  # of the last call, kept until the owner's next call shows that it has come
+    unread: Unread = field(default_factory=dict)
+    delivery: Delivery | None = None  # of the last call, kept until the owner's next call shows that it has come
 
 
 class Outbox:
@@ -75,17 +76,20 @@ class Outbox:
         """
         if not self.has_unread(owner):
             return []
-        delivery.unread = self._boxes[owner].unread
+        unread = delivery.unread = self._boxes[owner].unread
         self._boxes[owner] = _Box({}, delivery)
-        return deltas_of(delivery.unread)
+        return deltas_of(unread)
 
     def has_unread(self, owner: Hashable) -> bool:
         """Whether deltas wait for an owner. What the owner was given before has come, unless it was lost."""
-        if owner not in self._boxes:
+        box = self._box(owner)
+        if box is None:
             return False
-        unread = self._joined(owner).unread
-        self._replace(owner, _Box(unread, None))
-        return bool(unread)
+        box.delivery = None
+        if not box.unread:
+            self._boxes.pop(owner, None)
+            return False
+        return True
 
     def withdraw(self, state: RequestState, withdrawn: Unread) -> list[OutputDelta]:
         """The deltas of one request, which has ended; its owner does not get them from :meth:`take`.
@@ -94,36 +98,32 @@ class Outbox:
             state: the request.
             withdrawn: empty; gets what :meth:`put_back` takes if the caller cannot return the deltas.
         """
-        unread, delivery = self._joined(state.owner)
-        withdrawn.update((each, unread[each]) for each in state.completions if each in unread)
-        others = {each: record for each, record in unread.items() if each not in withdrawn}
-        self._replace(state.owner, _Box(others, delivery))
+        box = self._box(state.owner)
+        if box is not None:
+            withdrawn.update((each, box.unread[each]) for each in state.completions if each in box.unread)
+            box.unread = {each: record for each, record in box.unread.items() if each not in withdrawn}
+            if not box.unread and box.delivery is None:
+                self._boxes.pop(state.owner, None)
         return deltas_of(withdrawn)
 
     def put_back(self, owner: Hashable, withdrawn: Unread) -> None:
         """Keep what :meth:`withdraw` took out, or was about to take out."""
-        unread, delivery = self._joined(owner)
-        self._replace(owner, _Box({**withdrawn, **unread}, delivery))
+        if withdrawn:
+            box = self._boxes.setdefault(owner, _Box())
+            box.unread = {**withdrawn, **box.unread}
 
     def _of(self, owner: Hashable) -> Unread:
         box = self._boxes.get(owner)
         if box is None:
-            box = self._boxes[owner] = _Box({}, None)
+            box = self._boxes[owner] = _Box()
         return box.unread
 
-    def _joined(self, owner: Hashable) -> _Box:
-        """The box of an owner, with what was lost in it again."""
-        box = self._boxes.get(owner, _Box({}, None))
-        if box.delivery is not None and box.delivery.is_lost:
-            box = _Box(_followed_by(box.delivery.unread, box.unread), None)
-            self._replace(owner, box)
+    def _box(self, owner: Hashable) -> _Box | None:
+        """The box of an owner, with what was lost in it again; None: there is nothing."""
+        box = self._boxes.get(owner)
+        if box is not None and box.delivery is not None and box.delivery.is_lost:
+            box = self._boxes[owner] = _Box(_followed_by(box.delivery.unread, box.unread))
         return box
-
-    def _replace(self, owner: Hashable, box: _Box) -> None:
-        if box.unread or box.delivery is not None:
-            self._boxes[owner] = box
-        else:
-            self._boxes.pop(owner, None)
 
 
 def deltas_of(unread: Mapping[Completion, UnreadOutput | OutputDelta]) -> list[OutputDelta]:
@@ -144,7 +144,7 @@ def deltas_of(unread: Mapping[Completion, UnreadOutput | OutputDelta]) -> list[O
         deltas.append(
             OutputDelta(
                 state.request_id, completion.index, "".join(record.texts), record.token_ids, record.logprobs,
-                finish_reason, completion.stop_reason, prompt, error=None if finish_reason is None else state.error,
+                finish_reason, completion.stop_reason, prompt, None, None if finish_reason is None else state.error,
             )
         )  # fmt: skip
     for state, place in last.items():

@@ -36,7 +36,7 @@ _COLUMNS = {
     "state": (np.int8, State.FREE),
     "num_tokens": (np.int32, 0),
     "num_computed": (np.int32, 0),
-    "num_in_flight": (np.int32, 0),
+    "num_read": (np.int32, 0),  # known tokens that no step in flight could take back
     "num_draft": (np.int32, 0),
     "num_blocks": (np.int32, 0),
     "arrival": (np.int64, _NO_ARRIVAL),  # tells one sequence of a row from the next
@@ -45,7 +45,7 @@ _COLUMNS = {
     "slot": (np.int32, _NO_SLOT),
     "max_tokens": (np.int32, 0),  # prompt and output may not be longer than this
     "last_token": (np.int32, 0),  # the newest token, the input of the next decode step; see `unseen_token`
-    "is_watched": (np.bool_, True),  # each of its tokens is looked at as it is read back, not only the last
+    "is_watched": (np.bool_, True),  # its completion takes each token when it is read back, not only the last
 }
 NUM_STOP_IDS = 4
 """Stop tokens of a sequence that are compared as columns; a sequence with more is watched."""
@@ -54,6 +54,12 @@ _NO_TOKEN = -1
 
 class SequenceTable:
     """The columns, the block tables and the order of rows.
+
+    Attributes:
+        version: another number after a change of running rows that the launch of a step does not make by itself: of
+            their slots, or of who is watched. Copies of their columns may be kept while it is the same.
+        counting: ``0, 1, 2, ...``, read-only, as many as there are slots and one more.
+        places: the same as indices of NumPy, ``intp``.
 
     Args:
         blocks: the free list.
@@ -66,7 +72,7 @@ class SequenceTable:
     state: NDArray[np.int8]
     num_tokens: Int32
     num_computed: Int32
-    num_in_flight: Int32
+    num_read: Int32
     num_draft: Int32
     num_blocks: Int32
     arrival: NDArray[np.int64]
@@ -95,7 +101,12 @@ class SequenceTable:
         self._free_slots = list(range(max_num_seqs))
         self._waiting = np.zeros(64, np.int32)  # rows by arrival, from _head to _tail
         self._head = self._tail = 0
-        self._running: Int32 | None = np.zeros(0, np.int32)
+        self._running: Int32 | None = None
+        self.version = 0
+        self.counting = np.arange(max_num_seqs + 1, dtype=np.int32)
+        self.counting.flags.writeable = False
+        self.places = np.arange(max_num_seqs)
+        self.places.flags.writeable = False
         self._next_arrival = 0
         self._grow(0)
 
@@ -107,15 +118,25 @@ class SequenceTable:
         return self._waiting[self._head : self._tail]
 
     @property
+    def num_waiting(self) -> int:
+        """How many rows wait."""
+        return self._tail - self._head
+
+    @property
     def running(self) -> Int32:
-        """Rows with a slot that have something left to compute, by arrival."""
-        if self._running is None and len(self._free_slots) == self.max_num_seqs:
-            self._running = np.zeros(0, np.int32)
+        """Rows with a slot that have something left to compute, by arrival; one read-only array until others run."""
         if self._running is None:
             rows = np.flatnonzero(self.state == State.RUNNING).astype(np.int32)
             rows = rows[self.num_tokens[rows] < self.max_tokens[rows]]  # the rest only wait to be read back
-            self._running = rows[np.argsort(self.arrival[rows])]
+            rows = rows[np.argsort(self.arrival[rows])]
+            rows.flags.writeable = False
+            self._running = rows
         return self._running
+
+    @property
+    def num_in_flight(self) -> Int32:
+        """``[rows]`` sampled tokens that are not yet read back."""
+        return self.num_tokens - self.num_read
 
     @property
     def now(self) -> float:
@@ -151,7 +172,7 @@ class SequenceTable:
         for name, (_, fresh) in _COLUMNS.items():
             getattr(self, name)[row] = fresh
         self.state[row] = State.HELD
-        self.num_tokens[row] = num_tokens
+        self.num_tokens[row] = self.num_read[row] = num_tokens
         self.max_tokens[row] = max_tokens
         self.last_token[row] = last_token
         self.arrival[row] = self._next_arrival
@@ -226,21 +247,28 @@ class SequenceTable:
         self._drop(row)
         self.state[row] = State.FREE
         self.arrival[row] = _NO_ARRIVAL
+        self.num_tokens[row] = self.num_read[row] = 0
         self._free_rows.append(row)
 
     def running_changed(self) -> None:
         """Say that a row has come or gone, or may have reached its last token."""
         self._running = None
+        self.version += 1
 
-    def store(self, rows: Int32, token_ids: Int32, known: Int32) -> None:
-        """Write one new token of each of these running rows, ``known[i]`` of them with it.
+    def watch(self, row: int, is_watched: bool) -> None:
+        """Say whether the completion of a row takes every token when it is read back."""
+        if self.is_watched[row] != is_watched:
+            self.is_watched[row] = is_watched
+            self.version += 1
 
-        It becomes the last token of the row where no further one is in flight.
-        """
-        slots = self.slot.take(rows)
-        self.token_store[slots, known - 1] = token_ids
-        self.num_stored[slots] = known
-        is_newest = self.num_in_flight.take(rows) == 0
+    def store(self, slots: Int32, token_ids: Int32, num_before: Int32, num_with: Int32) -> None:
+        """Write one new token of each of these slots, whose sequences have so many tokens before and with it."""
+        self.token_store[slots, num_before] = token_ids
+        self.num_stored[slots] = num_with
+
+    def see(self, rows: Int32, token_ids: Int32) -> None:
+        """Let these tokens, just read back, be the last of their rows where no further one is in flight."""
+        is_newest = self.num_read.take(rows) == self.num_tokens.take(rows)
         if np.count_nonzero(is_newest):
             self.last_token[rows[is_newest]] = token_ids[is_newest]
 
@@ -265,7 +293,8 @@ class SequenceTable:
         is_live[live] = True
         dead = ~is_live
         self.state[dead], self.arrival[dead] = State.FREE, _NO_ARRIVAL
-        self.slot[dead], self.num_blocks[dead], self.num_in_flight[dead] = _NO_SLOT, 0, 0
+        self.slot[dead], self.num_blocks[dead] = _NO_SLOT, 0
+        self.num_tokens[dead] = self.num_read[dead] = 0
         is_waiting = self.state != State.RUNNING
         self._held_blocks = {row: held for row, held in self._held_blocks.items() if is_live[row] and is_waiting[row]}
         self._free_rows = np.flatnonzero(dead)[::-1].tolist()
@@ -273,7 +302,7 @@ class SequenceTable:
         self._free_slots = [slot for slot in range(self.max_num_seqs) if slot not in taken]
         waiting = np.flatnonzero(self.state == State.WAITING).astype(np.int32)
         self._queue(waiting[np.argsort(self.arrival[waiting])])
-        self._running = None
+        self.running_changed()
         self.blocks.rebuild(self._all_held())
 
     def check(self) -> None:
