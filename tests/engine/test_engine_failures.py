@@ -490,7 +490,7 @@ def test_a_scheduler_that_does_nothing_is_named_and_ends_who_waits(preempts_wait
 def test_requests_that_nothing_serves_any_more_end_with_an_invariant_error() -> None:
     engine = fake_engine()
     engine.add_request("alice", ALICE, params())
-    engine._books.table._head = engine._books.table._tail  # lost from the queue: a bug, were it to happen
+    engine._books.table._queue._head = engine._books.table._queue._tail  # lost from the queue: a bug, were it to happen
     with pytest.raises(InvariantError, match="1 requests are left, and nothing of them waits, runs or is in flight"):
         engine.step()
     assert isinstance(engine.step()[0].error, InvariantError)
@@ -525,7 +525,7 @@ for statement in (
     "table.blocks._references[0] += 1",
     "table.slot[row] = 3",
     "table.state[row] = 0",
-    "table._head -= 1",
+    "table._queue._head -= 1",
 ):
     spoilt(statement)
 print("all noticed")

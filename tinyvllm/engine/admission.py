@@ -1,4 +1,4 @@
-"""At the door: prompts become requests, or are refused with the reason. Nothing that was let in fails later."""
+"""Admission: prompts become requests, or are refused with the reason. What is admitted can be served."""
 
 from __future__ import annotations
 
@@ -177,11 +177,11 @@ class Admission:
                 "logprobs, prompt_logprobs, max_tokens or n"
             )
 
-    def _num_logprobs(self, wanted: int | None) -> int:
-        """Log-probabilities of one token, its own included."""
-        if wanted is None:
+    def _num_logprobs(self, num_beside: int | None) -> int:
+        """Log-probabilities of one token, its own included, where so many beside it are asked for."""
+        if num_beside is None:
             return 0
-        return self._vocab_size if wanted == ALL_LOGPROBS else 1 + wanted
+        return self._vocab_size if num_beside == ALL_LOGPROBS else 1 + num_beside
 
     def _bad_words(self, params: SamplingParams) -> tuple[tuple[int, ...], ...]:
         """Token ids of each bad word, at the start of a text and after a space where that differs."""

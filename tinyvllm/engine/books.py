@@ -1,6 +1,6 @@
 """The books of an engine: its requests, the rows of their completions, and the steps in flight.
 
-Only the engine whose books they are changes them, and the parts of the engine that it passes them to, under its lock.
+They are changed under the engine's lock only, by the engine and by the functions that it passes them to.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from collections import deque
 import numpy as np
 
 from tinyvllm.engine.blocks import require
+from tinyvllm.engine.columns import NUM_STOP_IDS
 from tinyvllm.engine.completion import Completion
 from tinyvllm.engine.failures import request_failure_of
 from tinyvllm.engine.live_requests import LiveRequests
 from tinyvllm.engine.outbox import Outbox
 from tinyvllm.engine.request_state import RequestState
-from tinyvllm.engine.sequence_table import NUM_STOP_IDS, SequenceTable
+from tinyvllm.engine.sequence_table import SequenceTable
 from tinyvllm.engine.stats import Counts, EngineStats
 from tinyvllm.engine.step_launcher import InFlight, StepLauncher
 from tinyvllm.errors import TinyvllmError
@@ -27,7 +28,7 @@ class Books:
 
     Args:
         table: a row for each live completion.
-        launcher: is told which completions there are.
+        launcher: knows the completions that have not ended.
         counts: the engine's own.
 
     Attributes:
@@ -48,7 +49,7 @@ class Books:
         self.num_synchronous = 0
 
     def enter(self, state: RequestState, max_tokens: int) -> None:
-        """Give each completion of a request its row, and let the first one wait for its turn.
+        """Give each completion of a request a row, and let the first one be scheduled.
 
         Args:
             state: of the new request.
@@ -62,7 +63,7 @@ class Books:
             completion.row = row
             stop_ids = list(completion.stop_ids)[:NUM_STOP_IDS]
             table.stop_ids[row, : len(stop_ids)] = stop_ids
-        self.launcher.enter(state)
+        self.launcher.add(state)
         table.wait(state.completions[0].row)
         self.num_synchronous += sum(not completion.runs_ahead for completion in state.completions)
         self.counts.prompt_tokens += len(prompt_ids)
@@ -73,7 +74,7 @@ class Books:
         if self.table.slot[completion.row] >= 0:
             completion.tokens.move_out()
         self.num_synchronous -= not completion.runs_ahead
-        self.launcher.leave(completion)
+        self.launcher.remove(completion)
         self.table.free(completion.row)
         if completion.request.is_finished:
             self._end_request(completion.request)
@@ -114,17 +115,17 @@ class Books:
         completion.fail(str(error), self.num_read_back(completion))
 
     def num_read_back(self, completion: Completion) -> int:
-        """Tokens of a completion, with its prompt, that come from no step in flight: nothing can take them back."""
+        """Tokens of a completion, with its prompt, that no failure of a step in flight can take back."""
         return int(self.table.num_read[completion.row])
 
     def drop(self, step: InFlight) -> None:
-        """Forget a step in flight; nothing if it was read back. Nobody takes its tokens."""
+        """Forget a step in flight and its tokens; nothing if it was read back."""
         self.in_flight = deque(each for each in self.in_flight if each is not step)
 
     def rebuild(self) -> None:
-        """Derive everything anew from the requests that have not ended, and end those that have.
+        """Derive everything anew from the requests that have not ended, and end those whose completions have ended.
 
-        May be repeated: a rebuilding that was interrupted is simply done again.
+        Done again after an interruption, it has the same result.
         """
         for state in self.requests:
             if state.is_finished:

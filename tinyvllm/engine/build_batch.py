@@ -10,7 +10,7 @@ from tinyvllm.engine.step_rows import StepRows
 
 
 def build_batch(table: SequenceTable, rows: StepRows, num_tokens: Int32, *, is_decode: bool) -> Batch:
-    """The arrays of a step that computes ``num_tokens`` tokens of each row, from where it stands.
+    """The arrays of a step in which each row computes its next ``num_tokens`` tokens.
 
     Args:
         table: the rows are running and hold blocks for what they compute.
@@ -21,7 +21,7 @@ def build_batch(table: SequenceTable, rows: StepRows, num_tokens: Int32, *, is_d
         a batch that is valid for this step: ``block_tables`` may be a view of the table.
     """
     counting = table.counting
-    if is_decode:  # the usual step: most of it is known
+    if is_decode:  # the usual step: most of its arrays are kept from the step before
         num_rows = len(rows.rows)
         return Batch(
             token_ids=table.last_token.take(rows.rows),

@@ -1,10 +1,10 @@
 """The loop: schedule, validate, compute, read back. One step at a time, one step ahead if asked.
 
-``step`` launches the next step and then reads back the oldest one. With a lag of zero that is the same step; with a
-lag of one the scheduler decides without the newest tokens, stop conditions are noticed one step late, and a
-sequence that has ended costs at most one wasted step.
+A step is launched, then the oldest step in flight is read back. With a lag of zero that is the same step. With a lag of
+one the scheduler decides without the newest tokens: a stop condition is noticed after the next step was launched, so
+a sequence that has ended costs at most one wasted step.
 
-What it knows is in its ``Books``. Before it changes them it notes what it is about to change, for its ``Recovery``.
+Before the engine changes its ``Books`` it notes what it is about to change in its ``Recovery``.
 """
 
 from __future__ import annotations
@@ -72,9 +72,7 @@ class Engine:
         self._admission = admission
         self._lag = lag
         self._lock = threading.RLock()
-        self._is_preempted = False  # by the last decision
-
-    # ------------------------------------------------------------ requests
+        self._is_preempted = False  # whether the last decision preempted a row
 
     def add_request(
         self,
@@ -142,7 +140,7 @@ class Engine:
             raise
 
     def has_unfinished_requests(self, owner: Hashable = None) -> bool:
-        """Whether :meth:`step` has anything to do, or to return, for the requests of an owner."""
+        """Whether :meth:`step` has anything to compute, or to return, for the requests of an owner."""
         with self._lock:
             if self._books.requests.has_any(owner) or self._books.outbox.has_unread(owner):
                 return True
@@ -170,15 +168,13 @@ class Engine:
         return self._books.outbox.withdraw(state, withdrawn)
 
     def _begun(self, request: Request, stream: bool, owner: Hashable) -> RequestState:
-        """The state of a request that is not entered yet."""
+        """The state of a request that has no rows yet."""
         state = self._admission.begin(request, stream=stream)
         state.owner = owner
         for completion in state.completions:
             tokens = completion.tokens
             completion.runs_ahead = self._runner.can_run_ahead(tokens.params, tokens.rules)
         return state
-
-    # ------------------------------------------------------------ the loop
 
     def step(self) -> list[OutputDelta]:
         """Launch one step and read back the oldest one.
@@ -203,7 +199,7 @@ class Engine:
             raise
 
     def advance(self) -> None:
-        """Launch one step and read back the oldest one; the deltas wait for :meth:`take`.
+        """Run one step, as :meth:`step` does; the deltas wait for :meth:`take`.
 
         Raises:
             TinyvllmError: as for :meth:`step`.
@@ -214,8 +210,8 @@ class Engine:
             counts = self._books.counts
             began, outside_s = time.perf_counter(), counts.launch_s + counts.wait_s
             try:
-                self._one_step()
-                if not len(self._books.requests):  # idle: now the check keeps nobody waiting
+                self._run_step()
+                if not len(self._books.requests):  # idle: a check delays no request
                     self._books.check()
             except BaseException as error:
                 self._recovery.recover(error)
@@ -237,7 +233,7 @@ class Engine:
             return deltas
 
     def stats(self) -> EngineStats:
-        """Counts since the engine began, and what holds now; while a step is under way some may be of before it."""
+        """Counts since the engine began, and what holds now; during a step some may be those from before it."""
         return self._books.stats()
 
     def check(self) -> None:
@@ -250,9 +246,8 @@ class Engine:
             self._recovery.mend()
             self._books.check()
 
-    # ------------------------------------------------------------ one step
-
-    def _one_step(self) -> None:
+    def _run_step(self) -> None:
+        """Launch the next step, and read back the oldest one if more are in flight than the lag allows."""
         books = self._books
         lag = 0 if books.num_synchronous or self._recovery.must_read_back else self._lag
         while len(books.in_flight) > lag:
@@ -267,32 +262,27 @@ class Engine:
             )
 
     def _launch(self) -> bool:
-        """Decide and carry out one step; whether there was one."""
+        """Decide and carry out one step; False if there was nothing to compute."""
         books, table, self._is_preempted = self._books, self._books.table, False
         if not (table.num_waiting or len(table.running)):
             return False
-        with self._schedule_call:  # the checks too: a decision may be any object, and fail when it is looked at
+        with self._schedule_call:  # the checks too: a decision may be any object, and fail when it is read
             decision = self._scheduler.schedule(self._window)
             schedule = validated(decision, table, self._scheduler_name, books.launcher.kept)
         if not len(schedule.rows) and not self._hold_something(schedule.preempt):
             if not books.in_flight:
                 raise PluginError(
-                    f"{self._scheduler_name} scheduled nothing though {len(table.waiting)} sequences wait and "
+                    f"{self._scheduler_name} scheduled nothing though {table.num_waiting} sequences wait and "
                     f"{len(table.running)} run; a scheduler must make progress when nothing is in flight"
                 )
             return False
         self._recovery.at_work_on = schedule
-        books.launcher.preempt(schedule.preempt)
         self._is_preempted = len(schedule.preempt) > 0
+        books.launcher.preempt(schedule.preempt)
         if len(schedule.rows):
             books.in_flight.append(books.launcher.launch(schedule))
         self._recovery.at_work_on = None
         return len(schedule.rows) > 0
-
-    def _hold_something(self, rows: Int32) -> bool:
-        """Whether taking slots and blocks from these rows gives anybody a slot or a block."""
-        table = self._books.table
-        return bool((table.slot.take(rows) >= 0).any() or table.num_blocks.take(rows).any())
 
     def _read_back(self) -> None:
         """Read back the oldest step in flight."""
@@ -301,3 +291,8 @@ class Engine:
         read_back(step, self._books)
         self._books.in_flight.popleft()
         self._recovery.at_work_on = None
+
+    def _hold_something(self, rows: Int32) -> bool:
+        """Whether preempting these rows frees a slot or a block."""
+        table = self._books.table
+        return bool((table.slot.take(rows) >= 0).any() or table.num_blocks.take(rows).any())

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from tinyvllm.batch import Int32, Sampled
 from tinyvllm.engine.books import Books
+from tinyvllm.engine.columns import NUM_STOP_IDS
 from tinyvllm.engine.failures import request_failure_of
-from tinyvllm.engine.sequence_table import NUM_STOP_IDS, SequenceTable
+from tinyvllm.engine.sequence_table import SequenceTable
 from tinyvllm.engine.step_launcher import InFlight
 from tinyvllm.engine.step_rows import StepRows
 from tinyvllm.plugin_call import is_fatal
@@ -94,7 +95,7 @@ def _store_tokens(
         table.num_read[rows.rows] = step.num_tokens
         if not step.is_stored:
             table.store(rows.slots, token_ids, step.num_before, step.num_tokens)
-            table.see(rows.rows, token_ids)
+            table.set_last_token(rows.rows, token_ids)
         return
     places = is_alive.nonzero()[0]
     alive, token_ids, num_tokens = rows.rows.take(places), token_ids.take(places), step.num_tokens.take(places)
@@ -104,7 +105,7 @@ def _store_tokens(
     slots = table.slot.take(alive)
     has_slot = slots >= 0
     table.store(slots[has_slot], token_ids[has_slot], num_tokens[has_slot] - 1, num_tokens[has_slot])
-    table.see(alive[has_slot], token_ids[has_slot])
+    table.set_last_token(alive[has_slot], token_ids[has_slot])
     for i in (~has_slot).nonzero()[0].tolist():  # preempted: its tokens are its own now
         rows.completions[places[i]].tokens.append(int(token_ids[i]))
         table.last_token[alive[i]] = token_ids[i]

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from tinyvllm.batch import Int32
 from tinyvllm.engine.build_batch import build_batch
+from tinyvllm.engine.columns import State
 from tinyvllm.engine.completion import Completion
 from tinyvllm.engine.request_state import RequestState
 from tinyvllm.engine.sampling_columns import SamplingColumns
-from tinyvllm.engine.sequence_table import SequenceTable, State, unseen_token
+from tinyvllm.engine.sequence_table import SequenceTable, unseen_token
 from tinyvllm.engine.stats import Counts
 from tinyvllm.engine.step_rows import StepRows
 from tinyvllm.engine.validate import CheckedSchedule
@@ -65,13 +66,13 @@ class StepLauncher:
         self._counts = counts
         self._sampling = SamplingColumns(table.max_num_seqs)
         self._completions: dict[int, Completion] = {}  # by row
-        self._forking: dict[int, RequestState] = {}  # by row of the first completion, whose prompt the others wait for
-        self._prompt_rows: set[int] = set()  # rows that owe log-probabilities of their prompt
+        self._forking: dict[int, RequestState] = {}  # by row of the first completion; its siblings wait
+        self._prompt_rows: set[int] = set()  # of requests for prompt log-probabilities
         self._last: StepRows | None = None  # of the last step, if each of its rows got a token
         self._last_slots: Int32 | None = None  # of all rows of the last step; None: the next one sends whole tables
 
-    def enter(self, state: RequestState) -> None:
-        """Know the completions of a request that have not ended; they have their rows."""
+    def add(self, state: RequestState) -> None:
+        """Serve the completions of a request that have not ended; they have rows."""
         first = state.completions[0]
         live = [completion for completion in state.completions if not completion.is_finished]
         self._completions.update({completion.row: completion for completion in live})
@@ -80,10 +81,10 @@ class StepLauncher:
         if state.request.params.prompt_logprobs is not None and not first.is_finished:
             self._prompt_rows.add(first.row)
 
-    def leave(self, completion: Completion) -> None:
-        """Forget a completion that has ended; its row is about to be free.
+    def remove(self, completion: Completion) -> None:
+        """Forget a completion that has ended and still has its row.
 
-        If it was the first and its siblings have not begun from its prompt, they begin on their own.
+        If it was the first of its request and has not computed the prompt, its siblings begin on their own.
         """
         del self._completions[completion.row]
         self._prompt_rows.discard(completion.row)
@@ -94,10 +95,10 @@ class StepLauncher:
                     self._table.wait(sibling.row)
 
     def rebuild(self, states: Iterable[RequestState]) -> None:
-        """Forget everything but these requests, and what was sent to the device before."""
+        """Forget all but these requests, and what the last step was."""
         self._completions, self._forking, self._prompt_rows = {}, {}, set()
         for state in states:
-            self.enter(state)
+            self.add(state)
         self._last = self._last_slots = None
 
     @property
@@ -112,14 +113,14 @@ class StepLauncher:
         return [self._completions[row] for row in rows if row in self._completions]
 
     def preempt(self, rows: Int32) -> None:
-        """Take slots and blocks from these rows; they wait again, with their tokens."""
+        """Take slots and blocks from these rows, which keep their tokens and wait again."""
         for row in rows.tolist():
             self._counts.preemptions += int(self._table.num_computed[row] > 0)
             self._completions[row].tokens.move_out()
             self._table.preempt(row)
 
     def launch(self, schedule: CheckedSchedule) -> InFlight:
-        """Carry out a step that computes something; its rows to be preempted already are."""
+        """Carry out a step that computes something; the rows in ``schedule.preempt`` were preempted before."""
         table, started = self._table, None
         rows, num_tokens, num_needed = schedule.kept, schedule.num_tokens, schedule.num_needed_blocks
         self._last = None
@@ -158,7 +159,7 @@ class StepLauncher:
         return in_flight
 
     def _start(self, rows: Int32) -> Started | None:
-        """Gives slots to those of the rows that have none; who that was."""
+        """Give slots to those of the rows that have none; what the runner must know of them, None if all had one."""
         table = self._table
         started: list[SequenceTokens] = []
         slots: list[int] = []
@@ -180,7 +181,11 @@ class StepLauncher:
         return Started(array, self._sampling.gather(array, np.zeros(len(array), np.int32)), started)
 
     def _extend(self, rows: StepRows, num_needed: Int32 | None) -> TableUpdates | None:
-        """Hands out the blocks that the rows lack; what is new in the block tables, if the rest is the last step's."""
+        """Hand out the blocks that the rows lack.
+
+        Returns:
+            what is new in the block tables, if the last step had the same slots; None if it had others.
+        """
         slots, last_slots = rows.slots, self._last_slots
         is_same = last_slots is not None and (slots is last_slots or np.array_equal(slots, last_slots))
         if num_needed is None:
@@ -201,7 +206,7 @@ class StepLauncher:
     def _prompts(
         self, rows: StepRows, num_tokens: Int32, cu_seqlens_q: Int32
     ) -> list[tuple[RequestState, PromptLogprobs]]:
-        """The prompt log-probabilities that this step can give; those of a prompt that is recomputed come once."""
+        """The log-probabilities of prompt tokens that this step must give; a recomputed prompt gives none again."""
         prompts = []
         for b in np.flatnonzero(np.isin(rows.rows, list(self._prompt_rows))).tolist():
             state, start = rows.completions[b].request, int(rows.num_computed[b])
@@ -240,7 +245,7 @@ class StepLauncher:
         return InFlight(sampled, num_before, num_tokens, computed, prompt_states, pending, are_last, is_stored)
 
     def _fork(self, row: int) -> None:
-        """Let the siblings of the completion in ``row`` begin, now that the prompt they share is computed."""
+        """Let the siblings of the completion in ``row`` begin; it has computed the prompt that they share."""
         state = self._forking.pop(row, None)
         if state is None:
             return

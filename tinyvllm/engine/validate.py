@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyvllm.batch import Int32
-from tinyvllm.engine.sequence_table import SequenceTable, State
+from tinyvllm.engine.columns import State
+from tinyvllm.engine.sequence_table import SequenceTable
 from tinyvllm.engine.step_rows import StepRows
 from tinyvllm.errors import PluginError
 from tinyvllm.interfaces import Schedule

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,7 +55,7 @@ class SchedulerWindow:
     @property
     def now(self) -> float:
         """Seconds, monotonic."""
-        return self._table.now
+        return time.monotonic()
 
     @property
     def block_size(self) -> int:
@@ -83,7 +84,7 @@ class SchedulerWindow:
 
     def request_id(self, row: int) -> str:
         """The request that a row belongs to."""
-        return self._table.request_id(row)
+        return self._table.request_ids[row]
 
     def blocks_freed_by(self, rows: Sequence[int] | Int32) -> int:
         """Blocks that would become free if just these rows were preempted."""
