@@ -85,34 +85,52 @@ def measure_overhead(
 ) -> OverheadResult:
     """The median cost of a decode step of ``num_running`` sequences under a scheduler, maybe one of ``plugins``."""
     plain, streaming = (
-        _us_per_step(scheduler, num_running, context_len, num_steps, plugins, stream=stream) for stream in (False, True)
+        _Decoding(scheduler, num_running, context_len, num_steps, plugins, stream=stream) for stream in (False, True)
     )
-    return OverheadResult(
-        scheduler, num_running, context_len, plain, streaming, us_per_stream=(streaming - plain) / num_running
-    )
-
-
-def _us_per_step(
-    scheduler: str, num_running: int, context_len: int, num_steps: int, plugins: Sequence[str], *, stream: bool
-) -> float:
-    tokenizer = _demo_tokenizer()
-    max_tokens = num_steps + 2 * _NUM_WARM_UP_STEPS
-    runner = _NoModel(tokenizer.encode(_TEXT, add_special_tokens=False))
-    engine = _engine(scheduler, num_running, context_len + max_tokens, plugins, runner, tokenizer)
-    params = SamplingParams(temperature=0.0, max_tokens=max_tokens)
-    for i in range(num_running):
-        engine.add_request(str(i), [3] * context_len, params, stream=stream)
-    while engine.stats().num_generation_tokens < num_running * _NUM_WARM_UP_STEPS:
-        engine.step()
-    costs_s = []
     gc.collect()
     gc.freeze()  # what the process has loaded is no part of a step's garbage
-    for _ in range(num_steps):
-        began, launch_s = time.thread_time(), runner.launch_s
-        engine.step()
-        costs_s.append(time.thread_time() - began - (runner.launch_s - launch_s))
+    for _ in range(num_steps):  # in turn, so that whatever else the machine does slows both
+        plain.step()
+        streaming.step()
     gc.unfreeze()
-    return 1e6 * median(costs_s)
+    per_step, per_step_streaming = plain.us_per_step, streaming.us_per_step
+    per_stream = (per_step_streaming - per_step) / num_running
+    return OverheadResult(scheduler, num_running, context_len, per_step, per_step_streaming, per_stream)
+
+
+class _Decoding:
+    """An engine in which all sequences decode, and what its steps cost."""
+
+    def __init__(
+        self,
+        scheduler: str,
+        num_running: int,
+        context_len: int,
+        num_steps: int,
+        plugins: Sequence[str],
+        *,
+        stream: bool,
+    ) -> None:
+        tokenizer, max_tokens = _demo_tokenizer(), num_steps + 2 * _NUM_WARM_UP_STEPS
+        self._costs_s: list[float] = []
+        self._runner = _NoModel(tokenizer.encode(_TEXT, add_special_tokens=False))
+        self._engine = _engine(scheduler, num_running, context_len + max_tokens, plugins, self._runner, tokenizer)
+        params = SamplingParams(temperature=0.0, max_tokens=max_tokens)
+        for i in range(num_running):
+            self._engine.add_request(str(i), [3] * context_len, params, stream=stream)
+        while self._engine.stats().num_generation_tokens < num_running * _NUM_WARM_UP_STEPS:
+            self._engine.step()
+
+    def step(self) -> None:
+        """One step, with its cost."""
+        began, launch_s = time.thread_time(), self._runner.launch_s
+        self._engine.step()
+        self._costs_s.append(time.thread_time() - began - (self._runner.launch_s - launch_s))
+
+    @property
+    def us_per_step(self) -> float:
+        """The median."""
+        return 1e6 * median(self._costs_s)
 
 
 @cache

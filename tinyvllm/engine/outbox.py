@@ -74,9 +74,10 @@ class Outbox:
             owner: of the requests.
             delivery: a new one; see :attr:`Delivery.is_lost`.
         """
-        if not self.has_unread(owner):
+        box = self._box(owner)
+        if box is None or not box.unread:
             return []
-        unread = delivery.unread = self._boxes[owner].unread
+        unread = delivery.unread = box.unread
         self._boxes[owner] = _Box({}, delivery)
         return deltas_of(unread)
 
