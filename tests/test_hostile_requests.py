@@ -85,10 +85,10 @@ def run(llm: LLM, request: dict[str, Any]) -> None:
     params = SamplingParams.from_mapping(request.get("params", {}))
     prompt: Any = request.get("prompt")
     llm.engine.add_request("r", prompt, params, **arguments)
-    outputs = []
+    deltas = []
     while llm.engine.has_unfinished_requests():
-        outputs += llm.engine.step()
-    assert outputs
+        deltas += llm.engine.step()
+    assert deltas[-1].finished
     llm.engine.check()
 
 

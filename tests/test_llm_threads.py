@@ -12,7 +12,7 @@ import pytest
 
 from tinyvllm import LLM, SamplingParams
 from tinyvllm.errors import PluginError, RequestError, TinyvllmError
-from tinyvllm.outputs import OutputDelta, RequestOutput
+from tinyvllm.outputs import OutputAssembler, OutputDelta, RequestOutput
 
 PROMPTS = ["58+64=", "sort 31425=", "reverse apple=", "Once upon a time", "copy xyz=", "12+7="]
 GREEDY = SamplingParams(temperature=0, max_tokens=8)
@@ -124,19 +124,19 @@ def test_requests_that_were_added_to_the_engine_come_from_its_step(llm: LLM) -> 
     llm.engine.add_request("llm-0", "58+64=", GREEDY)
     llm.engine.add_request("mine", "sort 31425=", GREEDY, stream=False)
     assert llm.generate(["12+7="] * 3, GREEDY, use_tqdm=False)[2].outputs[0].text == "19"
-    finished: dict[str, str] = {}
+    finished, assembler = dict[str, str](), OutputAssembler()
     while llm.engine.has_unfinished_requests():
-        finished |= {o.request_id: o.outputs[0].text for o in llm.engine.step() if o.finished}
+        finished |= {o.request_id: o.outputs[0].text for o in assembler.add(llm.engine.step())}
     assert finished == {"llm-0": "122", "mine": "12345"}
 
 
 def test_steps_of_a_user_and_of_calls_do_not_disturb_each_other(llm: LLM, expected: list[list[Any]]) -> None:
     got, threads = in_threads(llm, range(12), 3)
-    texts = []
+    texts, assembler = [], OutputAssembler()
     for i in range(30):
         llm.engine.add_request(str(i), "58+64=", GREEDY, stream=i % 2 == 0)
         while llm.engine.has_unfinished_requests():
-            texts += [output.outputs[0].text for output in llm.engine.step() if output.finished]
+            texts += [output.outputs[0].text for output in assembler.add(llm.engine.step())]
     for thread in threads:
         thread.join()
     assert texts == ["122"] * 30

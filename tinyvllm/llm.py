@@ -19,7 +19,7 @@ from tinyvllm.engine.engine import Engine
 from tinyvllm.engine.engine_thread import EngineThread, NewRequest
 from tinyvllm.engine.stats import EngineStats
 from tinyvllm.errors import RequestError
-from tinyvllm.outputs import Deltas, OutputDelta, RequestOutput
+from tinyvllm.outputs import OutputDelta, RequestOutput
 from tinyvllm.prompts import Messages, Prompt, list_of_params, list_of_priorities, list_of_prompts
 from tinyvllm.request import SamplingParams
 from tinyvllm.shapes import ModelShape
@@ -238,19 +238,19 @@ class LLM:
             sampling_params: None: the checkpoint's defaults.
             priority: lower is sooner, for schedulers that look at it.
         Returns:
-            deltas, each of one completion: new tokens, new text, and at the end why it ended.
+            deltas, each of one completion: new tokens, new text, and at the end why it ended. What has come since the
+            last one was taken comes as one.
         Raises:
             RequestError: the prompt or its parameters cannot be served.
         """
-        call, deltas = self._thread.new_call([NewRequest(prompt, sampling_params, priority)], stream=True), Deltas()
-        for outputs in self._thread.outputs_of(call):
-            for output in outputs:
-                yield from deltas.of(output)
+        call = self._thread.new_call([NewRequest(prompt, sampling_params, priority)], stream=True)
+        for deltas in self._thread.deltas_of(call):
+            yield from deltas
 
     def _run(self, requests: Sequence[NewRequest], use_tqdm: bool) -> list[RequestOutput]:
         call, finished = self._thread.new_call(requests), dict[str, RequestOutput]()
         with Progress(self.engine, total=len(requests), is_shown=use_tqdm) as progress:
-            for outputs in self._thread.outputs_of(call, _PROGRESS_INTERVAL_S):
-                finished.update({output.request_id: output for output in outputs})
+            for deltas in self._thread.deltas_of(call, _PROGRESS_INTERVAL_S):
+                finished.update((delta.request_id, delta.output) for delta in deltas if delta.output is not None)
                 progress.update(len(finished))
         return [finished[request_id] for request_id in call.request_ids]

@@ -19,7 +19,10 @@ def pack(view: SchedulerView, running: Int32, waiting: Int32) -> Schedule:
     if len(running) == 0:
         return _starting(view, waiting)
     num_tokens = _left(view, running)
-    are_decodes = len(running) <= view.budget and not (num_tokens > 1).any()
+    are_decodes = len(running) <= view.budget and int(np.maximum.reduce(num_tokens)) <= 1
+    has_starts = len(waiting) > 0 and view.num_free_slots > 0
+    if are_decodes and not has_starts and len(running) <= view.num_free_blocks:
+        return Schedule(running, num_tokens, _NONE)  # a decode needs at most one block
     if not are_decodes:
         running = running[np.argsort(num_tokens > 1, kind="stable")]
         num_tokens = _under_budget(view, running, view.budget)
@@ -28,7 +31,7 @@ def pack(view: SchedulerView, running: Int32, waiting: Int32) -> Schedule:
     num_needed = int(needed.sum())
     if num_needed > view.num_free_blocks:
         return _preempting(view, running, num_tokens, needed)
-    if len(waiting) == 0 or view.num_free_slots == 0:
+    if not has_starts:
         return Schedule(running, num_tokens)
     started = _startable(view, waiting, view.budget - int(num_tokens.sum()), view.num_free_blocks - num_needed)
     if len(started.rows) == 0:  # blocks are short, and decodes only take more of them

@@ -14,7 +14,7 @@ from tinyvllm import LLM
 from tinyvllm.engine.engine import Engine
 
 TEXT = PAGES["python.md"].read_text()
-ENGINE_INSIDE = {"advance", "take"}  # for the thread of LLM, which gives each caller its outputs
+ENGINE_INSIDE = {"advance", "has_live_requests", "take"}  # for the thread of LLM, which gives each caller its outputs
 
 
 def parameters_of(function: Callable[..., Any]) -> list[str]:

@@ -166,7 +166,7 @@ def run(
     outputs: dict[int, RequestOutput] = {}
 
     def step() -> None:
-        outputs.update({int(output.request_id): output for output in llm.engine.step() if output.finished})
+        outputs.update({int(delta.request_id): delta.output for delta in llm.engine.step() if delta.output})
         llm.engine.check()
 
     for i, (prompt, wanted) in enumerate(zip(prompts, params, strict=True)):

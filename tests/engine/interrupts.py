@@ -10,8 +10,10 @@ from types import FrameType
 from typing import Any
 
 ENGINE_FILES = (
-    "engine.py", "books.py", "read_back.py", "recovery.py", "launch.py", "table.py", "blocks.py", "live_requests.py",
-    "completion.py", "sampling_columns.py", "validate.py", "build_batch.py", "admission.py", "failures.py",
+    "engine.py", "books.py", "read_back.py", "recovery.py", "step_launcher.py", "step_rows.py", "sequence_table.py",
+    "columns.py", "waiting_queue.py", "blocks.py", "live_requests.py", "outbox.py", "completion.py",
+    "completion_text.py", "request_state.py", "token_logprobs.py", "sampling_columns.py", "validate.py",
+    "build_batch.py", "admission.py", "failures.py",
 )  # fmt: skip
 # The interpreter looks for signals after calls and where it jumps back, and never between a value and its return.
 _NEVER_BEFORE = dis.opmap["RETURN_VALUE"]

@@ -74,7 +74,7 @@ def run_history(llm: LLM, requests: list[tuple[tuple[int, ...], SamplingParams]]
     outputs: dict[int, Any] = {}
 
     def step() -> None:
-        outputs.update({int(o.request_id): o for o in llm.engine.step()})
+        outputs.update({int(delta.request_id): delta.output for delta in llm.engine.step()})
         llm.engine.check()
 
     for i, ((prompt, wanted), pause) in enumerate(zip(requests, pauses, strict=True)):

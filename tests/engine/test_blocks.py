@@ -24,7 +24,7 @@ class BlockMachine(RuleBasedStateMachine):
     def allocate(self, count: int) -> None:
         free = self.manager.num_free
         if count > free:
-            with pytest.raises(CapacityError, match=f"{count} KV blocks wanted, {free} of {NUM_BLOCKS} are free"):
+            with pytest.raises(CapacityError, match=f"{count} KV blocks needed, {free} of {NUM_BLOCKS} are free"):
                 self.manager.allocate(count)
             return
         taken = self.manager.allocate(count)

@@ -200,7 +200,7 @@ def test_questions_asked_in_the_middle_of_others_are_answered_right(device: str,
             assert not llm.engine.step()
     outputs: dict[str, RequestOutput] = {}
     while llm.engine.has_unfinished_requests():
-        outputs |= {output.request_id: output for output in llm.engine.step()}
+        outputs |= {delta.request_id: delta.output for delta in llm.engine.step() if delta.output}
         llm.engine.check()
     for i, (prompt, _) in enumerate(others):
         assert {each.text for each in outputs[str(i)].outputs} == {ANSWERS[prompt]}

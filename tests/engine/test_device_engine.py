@@ -31,6 +31,7 @@ from tests.engine.device_runs import (
 from tinyvllm import LLM, SamplingParams
 from tinyvllm.devices.cuda import probe
 from tinyvllm.devices.emulator.device import EmulatorDevice
+from tinyvllm.outputs import OutputAssembler
 from tinyvllm.reference.philox import gumbel
 
 # One of the random models is enough for what depends on the engine alone; the demo checkpoint takes longer.
@@ -93,10 +94,10 @@ def test_a_decode_step_is_one_small_copy_and_tables_go_up_whole_only_for_other_s
         copies.clear()
         for i, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
             llm.engine.add_request(str(i), list(prompt), greedy(length, logprobs=2, prompt_logprobs=None))
-        finished: dict[str, Any] = {}
+        finished, assembler = dict[str, Any](), OutputAssembler()
         while llm.engine.has_unfinished_requests():
             copies.append({})
-            finished |= {output.request_id: output for output in llm.engine.step() if output.finished}
+            finished |= {output.request_id: output for output in assembler.add(llm.engine.step())}
         for i, length in enumerate(lengths):
             check(SMALL, finished[str(i)], length)
     decodes = copies[1 : max(lengths)]  # the first step computes the prompts, the last call reads back alone

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -31,7 +32,7 @@ from tinyvllm.errors import (
     TinyvllmError,
 )
 from tinyvllm.interfaces import Schedule, SchedulerView
-from tinyvllm.outputs import RequestOutput
+from tinyvllm.outputs import OutputAssembler, OutputDelta, RequestOutput
 from tinyvllm.request import SamplingParams
 
 ALICE, BOB, CAROL = [3, 1, 4], [2, 7, 1, 8], [1, 6]
@@ -47,23 +48,27 @@ def alone(prompt: list[int], length: int = LENGTH) -> list[int]:
     return continuation(prompt, length)
 
 
-def rest_of(engine: Engine) -> tuple[dict[str, RequestOutput], list[BaseException]]:
-    """Every request's last output, each exactly once, and what the steps raised meanwhile."""
+def rest_of(engine: Engine, before: Sequence[OutputDelta] = ()) -> tuple[dict[str, RequestOutput], list[BaseException]]:
+    """Every request's whole output, ``before`` included, and what the steps raised meanwhile.
+
+    No delta comes after the last one of its request.
+    """
     finished: dict[str, RequestOutput] = {}
+    assembler = OutputAssembler()
+    assembler.add(before)
     raised: list[BaseException] = []
     for _ in range(500):
         if not engine.has_unfinished_requests():
             break
         try:
-            outputs = engine.step()
+            deltas = engine.step()
         except TinyvllmError as error:
             raised.append(error)
-            outputs = []
+            deltas = []
         engine.check()
-        for output in outputs:
-            assert output.request_id not in finished
-            if output.finished:
-                finished[output.request_id] = output
+        for delta in deltas:
+            assert delta.request_id not in finished
+            finished |= {output.request_id: output for output in assembler.add([delta])}
     assert not engine.has_unfinished_requests()
     return finished, raised
 
@@ -135,7 +140,7 @@ def test_what_is_no_string_is_the_id_of_no_request(request_id: Any) -> None:
     engine = fake_engine()
     with pytest.raises(RequestError, match="request_id must be a string"):
         engine.add_request(request_id, ALICE)
-    assert engine.abort_request(request_id) is None
+    assert engine.abort_request(request_id) == []
     assert_serves(engine)
 
 
@@ -182,13 +187,14 @@ def test_what_has_finished_comes_from_the_step_after_one_that_raised(lag: int, s
     faults = Faults()
     engine = fake_engine(lag=lag, is_late=True, faults=faults)
     engine.add_request("alice", ALICE, params(max_tokens=2), stream=stream)
+    deltas = []
     while engine._books.table.num_in_flight.sum() == 0 or engine._books.table.running.size:
-        engine.step()  # until her last token is in flight and nothing else is left
+        deltas += engine.step()  # until her last token is in flight and nothing else is left
         if lag == 0:
             break
     engine.add_request("bob", BOB, params(presence_penalty=1.0))  # cannot run ahead: everything is read back first
     faults.arm("schedule", "ValueError")
-    finished, raised = rest_of(engine)
+    finished, raised = rest_of(engine, deltas)
     assert len(raised) == 1
     assert finished["alice"].error is None or lag == 0
     assert finished["bob"].error is raised[0]
@@ -283,10 +289,9 @@ def test_an_abort_does_not_fail_over_text() -> None:
     for _ in range(4):
         engine.step()
     faults.arm("tokenizer", "Panic")
-    output = engine.abort_request("alice")
-    assert output is not None
-    assert "cannot be made text" in str(output.error)
-    assert output.outputs[0].token_ids == alone(ALICE)[: len(output.outputs[0].token_ids)]
+    (delta,) = engine.abort_request("alice")
+    assert "cannot be made text" in str(delta.error)
+    assert delta.token_ids == alone(ALICE)[: len(delta.token_ids)]
     engine.check()
     assert_serves(engine)
 
@@ -299,12 +304,12 @@ def test_an_id_may_be_used_again_before_the_output_of_the_first_was_taken() -> N
     engine.add_request("alice", ALICE, params(max_tokens=1))
     engine.advance()
     engine.add_request("alice", BOB, params(max_tokens=1))
-    aborted = engine.abort_request("alice")
-    assert aborted is not None
-    assert aborted.prompt_token_ids == BOB
+    (aborted,) = engine.abort_request("alice")
+    assert aborted.prompt is not None
+    assert aborted.prompt.prompt_token_ids == BOB
     engine.add_request("alice", CAROL, params(max_tokens=1))
     engine.advance()
-    assert [output.prompt_token_ids for output in engine.step()] == [ALICE, CAROL]
+    assert [o.prompt_token_ids for o in OutputAssembler().add(engine.step())] == [ALICE, CAROL]
     assert not engine.has_unfinished_requests()
 
 
@@ -316,11 +321,11 @@ def test_nothing_is_kept_of_an_owner_who_has_taken_everything() -> None:
     alive = weakref.ref(owner)
     for stream in (True, False):
         engine.add_request("alice", ALICE, params(), owner=owner, stream=stream)
-        outputs: list[RequestOutput] = []
-        while not (outputs and outputs[-1].finished):
+        outputs, assembler = list[RequestOutput](), OutputAssembler()
+        while not outputs:
             engine.advance()
-            outputs += engine.take(owner)
-        assert outputs[-1].outputs[0].token_ids == alone(ALICE)
+            outputs = assembler.add(engine.take(owner))
+        assert outputs[0].outputs[0].token_ids == alone(ALICE)
     del owner
     assert_serves(engine)  # the newest step is known until the next one
     gc.collect()
@@ -328,7 +333,7 @@ def test_nothing_is_kept_of_an_owner_who_has_taken_everything() -> None:
 
 
 @pytest.mark.parametrize("bytecodes", range(0, 60, 3))
-@pytest.mark.parametrize("file", ["engine.py", "books.py", "read_back.py", "live_requests.py"])
+@pytest.mark.parametrize("file", ["engine.py", "books.py", "read_back.py", "live_requests.py", "outbox.py"])
 def test_an_interrupted_step_repeats_no_output_and_loses_none(file: str, bytecodes: int) -> None:
     engine = fake_engine()
     engine.add_request("alice", ALICE, params(max_tokens=1))
@@ -347,7 +352,7 @@ def test_an_interrupted_step_repeats_no_output_and_loses_none(file: str, bytecod
     assert sorted(got) == [("alice", True), ("bob", False), ("bob", True), ("carol", True)]
 
 
-@pytest.mark.parametrize("file", ["engine.py", "books.py", "launch.py", "live_requests.py", "table.py"])
+@pytest.mark.parametrize("file", ["engine.py", "books.py", "step_launcher.py", "live_requests.py", "sequence_table.py"])
 def test_an_interrupted_add_takes_the_request_or_leaves_nothing_to_wait_for(file: str) -> None:
     num_interrupted = 0
     for bytecodes in range(0, 90):
@@ -365,22 +370,21 @@ def test_an_interrupted_add_takes_the_request_or_leaves_nothing_to_wait_for(file
     assert num_interrupted > 20
 
 
-@pytest.mark.parametrize("file", ["engine.py", "books.py", "launch.py", "live_requests.py", "table.py"])
+@pytest.mark.parametrize("file", ["engine.py", "books.py", "step_launcher.py", "live_requests.py", "sequence_table.py"])
 def test_an_interrupted_abort_ends_the_request_and_its_output_comes_from_a_step_or_it_goes_on(file: str) -> None:
     num_aborted = 0
     for bytecodes in range(0, 90):
         engine = fake_engine()
         engine.add_request("alice", ALICE, params(), stream=False)
         engine.step()
-        outputs: list[RequestOutput | None] = []
+        outputs: list[RequestOutput] = []
         try:
             with interrupting(Interruption(file, bytecodes)):
-                outputs.append(engine.abort_request("alice"))
+                outputs += OutputAssembler().add(engine.abort_request("alice"))
         except KeyboardInterrupt:
             finished, _ = rest_of(engine)
             outputs.append(finished["alice"])
         assert len(outputs) == 1
-        assert outputs[0] is not None
         num_aborted += outputs[0].outputs[0].finish_reason == "abort"
         assert not engine.has_unfinished_requests()
         engine.check()
@@ -388,19 +392,22 @@ def test_an_interrupted_abort_ends_the_request_and_its_output_comes_from_a_step_
 
 
 def test_an_abort_whose_recovery_is_interrupted_too_loses_no_output() -> None:
-    for bytecodes in range(90, 190):  # of withdrawing the output, among others
+    num_interrupted = 0
+    for bytecodes in range(0, 190):
         engine = fake_engine()
         engine.add_request("alice", ALICE, params(), stream=False)
         engine.step()
-        interrupt_recovery(engine, Interruption("launch.py", 5))
-        outputs: list[RequestOutput | None] = []
+        interrupt_recovery(engine, Interruption("step_launcher.py", 5))
+        outputs: list[RequestOutput] = []
         try:
-            with interrupting(Interruption("live_requests.py", bytecodes)):
-                outputs.append(engine.abort_request("alice"))
+            with interrupting(Interruption("outbox.py", bytecodes)):
+                outputs += OutputAssembler().add(engine.abort_request("alice"))
         except KeyboardInterrupt:
+            num_interrupted += 1
             finished, _ = rest_of(engine)
             outputs.append(finished["alice"])
-        assert [output is not None and output.finished for output in outputs] == [True]
+        assert [output.finished for output in outputs] == [True]
+    assert num_interrupted > 20
 
 
 def test_interruptions_come_in_every_file_that_runs_while_books_change() -> None:
@@ -483,7 +490,7 @@ def test_a_scheduler_that_does_nothing_is_named_and_ends_who_waits(preempts_wait
 def test_requests_that_nothing_serves_any_more_end_with_an_invariant_error() -> None:
     engine = fake_engine()
     engine.add_request("alice", ALICE, params())
-    engine._books.table._head = engine._books.table._tail  # lost from the queue: a bug, were it to happen
+    engine._books.table._queue._head = engine._books.table._queue._tail  # lost from the queue: a bug, were it to happen
     with pytest.raises(InvariantError, match="1 requests are left, and nothing of them waits, runs or is in flight"):
         engine.step()
     assert isinstance(engine.step()[0].error, InvariantError)
@@ -518,7 +525,7 @@ for statement in (
     "table.blocks._references[0] += 1",
     "table.slot[row] = 3",
     "table.state[row] = 0",
-    "table._head -= 1",
+    "table._queue._head -= 1",
 ):
     spoilt(statement)
 print("all noticed")
@@ -538,12 +545,12 @@ def test_a_panic_is_no_exception() -> None:
 def test_an_engine_checks_its_books_when_it_has_nothing_left_to_do_and_goes_on_with_right_ones() -> None:
     engine = fake_engine()
     engine.add_request("a", [1, 2, 3], SamplingParams(max_tokens=4))
-    engine.step()
+    deltas = engine.step()
     engine._books.table.blocks.allocate(1)  # and nobody holds it
-    engine.step()
-    engine.step()
+    deltas += engine.step()
+    deltas += engine.step()
     with pytest.raises(InvariantError, match="reference counts differ"):
         engine.step()
-    finished = {output.request_id: output.outputs[0].token_ids for output in engine.step()}
-    assert finished == {"a": complete([1, 2, 3], 4)[0]}
+    deltas += engine.step()
+    assert [o.outputs[0].token_ids for o in OutputAssembler().add(deltas)] == [complete([1, 2, 3], 4)[0]]
     engine.check()

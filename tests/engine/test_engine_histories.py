@@ -18,7 +18,7 @@ from tests.engine.fake_tokenizer import FakeTokenizer
 from tests.engine.faults import EXCEPTIONS, Faults
 from tests.engine.interrupts import ENGINE_FILES, Interruption, interrupt_recovery, interrupting
 from tinyvllm.errors import DeviceError, TinyvllmError
-from tinyvllm.outputs import CompletionOutput, RequestOutput
+from tinyvllm.outputs import CompletionOutput, OutputAssembler, OutputDelta, RequestOutput
 from tinyvllm.request import SamplingParams
 
 MAX_MODEL_LEN = 48
@@ -69,7 +69,7 @@ class EngineMachine(RuleBasedStateMachine):
         )
         self.expected: dict[str, Expected] = {}
         self.ended: dict[str, RequestOutput] = {}
-        self.seen: dict[str, RequestOutput] = {}
+        self.assembler = OutputAssembler()
         self.aborted: set[str] = set()
         self.perhaps: set[str] = set()  # whose `add_request` or `abort_request` was interrupted
         self.may_fail: set[str] = set()
@@ -139,15 +139,15 @@ class EngineMachine(RuleBasedStateMachine):
         if not live:
             return
         request_id = data.draw(st.sampled_from(live))
-        outputs: list[RequestOutput | None] = []
-        error = self.call(lambda: outputs.append(self.engine.abort_request(request_id)), {request_id}, interruption)
+        deltas: list[OutputDelta] = []
+        error = self.call(lambda: deltas.extend(self.engine.abort_request(request_id)), {request_id}, interruption)
         if error is not None:
             assert isinstance(error, KeyboardInterrupt), "an abort does not fail"
             self.aborted.add(request_id)
-        elif outputs[0] is not None:  # otherwise it had ended already, and its output comes with a step
-            assert outputs[0].finished
+        elif deltas:  # otherwise it had ended already, and its last delta comes with a step
+            assert deltas[-1].finished
             self.aborted.add(request_id)
-            self.take(outputs[0])
+            self.take(deltas)
 
     @rule(
         place=st.sampled_from(PLACES),
@@ -200,32 +200,38 @@ class EngineMachine(RuleBasedStateMachine):
         return any(place == "recover" and name != "KeyboardInterrupt" for place, name in self.faults.fired)
 
     def step_once(self, interruption: Interruption | None = None) -> None:
-        outputs: list[RequestOutput] = []
+        deltas: list[OutputDelta] = []
         was_lost = self.is_lost
-        error = self.call(lambda: outputs.extend(self.engine.step()), set(), interruption)
-        for output in outputs:
-            self.take(output)
-        if was_lost and not outputs:
+        error = self.call(lambda: deltas.extend(self.engine.step()), set(), interruption)
+        self.take(deltas)
+        if was_lost and not deltas:
             assert isinstance(error, (DeviceError, KeyboardInterrupt)), "the engine goes on without its device"
 
-    def take(self, output: RequestOutput) -> None:
+    def take(self, deltas: list[OutputDelta]) -> None:
+        assert len({(delta.request_id, delta.index) for delta in deltas}) == len(deltas), "deltas that are not merged"
+        for delta in deltas:
+            assert delta.token_ids or delta.finish_reason is not None, "an empty delta"
+            finished = self.assembler.add([delta])
+            output = finished[0] if finished else self.assembler.output_so_far(delta.request_id)
+            assert output is not None
+            self.check_output(output)
+
+    def check_output(self, output: RequestOutput) -> None:
         request_id = output.request_id
         assert request_id in self.expected, "an output of a request that was refused"
         assert request_id not in self.ended, "an output of a request that has ended"
         expected = self.expected[request_id]
         assert output.prompt_token_ids == expected.prompt
-        before = self.seen.get(request_id)
-        for i, completion in enumerate(output.outputs):
+        for completion in output.outputs:
             self.check_completion(completion, expected, output)
-            if before is not None:
-                assert len(completion.token_ids) >= len(before.outputs[i].token_ids), "a token was taken back"
+        if output.finished:
+            assert [completion.index for completion in output.outputs] == list(range(expected.params.n))
         if output.prompt_logprobs is not None:
             told = [next(iter(each.items())) for each in output.prompt_logprobs[1:] if each]
             pairs = list(zip(expected.prompt[1:], expected.prompt, strict=False))[: len(told)]
             assert [(token, each.logprob) for token, each in told] == [(t, logprob_of(t, b)) for t, b in pairs]
             if output.finished and output.error is None and request_id not in self.aborted:
                 assert len(output.prompt_logprobs) == len(expected.prompt)
-        self.seen[request_id] = output
         if output.finished:
             self.ended[request_id] = output
 

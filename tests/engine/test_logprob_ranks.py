@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tinyvllm.engine.completion import token_logprobs
+from tinyvllm.engine.token_logprobs import token_logprobs
 from tinyvllm.reference.logprobs import logprob_columns
 
 LOGITS = np.array([[1.0, 3.0, 3.0, 3.0, 2.0, 2.0, -np.inf]], np.float32)

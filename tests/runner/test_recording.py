@@ -102,7 +102,7 @@ class HalfWay:
         """The bits of all outputs, in order of their requests."""
         outputs: dict[str, Any] = {}
         while self.llm.engine.has_unfinished_requests():
-            outputs |= {output.request_id: output for output in self.llm.engine.step() if output.finished}
+            outputs |= {delta.request_id: delta.output for delta in self.llm.engine.step()}
             self.llm.engine.check()
         return [bits(outputs[request_id]) for request_id in sorted(outputs)]
 

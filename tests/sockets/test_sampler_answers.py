@@ -15,7 +15,7 @@ from tests.engine.fake_runner import VOCAB_SIZE, complete, continuation, fake_en
 from tinyvllm.batch import NO_LOGPROBS, LogprobColumns, SampleCall, Sampled
 from tinyvllm.errors import PluginError
 from tinyvllm.llm import LLM
-from tinyvllm.outputs import RequestOutput
+from tinyvllm.outputs import OutputAssembler
 from tinyvllm.reference.logprobs import logprob_columns
 from tinyvllm.request import SamplingParams
 
@@ -189,16 +189,16 @@ def test_a_wrong_answer_is_named_and_the_engine_goes_on(case: str, num_good: int
     prefix = "sampler 'under test': sample " + ("" if message.startswith("raised") else "returned ")
     assert str(raised.value).startswith(prefix)
     assert message in str(raised.value)
-    outputs = {output.request_id: output for output in engine.step()}
+    outputs = {output.request_id: output for output in OutputAssembler().add(engine.step())}
     for name, prompt in prompts.items():
         assert outputs[name].error is raised.value
         assert outputs[name].outputs[0].token_ids == continuation(prompt, 5)[: num_good - (lag if num_good else 0)]
     engine.add_request("next", [2, 2], params)
-    last = None
+    deltas = []
     while engine.has_unfinished_requests():
-        (last,) = engine.step() or (last,)
+        deltas += engine.step()
         engine.check()
-    assert last is not None
+    (last,) = OutputAssembler().add(deltas)
     assert last.error is None
     assert last.outputs[0].token_ids == continuation([2, 2], 5)
 
@@ -220,10 +220,10 @@ def test_a_sampler_may_use_its_arrays_again() -> None:
     prompt = next([first, 5] for first in range(97) if complete([first, 5], 20)[2] == "stop")
     engine = fake_engine(lag=1, sampler=Thrifty())
     engine.add_request("alice", prompt, SamplingParams(max_tokens=20, logprobs=0))
-    output = None
+    deltas = []
     while engine.has_unfinished_requests():
-        (output,) = engine.step() or (output,)
-    assert output is not None
+        deltas += engine.step()
+    (output,) = OutputAssembler().add(deltas)
     tokens = output.outputs[0].token_ids
     assert (tokens, output.outputs[0].finish_reason) == (complete(prompt, 20)[0], "stop")
     assert [next(iter(each)) for each in output.outputs[0].logprobs or ()] == tokens
@@ -242,10 +242,11 @@ def test_rows_that_ask_for_no_logprobs_may_hold_anything() -> None:
     engine = fake_engine(sampler=Careless())
     engine.add_request("alice", [5, 3], SamplingParams(max_tokens=3, logprobs=1, ignore_eos=True))
     engine.add_request("bob", [7, 1], SamplingParams(max_tokens=3, ignore_eos=True))
-    finished: dict[str, RequestOutput] = {}
+    deltas = []
     while engine.has_unfinished_requests():
-        finished |= {output.request_id: output for output in engine.step()}
-    assert {name: output.error for name, output in finished.items()} == {"alice": None, "bob": None}
+        deltas += engine.step()
+    outputs = OutputAssembler().add(deltas)
+    assert {output.request_id: output.error for output in outputs} == {"alice": None, "bob": None}
 
 
 PLUGIN = """

@@ -14,6 +14,7 @@ from tests.engine.fake_runner import complete, fake_engine
 from tinyvllm.errors import PluginError
 from tinyvllm.interfaces import Schedule, SchedulerView
 from tinyvllm.llm import LLM
+from tinyvllm.outputs import OutputAssembler
 from tinyvllm.request import SamplingParams
 from tinyvllm_schedulers.packing import pack
 
@@ -186,14 +187,15 @@ def test_a_wrong_decision_is_named_not_obeyed_and_the_engine_goes_on(case: str, 
         assert str(raised.value).endswith(NOT_DONE)
     (failed,) = engine.step()
     assert failed.error is raised.value
-    assert failed.outputs[0].token_ids == []
+    assert failed.token_ids == []
     engine.add_request("next", [2, 2], SamplingParams(max_tokens=3))
-    outputs = []
+    deltas = []
     while engine.has_unfinished_requests():
-        outputs += engine.step()
+        deltas += engine.step()
         engine.check()
-    assert outputs[-1].error is None
-    assert outputs[-1].outputs[0].token_ids == complete([2, 2], 3)[0]
+    (output,) = OutputAssembler().add(deltas)
+    assert output.error is None
+    assert output.outputs[0].token_ids == complete([2, 2], 3)[0]
 
 
 PLUGIN = """

@@ -49,13 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_lengths(invariance, input_len=32, output_len=64)
     invariance.add_argument("--repeats", type=int, default=5, help="runs of each after the warm-up")
     _add(verbs, "load", _load, "seconds and peak memory of loading a checkpoint")
-    text = "scheduling, batching and bookkeeping a step, without a model"
+    text = "scheduling, batching, bookkeeping and text a step, without a model"
     overhead = verbs.add_parser("overhead", help=text, description=text)
     overhead.set_defaults(benchmark=_overhead)
     add_traceback_argument(overhead)
     overhead.add_argument("--scheduler", default="continuous", help="which scheduler")
     overhead.add_argument("--num-seqs", type=int, nargs="+", default=[1, 64, 256], help="running sequences")
-    overhead.add_argument("--context-len", type=int, nargs="+", default=[100, 1000, 8000], help="tokens of each")
+    overhead.add_argument("--context-len", type=int, nargs="+", default=[100, 8000], help="tokens of each")
     overhead.add_argument("--num-steps", type=int, default=300, help="steps that are measured")
     overhead.add_argument(
         "--plugin", metavar="PLUGIN", action="append", default=[], help="a local plugin: ./file.py or package.module"

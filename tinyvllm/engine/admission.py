@@ -1,4 +1,4 @@
-"""At the door: prompts become requests, or are refused with the reason. Nothing that was let in fails later."""
+"""Admission: prompts become requests, or are refused with the reason. What is admitted can be served."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import numpy as np
 
 from tinyvllm._checks import shown
 from tinyvllm.batch import ALL_LOGPROBS
-from tinyvllm.engine.completion import Completion, RequestState
+from tinyvllm.engine.completion import Completion
+from tinyvllm.engine.request_state import RequestState
 from tinyvllm.errors import RequestError
 from tinyvllm.request import Request, SamplingParams, SamplingRules, check_params
 from tinyvllm.sequence import SequenceTokens
@@ -106,18 +107,18 @@ class Admission:
             seed = int(entropy.generate_state(1, np.uint64)[0])
         state = RequestState(request, seed=seed, tokenizer=self.tokenizer, stream=stream)
         rules = SamplingRules(self._eos_token_ids, self._bad_words(params))
-        most_output = self.most_tokens(request) - len(request.prompt_token_ids)
+        max_output = self.max_tokens(request) - len(request.prompt_token_ids)
         prompt_ids = np.array(request.prompt_token_ids, np.int32)
         for index in range(params.n):
             tokens = SequenceTokens.from_prompt(prompt_ids, params, rules)
-            state.completions.append(Completion(state, index, tokens, most_output))
+            state.completions.append(Completion(state, index, tokens, max_output))
         self._num_requests += 1
         return state
 
-    def most_tokens(self, request: Request) -> int:
+    def max_tokens(self, request: Request) -> int:
         """Prompt and output together are never longer than this."""
-        most_output = self.max_model_len if request.params.max_tokens is None else request.params.max_tokens
-        return min(len(request.prompt_token_ids) + most_output, self.max_model_len)
+        max_output = self.max_model_len if request.params.max_tokens is None else request.params.max_tokens
+        return min(len(request.prompt_token_ids) + max_output, self.max_model_len)
 
     def _tokens(self, prompt: str | Mapping[str, Any] | Sequence[int]) -> tuple[str | None, Sequence[int]]:
         if isinstance(prompt, (dict, Mapping)):  # dict first, as nearly always: the abstract class takes far longer
@@ -153,11 +154,11 @@ class Admission:
                 f"{self.max_model_len}, which must leave room for one more; shorten it or raise max_model_len"
             )
         # The last token that is sampled is never fed back, so it needs no place.
-        needed = -(-(self.most_tokens(request) - 1) // self._block_size)
+        needed = -(-(self.max_tokens(request) - 1) // self._block_size)
         if needed > self._num_blocks:
             raise RequestError(
                 f"request {shown(request.request_id)} can never fit: {num_prompt} prompt tokens and up to "
-                f"{self.most_tokens(request) - num_prompt} more need {needed} KV blocks of {self._block_size}, and the "
+                f"{self.max_tokens(request) - num_prompt} more need {needed} KV blocks of {self._block_size}, and the "
                 f"cache has {self._num_blocks}; lower max_tokens or max_model_len, or raise cache.num_blocks_override, "
                 "cache.kv_bytes or cache.gpu_memory_utilization"
             )
@@ -165,7 +166,7 @@ class Admission:
     def _check_logprobs(self, request: Request) -> None:
         """Refuse a request whose log-probabilities would fill the memory."""
         params, num_prompt = request.params, len(request.prompt_token_ids)
-        num_output = params.n * (self.most_tokens(request) - num_prompt)
+        num_output = params.n * (self.max_tokens(request) - num_prompt)
         width, prompt_width = self._num_logprobs(params.logprobs), self._num_logprobs(params.prompt_logprobs)
         num_bytes = BYTES_PER_LOGPROB * (num_output * width + num_prompt * prompt_width)
         if num_bytes > MAX_LOGPROB_BYTES:
@@ -176,11 +177,11 @@ class Admission:
                 "logprobs, prompt_logprobs, max_tokens or n"
             )
 
-    def _num_logprobs(self, wanted: int | None) -> int:
-        """Log-probabilities of one token, its own included."""
-        if wanted is None:
+    def _num_logprobs(self, num_beside: int | None) -> int:
+        """Log-probabilities of one token, its own included, where so many beside it are asked for."""
+        if num_beside is None:
             return 0
-        return self._vocab_size if wanted == ALL_LOGPROBS else 1 + wanted
+        return self._vocab_size if num_beside == ALL_LOGPROBS else 1 + num_beside
 
     def _bad_words(self, params: SamplingParams) -> tuple[tuple[int, ...], ...]:
         """Token ids of each bad word, at the start of a text and after a space where that differs."""

@@ -34,7 +34,7 @@ class BlockManager:
             CapacityError: there are not so many; nothing was taken.
         """
         if count > self._num_free:
-            raise CapacityError(f"{count} KV blocks wanted, {self._num_free} of {self.num_blocks} are free")
+            raise CapacityError(f"{count} KV blocks needed, {self._num_free} of {self.num_blocks} are free")
         self._num_free -= count
         blocks = self._free[self._num_free : self._num_free + count][::-1].copy()
         self._references[blocks] = 1
@@ -57,7 +57,7 @@ class BlockManager:
         self._num_free += len(freed)
 
     def freed_by(self, blocks: Int32) -> int:
-        """Blocks that would become free if each entry lost one reference; a block may stand in several entries."""
+        """Blocks that would become free if each of these entries lost its reference; a block may be in several."""
         if self._num_shared == 0:
             return int(np.count_nonzero(np.bincount(blocks, minlength=self.num_blocks)))
         unique, counts = np.unique(blocks, return_counts=True)

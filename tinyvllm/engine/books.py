@@ -1,6 +1,6 @@
 """The books of an engine: its requests, the rows of their completions, and the steps in flight.
 
-Only the engine whose books they are changes them, and the parts of the engine that it passes them to, under its lock.
+They are changed under the engine's lock only, by the engine and by the functions that it passes them to.
 """
 
 from __future__ import annotations
@@ -10,10 +10,13 @@ from collections import deque
 import numpy as np
 
 from tinyvllm.engine.blocks import require
-from tinyvllm.engine.completion import Completion, RequestState
+from tinyvllm.engine.columns import NUM_STOP_IDS
+from tinyvllm.engine.completion import Completion
 from tinyvllm.engine.failures import request_failure_of
 from tinyvllm.engine.live_requests import LiveRequests
-from tinyvllm.engine.sequence_table import NUM_STOP_IDS, SequenceTable
+from tinyvllm.engine.outbox import Outbox
+from tinyvllm.engine.request_state import RequestState
+from tinyvllm.engine.sequence_table import SequenceTable
 from tinyvllm.engine.stats import Counts, EngineStats
 from tinyvllm.engine.step_launcher import InFlight, StepLauncher
 from tinyvllm.errors import TinyvllmError
@@ -25,11 +28,12 @@ class Books:
 
     Args:
         table: a row for each live completion.
-        launcher: is told which completions there are.
+        launcher: knows the completions that have not ended.
         counts: the engine's own.
 
     Attributes:
-        requests: those that have not ended, and the outputs that wait for their owners.
+        requests: those that have not ended.
+        outbox: the deltas that wait for the owners of their requests.
         in_flight: steps that were launched and not yet read back, the oldest first.
         num_synchronous: live completions that cannot run ahead. While there are any, each step is read back before
             the next one is decided.
@@ -40,11 +44,12 @@ class Books:
         self.launcher = launcher
         self.counts = counts
         self.requests = LiveRequests()
+        self.outbox = Outbox()
         self.in_flight: deque[InFlight] = deque()
         self.num_synchronous = 0
 
     def enter(self, state: RequestState, max_tokens: int) -> None:
-        """Give each completion of a request its row, and let the first one wait for its turn.
+        """Give each completion of a request a row, and let the first one be scheduled.
 
         Args:
             state: of the new request.
@@ -58,27 +63,34 @@ class Books:
             completion.row = row
             stop_ids = list(completion.stop_ids)[:NUM_STOP_IDS]
             table.stop_ids[row, : len(stop_ids)] = stop_ids
-        self.launcher.enter(state)
+        self.launcher.add(state)
         table.wait(state.completions[0].row)
         self.num_synchronous += sum(not completion.runs_ahead for completion in state.completions)
         self.counts.prompt_tokens += len(prompt_ids)
         self.requests.add(state)
 
     def end(self, completion: Completion) -> None:
-        """Take from an ended completion what it holds; the request's outputs are complete with the last of them."""
+        """Take row, slot and blocks from a completion that has ended; the last one of a request ends the request."""
         if self.table.slot[completion.row] >= 0:
             completion.tokens.move_out()
         self.num_synchronous -= not completion.runs_ahead
-        self.launcher.leave(completion)
+        self.launcher.remove(completion)
         self.table.free(completion.row)
         if completion.request.is_finished:
-            self.requests.deliver(completion.request)
+            self._end_request(completion.request)
+
+    def _end_request(self, state: RequestState) -> None:
+        """Forget a request whose completions have ended, once its last delta can be taken. May be repeated."""
+        state.finished()
+        self.outbox.add_whole(state)
+        self.requests.remove(state)
 
     def abort(self, state: RequestState) -> None:
         """End a request now; what was read back of its completions is kept."""
         for completion in state.completions:
             if completion.is_finished:
                 continue
+            self.outbox.open(completion)
             try:
                 completion.catch_up(self.num_read_back(completion))
                 completion.abort()
@@ -90,31 +102,36 @@ class Books:
             self.end(completion)
 
     def fail(self, state: RequestState, error: TinyvllmError) -> None:
-        """End a request whose completions' books are in order."""
+        """End a request whose rows are in order."""
         state.error = error
         for completion in state.completions:
             if not completion.is_finished:
-                completion.fail(str(error), self.num_read_back(completion))
+                self.fail_completion(completion, error)
                 self.end(completion)
 
+    def fail_completion(self, completion: Completion, error: TinyvllmError) -> None:
+        """End a completion with the tokens that are certain; it keeps its row."""
+        self.outbox.open(completion)
+        completion.fail(str(error), self.num_read_back(completion))
+
     def num_read_back(self, completion: Completion) -> int:
-        """Tokens of a completion, with its prompt, that come from no step in flight: nothing can take them back."""
-        return int(self.table.num_tokens[completion.row] - self.table.num_in_flight[completion.row])
+        """Tokens of a completion, with its prompt, that no failure of a step in flight can take back."""
+        return int(self.table.num_read[completion.row])
 
     def drop(self, step: InFlight) -> None:
-        """Forget a step in flight; nothing if it was read back. Nobody takes its tokens."""
+        """Forget a step in flight and its tokens; nothing if it was read back."""
         self.in_flight = deque(each for each in self.in_flight if each is not step)
 
     def rebuild(self) -> None:
-        """Derive everything anew from the requests that have not ended; those that have are delivered.
+        """Derive everything anew from the requests that have not ended, and end those whose completions have ended.
 
-        May be repeated: a rebuilding that was interrupted is simply done again.
+        Done again after an interruption, it has the same result.
         """
         for state in self.requests:
             if state.is_finished:
                 for completion in state.completions:
                     completion.tokens.move_out()
-                self.requests.deliver(state)
+                self._end_request(state)
         live = [*self.requests.completions()]
         self.num_synchronous = sum(not completion.runs_ahead for completion in live)
         self.table.rebuild(np.array([completion.row for completion in live], np.int32))

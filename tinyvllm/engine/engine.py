@@ -1,10 +1,10 @@
 """The loop: schedule, validate, compute, read back. One step at a time, one step ahead if asked.
 
-``step`` launches the next step and then reads back the oldest one. With a lag of zero that is the same step; with a
-lag of one the scheduler decides without the newest tokens, stop conditions are noticed one step late, and a
-sequence that has ended costs at most one wasted step.
+A step is launched, then the oldest step in flight is read back. With a lag of zero that is the same step. With a lag of
+one the scheduler decides without the newest tokens: a stop condition is noticed after the next step was launched, so
+a sequence that has ended costs at most one wasted step.
 
-What it knows is in its ``Books``. Before it changes them it notes what it is about to change, for its ``Recovery``.
+Before the engine changes its ``Books`` it notes what it is about to change in its ``Recovery``.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import Any
 from tinyvllm.batch import Int32
 from tinyvllm.engine.admission import Admission
 from tinyvllm.engine.books import Books
-from tinyvllm.engine.completion import RequestState
 from tinyvllm.engine.failures import failure_of, request_failure_of
-from tinyvllm.engine.live_requests import Delivery
+from tinyvllm.engine.outbox import Delivery, Unread
 from tinyvllm.engine.read_back import read_back
 from tinyvllm.engine.recovery import Recovery
+from tinyvllm.engine.request_state import RequestState
 from tinyvllm.engine.sequence_table import SequenceTable
 from tinyvllm.engine.stats import Counts, EngineStats
 from tinyvllm.engine.step_launcher import StepLauncher
@@ -30,7 +30,7 @@ from tinyvllm.engine.validate import validated
 from tinyvllm.engine.window import SchedulerWindow
 from tinyvllm.errors import DeviceError, InvariantError, PluginError, RequestError, TinyvllmError
 from tinyvllm.interfaces import Scheduler
-from tinyvllm.outputs import RequestOutput
+from tinyvllm.outputs import OutputDelta
 from tinyvllm.plugin_call import PluginCall, PluginName, is_fatal
 from tinyvllm.request import Request, SamplingParams
 from tinyvllm.step import Runner
@@ -39,8 +39,8 @@ from tinyvllm.step import Runner
 class Engine:
     """Requests in, tokens out. Every method may be called from any thread; one at a time has the engine.
 
-    A request belongs to an owner, who alone gets its outputs; ids are unique among the requests of one owner. The
-    requests of whoever calls :meth:`add_request` without an owner come back from :meth:`step`.
+    A request belongs to an owner, who alone gets its deltas; ids are unique among the requests of one owner. The deltas
+    of requests that were added without an owner come from :meth:`step`.
 
     Args:
         table: columns, block tables and free lists.
@@ -72,9 +72,7 @@ class Engine:
         self._admission = admission
         self._lag = lag
         self._lock = threading.RLock()
-        self._is_preempted = False  # by the last decision
-
-    # ------------------------------------------------------------ requests
+        self._is_preempted = False  # whether the last decision preempted a row
 
     def add_request(
         self,
@@ -95,8 +93,8 @@ class Engine:
             params: how to sample; None: the defaults of the checkpoint.
             priority: lower is sooner, for schedulers that look at it.
             deadline: seconds on the monotonic clock, for schedulers that look at it.
-            stream: whether there is an output at every token rather than only at the end.
-            owner: who gets the outputs; None: whoever calls :meth:`step`.
+            stream: whether there is a delta at every token, rather than one at the end with the whole output.
+            owner: who gets the deltas; None: whoever calls :meth:`step`.
         Raises:
             RequestError: the request can never be served as asked; nothing was taken.
             DeviceError: the device is lost, and with it the engine.
@@ -115,56 +113,62 @@ class Engine:
                 raise request_failure_of(request_id, error, "the request cannot be taken") from error
             self._recovery.at_work_on = (state,)
             try:
-                self._books.enter(state, self._admission.most_tokens(state.request))
+                self._books.enter(state, self._admission.max_tokens(state.request))
                 self._recovery.at_work_on = None
             except BaseException as error:
                 self._recovery.at_work_on = (state,)
                 self._recovery.recover(error)
-                self._books.requests.withdraw(state)
+                self._books.outbox.withdraw(state, {})
                 if is_fatal(error):
                     raise
                 raise failure_of(error) from error
 
-    def abort_request(self, request_id: str, *, owner: Hashable = None) -> RequestOutput | None:
+    def abort_request(self, request_id: str, *, owner: Hashable = None) -> list[OutputDelta]:
         """End a request now and free its blocks.
 
         Returns:
-            what it has produced, or None if there is no such request. If the call is interrupted, the request has
-            ended or goes on; once it has ended, its output comes from the next step.
+            the deltas that end it, those that waited included; empty if there is no such request. If the call is
+            interrupted, the request has ended or goes on; once it has ended, its deltas come from the next step.
         """
-        state: RequestState | None = None
+        withdrawn: Unread = {}
         try:
             with self._lock:
-                self._recovery.mend()
-                state = self._books.requests.get(owner, request_id)
-                if state is None:
-                    return None
-                self._recovery.at_work_on = (state,)
-                self._books.abort(state)
-                self._recovery.at_work_on = None
-                return self._books.requests.withdraw(state)
-        except BaseException as error:
-            if state is None:
-                raise
+                return self._abort(request_id, owner, withdrawn)
+        except BaseException:
             with self._lock:
-                self._recovery.at_work_on = (state,)
-                if state.is_finished:
-                    # It may have been withdrawn. Before a recovery, which may be interrupted.
-                    self._books.requests.put(state)
-                self._recovery.recover(error)
-                if is_fatal(error):
-                    raise
-                return self._books.requests.withdraw(state)
+                self._books.outbox.put_back(owner, withdrawn)
+            raise
 
     def has_unfinished_requests(self, owner: Hashable = None) -> bool:
-        """Whether :meth:`step` has anything to do, or to return, for the requests of an owner."""
+        """Whether :meth:`step` has anything to compute, or to return, for the requests of an owner."""
         with self._lock:
-            if self._books.requests.of(owner) or self._books.requests.has_outputs(owner):
+            if self._books.requests.has_any(owner) or self._books.outbox.has_unread(owner):
                 return True
             return len(self._books.requests) == 0 and len(self._books.in_flight) > 0
 
+    def has_live_requests(self, owner: Hashable) -> bool:
+        """Whether requests of an owner have not ended."""
+        with self._lock:
+            return self._books.requests.has_any(owner)
+
+    def _abort(self, request_id: str, owner: Hashable, withdrawn: Unread) -> list[OutputDelta]:
+        self._recovery.mend()
+        state = self._books.requests.get(owner, request_id)
+        if state is None:
+            return []
+        self._recovery.at_work_on = (state,)
+        try:
+            self._books.abort(state)
+            self._recovery.at_work_on = None
+        except BaseException as error:
+            self._recovery.at_work_on = (state,)
+            self._recovery.recover(error)
+            if is_fatal(error):
+                raise
+        return self._books.outbox.withdraw(state, withdrawn)
+
     def _begun(self, request: Request, stream: bool, owner: Hashable) -> RequestState:
-        """The state of a request that is not entered yet."""
+        """The state of a request that has no rows yet."""
         state = self._admission.begin(request, stream=stream)
         state.owner = owner
         for completion in state.completions:
@@ -172,31 +176,30 @@ class Engine:
             completion.runs_ahead = self._runner.can_run_ahead(tokens.params, tokens.rules)
         return state
 
-    # ------------------------------------------------------------ the loop
-
-    def step(self) -> list[RequestOutput]:
+    def step(self) -> list[OutputDelta]:
         """Launch one step and read back the oldest one.
 
         Returns:
-            outputs of requests without an owner: of those that stream and got tokens, and of all that ended.
+            deltas of requests without an owner: of those that stream and got tokens, and of all that ended. If deltas
+            wait already, of a call that raised or of a step that somebody else ran, these alone, and no step is run.
         Raises:
             PluginError: a plugin raised, or broke a rule of its socket.
-            TinyvllmError: whatever else made the step fail. The requests that it concerned have ended; they, and
-                whatever else there is, come from the next call.
+            TinyvllmError: whatever else made the step fail. The requests that it concerned have ended; their deltas,
+                and all others that there are, come from the next call.
         """
         delivery = Delivery()
         try:
             with self._lock:
-                self._recovery.mend()  # before an output is handed out that mending would deliver once more
-                if not self._books.requests.has_outputs(None):  # otherwise some are left, of a call that raised
+                self._recovery.mend()  # first: it may end requests, and add to their deltas
+                if not self._books.outbox.has_unread(None):
                     self.advance()
-                return self._books.requests.take(None, delivery)
+                return self._books.outbox.take(None, delivery)
         except BaseException:
-            self._books.requests.give_back(None, delivery)
+            delivery.is_lost = True
             raise
 
     def advance(self) -> None:
-        """Launch one step and read back the oldest one; the outputs wait for :meth:`take`.
+        """Run one step, as :meth:`step` does; the deltas wait for :meth:`take`.
 
         Raises:
             TinyvllmError: as for :meth:`step`.
@@ -207,8 +210,8 @@ class Engine:
             counts = self._books.counts
             began, outside_s = time.perf_counter(), counts.launch_s + counts.wait_s
             try:
-                self._one_step()
-                if not len(self._books.requests):  # idle: now the check keeps nobody waiting
+                self._run_step()
+                if not len(self._books.requests):  # idle: a check delays no request
                     self._books.check()
             except BaseException as error:
                 self._recovery.recover(error)
@@ -217,20 +220,20 @@ class Engine:
                 raise failure_of(error if self._recovery.lost is None else DeviceError(self._recovery.lost)) from error
             counts.schedule_s += time.perf_counter() - began - (counts.launch_s + counts.wait_s - outside_s)
 
-    def take(self, owner: Hashable) -> list[RequestOutput]:
-        """The outputs of an owner's requests that have come since the last call.
+    def take(self, owner: Hashable) -> list[OutputDelta]:
+        """The deltas of an owner's requests that have come since the last call.
 
         They are forgotten at once: who calls this has a thread that no signal reaches. Those that :meth:`step` returns
         are kept until its next call, and returned again if they were lost to an interruption.
         """
         with self._lock:
             self._recovery.mend()
-            outputs = self._books.requests.take(owner, Delivery())
-            self._books.requests.has_outputs(owner)
-            return outputs
+            deltas = self._books.outbox.take(owner, Delivery())
+            self._books.outbox.has_unread(owner)
+            return deltas
 
     def stats(self) -> EngineStats:
-        """Counts since the engine began, and what holds now; while a step is under way some may be of before it."""
+        """Counts since the engine began, and what holds now; during a step some may be those from before it."""
         return self._books.stats()
 
     def check(self) -> None:
@@ -243,9 +246,8 @@ class Engine:
             self._recovery.mend()
             self._books.check()
 
-    # ------------------------------------------------------------ one step
-
-    def _one_step(self) -> None:
+    def _run_step(self) -> None:
+        """Launch the next step, and read back the oldest one if more are in flight than the lag allows."""
         books = self._books
         lag = 0 if books.num_synchronous or self._recovery.must_read_back else self._lag
         while len(books.in_flight) > lag:
@@ -260,31 +262,27 @@ class Engine:
             )
 
     def _launch(self) -> bool:
-        """Decide and carry out one step; whether there was one."""
+        """Decide and carry out one step; False if there was nothing to compute."""
         books, table, self._is_preempted = self._books, self._books.table, False
-        if not (len(table.waiting) or len(table.running)):
+        if not (table.num_waiting or len(table.running)):
             return False
-        with self._schedule_call:  # the checks too: a decision may be any object, and fail when it is looked at
-            schedule = validated(self._scheduler.schedule(self._window), table, self._scheduler_name)
+        with self._schedule_call:  # the checks too: a decision may be any object, and fail when it is read
+            decision = self._scheduler.schedule(self._window)
+            schedule = validated(decision, table, self._scheduler_name, books.launcher.kept)
         if not len(schedule.rows) and not self._hold_something(schedule.preempt):
             if not books.in_flight:
                 raise PluginError(
-                    f"{self._scheduler_name} scheduled nothing though {len(table.waiting)} sequences wait and "
+                    f"{self._scheduler_name} scheduled nothing though {table.num_waiting} sequences wait and "
                     f"{len(table.running)} run; a scheduler must make progress when nothing is in flight"
                 )
             return False
         self._recovery.at_work_on = schedule
-        books.launcher.preempt(schedule.preempt)
         self._is_preempted = len(schedule.preempt) > 0
+        books.launcher.preempt(schedule.preempt)
         if len(schedule.rows):
             books.in_flight.append(books.launcher.launch(schedule))
         self._recovery.at_work_on = None
         return len(schedule.rows) > 0
-
-    def _hold_something(self, rows: Int32) -> bool:
-        """Whether taking slots and blocks from these rows gives anybody a slot or a block."""
-        table = self._books.table
-        return bool((table.slot.take(rows) >= 0).any() or table.num_blocks.take(rows).any())
 
     def _read_back(self) -> None:
         """Read back the oldest step in flight."""
@@ -293,3 +291,8 @@ class Engine:
         read_back(step, self._books)
         self._books.in_flight.popleft()
         self._recovery.at_work_on = None
+
+    def _hold_something(self, rows: Int32) -> bool:
+        """Whether preempting these rows frees a slot or a block."""
+        table = self._books.table
+        return bool((table.slot.take(rows) >= 0).any() or table.num_blocks.take(rows).any())

@@ -17,7 +17,7 @@ from typing import Any
 from tinyvllm.engine.engine import Engine
 from tinyvllm.engine.failures import failure_of
 from tinyvllm.errors import TinyvllmError
-from tinyvllm.outputs import RequestOutput
+from tinyvllm.outputs import OutputDelta
 from tinyvllm.request import SamplingParams
 
 _YIELD_EVERY_S = 0.05
@@ -34,18 +34,18 @@ class NewRequest:
 
 
 class Call:
-    """Requests of one caller, and the outputs that have come of them.
+    """Requests of one caller, and the deltas that have come of them.
 
     Args:
         requests: all of them are taken, or none.
         request_ids: of the requests, in their order.
-        stream: whether outputs come at every token.
+        stream: whether deltas come at every token.
     """
 
     def __init__(self, requests: Sequence[NewRequest], request_ids: Sequence[str], *, stream: bool) -> None:
         self.requests, self.request_ids, self.stream = requests, request_ids, stream
         # Guarded by the thread's condition:
-        self.outputs: dict[str, RequestOutput] = {}  # the newest of each request that the caller has not seen
+        self.deltas: list[OutputDelta] = []  # that the caller has not taken
         self.num_left = len(requests)
         self.is_wanted = True  # False: the caller has given up
         self.is_over = False
@@ -70,17 +70,17 @@ class EngineThread:
         self._thread: threading.Thread | None = None
 
     def new_call(self, requests: Sequence[NewRequest], *, stream: bool = False) -> Call:
-        """Requests that :meth:`outputs_of` will hand over."""
+        """Requests that :meth:`deltas_of` will hand over."""
         return Call(requests, [f"llm-{next(self._ids)}" for _ in requests], stream=stream)
 
-    def outputs_of(self, call: Call, timeout_s: float | None = None) -> Iterator[Sequence[RequestOutput]]:
-        """Hand a call over; its outputs as they come, until all of its requests have ended.
+    def deltas_of(self, call: Call, timeout_s: float | None = None) -> Iterator[Sequence[OutputDelta]]:
+        """Hand a call over; its deltas as they come, until all of its requests have ended.
 
         Leaving the iteration, by an exception or by closing it, ends the requests.
 
         Args:
             call: of :meth:`new_call`, not handed over before.
-            timeout_s: after so long without an output there comes an empty sequence.
+            timeout_s: after so long without a delta there comes an empty sequence.
         Raises:
             TinyvllmError: a request was refused, or has failed; the others of the call are ended.
         """
@@ -88,11 +88,11 @@ class EngineThread:
             self._submit(call)
             is_over = False
             while not is_over:
-                outputs, is_over = self._wait(call, timeout_s)
-                for output in outputs:
-                    if output.error is not None:
-                        raise output.error
-                yield outputs
+                deltas, is_over = self._wait(call, timeout_s)
+                for delta in deltas:
+                    if delta.error is not None:
+                        raise delta.error
+                yield deltas
         finally:
             self._give_up(call)
 
@@ -106,14 +106,14 @@ class EngineThread:
     def _is_alive(self) -> bool:
         return self._thread is not None and self._thread.is_alive()  # a fork leaves its threads behind
 
-    def _wait(self, call: Call, timeout_s: float | None) -> tuple[Sequence[RequestOutput], bool]:
-        """The outputs of a call that its caller has not seen, as soon as there are some, and whether it is over."""
+    def _wait(self, call: Call, timeout_s: float | None) -> tuple[Sequence[OutputDelta], bool]:
+        """The deltas of a call that its caller has not taken, as soon as there are some, and whether it is over."""
         with self._lock:
-            self._condition.wait_for(lambda: call.outputs or call.is_over, timeout_s)
+            self._condition.wait_for(lambda: call.deltas or call.is_over, timeout_s)
             if call.error is not None:
                 raise call.error
-            outputs, call.outputs = list(call.outputs.values()), {}
-            return outputs, call.is_over
+            deltas, call.deltas = call.deltas, []
+            return deltas, call.is_over
 
     def _give_up(self, call: Call) -> None:
         """End what is left of a call, and wait until it has ended; nothing if it is over or was never handed over."""
@@ -179,17 +179,21 @@ class EngineThread:
             self._condition.notify_all()
 
     def _advance(self) -> None:
-        """One step, and the outputs that it gave."""
+        """One step, and the deltas that it gave."""
         with contextlib.suppress(BaseException):  # the requests that an exception concerns have ended with it
             self._engine.advance()
         with self._lock:
+            has_new = False
             for call in self._calls:
-                outputs = self._engine.take(call)
-                call.outputs.update({output.request_id: output for output in outputs})
-                call.num_left -= sum(output.finished for output in outputs)
+                if call.deltas and self._engine.has_live_requests(call):
+                    continue  # until the caller has taken them, newer ones become one in the engine
+                deltas = self._engine.take(call)
+                call.deltas += deltas
+                call.num_left -= sum(delta.finished for delta in deltas)
                 call.is_over = call.is_over or call.num_left == 0
-                if outputs:
-                    self._condition.notify_all()
+                has_new |= bool(deltas)
+            if has_new:
+                self._condition.notify_all()
 
     def _end_all(self, error: TinyvllmError) -> None:
         """End every call."""

@@ -1,18 +1,20 @@
-"""Reading a step back: its tokens go to the token store, to the completions that look at them, and to the outputs."""
+"""Reading a step back: its tokens go to the token store, and to the completions that need them now."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tinyvllm.batch import Int32, Sampled
 from tinyvllm.engine.books import Books
-from tinyvllm.engine.completion import RequestState
+from tinyvllm.engine.columns import NUM_STOP_IDS
 from tinyvllm.engine.failures import request_failure_of
-from tinyvllm.engine.sequence_table import NUM_STOP_IDS, SequenceTable
+from tinyvllm.engine.sequence_table import SequenceTable
 from tinyvllm.engine.step_launcher import InFlight
+from tinyvllm.engine.step_rows import StepRows
 from tinyvllm.plugin_call import is_fatal
 
 
@@ -36,71 +38,87 @@ def read_back(step: InFlight, books: Books) -> None:
                 if is_fatal(error):
                     raise
                 books.fail(state, request_failure_of(state.request_id, error))
-    if result.sampled is not None:
-        _take_tokens(step, result.sampled, books)
+    if step.rows is not None and result.sampled is not None:
+        _take_tokens(step, step.rows, result.sampled, books)
 
 
-def _take_tokens(step: InFlight, sampled: Sampled, books: Books) -> None:
-    is_alive, is_looked_at = _store_tokens(step, sampled.token_ids, books.table)
-    if step.are_last is not None:
-        is_looked_at |= step.are_last
-    num_dropped, now = len(is_alive) - int(np.count_nonzero(is_alive)), time.monotonic()
-    is_corrupt = np.zeros(len(is_alive), bool) if sampled.is_corrupt is None else sampled.is_corrupt
-    is_looked_at |= is_corrupt
-    streaming: dict[RequestState, None] = {}
-    for i in np.flatnonzero(is_looked_at & is_alive).tolist():
-        completion = step.completions[i]
-        state = completion.request
-        if completion.is_finished:  # with a sibling that has just failed
+def _take_tokens(step: InFlight, rows: StepRows, sampled: Sampled, books: Books) -> None:
+    """Gives the tokens of a step to the store, and to the completions that need them now."""
+    token_ids, is_alive = sampled.token_ids, None
+    if rows.version != books.table.version:  # otherwise nobody has lost a slot since
+        is_alive = books.table.arrival.take(rows.rows) == rows.arrival
+    _store_tokens(step, rows, token_ids, is_alive, books.table)
+    books.counts.generation_tokens += len(token_ids) if is_alive is None else int(np.count_nonzero(is_alive))
+    places = _places_to_take(step, rows, sampled)
+    if not places:
+        return
+    now, listed, num_tokens = time.monotonic(), token_ids.tolist(), step.num_tokens.tolist()
+    for i in places:
+        completion = rows.completions[i]
+        if completion.is_finished:  # before, or with a sibling that has just failed
             continue
+        books.outbox.open(completion)
         try:
-            if is_corrupt[i]:
-                num_dropped += 1
-                completion.catch_up(int(step.known[i]) - 1)
+            if sampled.is_corrupt is not None and sampled.is_corrupt[i]:
+                books.counts.generation_tokens -= 1
+                completion.catch_up(num_tokens[i] - 1)
                 completion.abort("the logits are not numbers, or the rules of the request forbid every token")
             else:
-                if sampled.logprobs is not None and completion.wants_logprobs:
+                if sampled.logprobs is not None:
                     completion.add_logprobs(sampled.logprobs, i)
-                completion.add_token(int(step.known[i]), now)
+                completion.add_token(listed[i], num_tokens[i], now)
         except BaseException as error:
             if is_fatal(error):
                 raise
+            state = completion.request
             books.fail(state, request_failure_of(state.request_id, error))
             continue
-        if completion.is_finished:
+        if completion.finish_reason is not None:
             books.end(completion)
-        else:
+        elif completion.num_output == 1:
             has_many_stops = len(completion.stop_ids) > NUM_STOP_IDS
-            books.table.is_watched[completion.row] = completion.needs_each_token or has_many_stops
-        if state.stream and not state.is_finished:
-            streaming[state] = None
-    books.counts.generation_tokens += len(step.completions) - num_dropped
-    for state in streaming:
-        if not state.is_finished:
-            books.requests.put(state)
+            books.table.watch(completion.row, completion.needs_each_token or has_many_stops)
 
 
 def _store_tokens(
-    step: InFlight, token_ids: Int32, table: SequenceTable
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    step: InFlight, rows: StepRows, token_ids: Int32, is_alive: NDArray[np.bool_] | None, table: SequenceTable
+) -> None:
     """Writes a step's tokens to the store.
 
-    Returns:
-        ``[S]`` each: which sequences have not ended meanwhile, and which must be looked at.
+    Args:
+        step, rows: the step, and those of its rows that got a token.
+        token_ids: ``[S]``.
+        is_alive: ``[S]``, which sequences have not ended meanwhile; None: none has, and none was preempted.
+        table: of the rows.
     """
-    rows = step.rows
-    is_alive: NDArray[np.bool_] = table.arrival.take(rows) == step.arrivals
-    table.num_in_flight[rows[is_alive]] -= 1
-    if not step.is_stored:
-        has_slot = table.slot.take(rows) >= 0
-        is_stored = has_slot & is_alive
-        if is_stored.all():
-            table.store(rows, token_ids, step.known)
-        else:
-            table.store(rows[is_stored], token_ids[is_stored], step.known[is_stored])
-            for i in np.flatnonzero(is_alive & ~has_slot).tolist():  # preempted: its tokens are its own now
-                step.completions[i].tokens.append(int(token_ids[i]))
-                table.last_token[rows[i]] = token_ids[i]
-    is_looked_at: NDArray[np.bool_] = table.is_watched.take(rows)
-    is_looked_at |= (table.stop_ids.take(rows, axis=0) == token_ids[:, None]).any(axis=1)
-    return is_alive, is_looked_at
+    if is_alive is None:
+        table.num_read[rows.rows] = step.num_tokens
+        if not step.is_stored:
+            table.store(rows.slots, token_ids, step.num_before, step.num_tokens)
+            table.set_last_token(rows.rows, token_ids)
+        return
+    places = is_alive.nonzero()[0]
+    alive, token_ids, num_tokens = rows.rows.take(places), token_ids.take(places), step.num_tokens.take(places)
+    table.num_read[alive] = num_tokens
+    if step.is_stored:
+        return
+    slots = table.slot.take(alive)
+    has_slot = slots >= 0
+    table.store(slots[has_slot], token_ids[has_slot], num_tokens[has_slot] - 1, num_tokens[has_slot])
+    table.set_last_token(alive[has_slot], token_ids[has_slot])
+    for i in (~has_slot).nonzero()[0].tolist():  # preempted: its tokens are its own now
+        rows.completions[places[i]].tokens.append(int(token_ids[i]))
+        table.last_token[alive[i]] = token_ids[i]
+
+
+def _places_to_take(step: InFlight, rows: StepRows, sampled: Sampled) -> Sequence[int]:
+    """Places of the rows whose completion must take its token now, ascending."""
+    found: list[NDArray[np.bool_]] = []
+    if rows.stop_ids is not None:
+        is_stop = rows.stop_ids == sampled.token_ids[:, None]
+        if np.count_nonzero(is_stop):
+            found.append(is_stop.any(axis=1))
+    found += [flags for flags in (step.are_last, sampled.is_corrupt) if flags is not None]
+    if not found:
+        return rows.watched
+    return sorted({*rows.watched, *np.logical_or.reduce(found).nonzero()[0].tolist()})

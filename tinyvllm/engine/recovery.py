@@ -6,8 +6,9 @@ Nothing is undone line by line. So it does not matter what raised, or between wh
 from __future__ import annotations
 
 from tinyvllm.engine.books import Books
-from tinyvllm.engine.completion import Completion, RequestState
+from tinyvllm.engine.completion import Completion
 from tinyvllm.engine.failures import failure_of
+from tinyvllm.engine.request_state import RequestState
 from tinyvllm.engine.step_launcher import InFlight
 from tinyvllm.engine.validate import CheckedSchedule
 from tinyvllm.errors import DeviceError, TinyvllmError
@@ -99,7 +100,7 @@ class Recovery:
         for completion in state.completions:
             if not completion.is_finished:
                 completion.tokens.move_out()
-                completion.fail(str(error), self._books.num_read_back(completion))
+                self._books.fail_completion(completion, error)
 
     def _recover_runner(self) -> None:
         """Make the runner ready for the next step; if it cannot be, every request fails, now and later."""

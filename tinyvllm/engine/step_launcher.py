@@ -11,10 +11,13 @@ from numpy.typing import NDArray
 
 from tinyvllm.batch import Int32
 from tinyvllm.engine.build_batch import build_batch
-from tinyvllm.engine.completion import Completion, RequestState
+from tinyvllm.engine.columns import State
+from tinyvllm.engine.completion import Completion
+from tinyvllm.engine.request_state import RequestState
 from tinyvllm.engine.sampling_columns import SamplingColumns
-from tinyvllm.engine.sequence_table import SequenceTable, State, unseen_token
+from tinyvllm.engine.sequence_table import SequenceTable, unseen_token
 from tinyvllm.engine.stats import Counts
+from tinyvllm.engine.step_rows import StepRows
 from tinyvllm.engine.validate import CheckedSchedule
 from tinyvllm.sequence import SequenceTokens
 from tinyvllm.step import Pending, PromptLogprobs, Runner, Started, Step, TableUpdates
@@ -23,29 +26,27 @@ _NO_ROWS = np.zeros(0, np.int32)
 _NO_UPDATES = TableUpdates(_NO_ROWS, _NO_ROWS, _NO_ROWS)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class InFlight:
     """A step that was launched and not yet read back.
 
     Attributes:
-        rows: ``[S]``, rows that get a new token.
-        arrivals: ``[S]``, what the column ``arrival`` held for them: a row with another arrival now is another's.
-        completions: of those rows.
+        rows: the ``S`` rows that get a new token; of each of these only what does not change from step to step.
+        num_before: ``[S]``, tokens of each sequence before this step.
+        num_tokens: ``[S]``, tokens of each sequence once this step is read back.
         computed: completions of all rows that the step computes.
         prompt_states: whose prompt log-probabilities come with the step, in order of the result's.
         pending: what the model and the sampler give.
-        known: ``[S]``, tokens of each sequence once this step is read back.
         are_last: ``[S]``, whether a sequence can take no more tokens then; None: none is at its end.
         is_stored: whether its tokens are in the store already.
     """
 
-    rows: Int32
-    arrivals: NDArray[np.int64]
-    completions: Sequence[Completion]
+    rows: StepRows | None
+    num_before: Int32
+    num_tokens: Int32
     computed: Sequence[Completion]
     prompt_states: Sequence[RequestState]
     pending: Pending
-    known: Int32
     are_last: NDArray[np.bool_] | None
     is_stored: bool
 
@@ -65,13 +66,13 @@ class StepLauncher:
         self._counts = counts
         self._sampling = SamplingColumns(table.max_num_seqs)
         self._completions: dict[int, Completion] = {}  # by row
-        self._forking: dict[int, RequestState] = {}  # by row of the first completion, whose prompt the others wait for
-        self._prompt_rows: set[int] = set()  # rows that owe log-probabilities of their prompt
-        self._last: tuple[Int32, list[Completion], list[SequenceTokens]] = (_NO_ROWS, [], [])
+        self._forking: dict[int, RequestState] = {}  # by row of the first completion; its siblings wait
+        self._prompt_rows: set[int] = set()  # of requests for prompt log-probabilities
+        self._last: StepRows | None = None  # of the last step, if each of its rows got a token
         self._last_slots: Int32 | None = None  # of all rows of the last step; None: the next one sends whole tables
 
-    def enter(self, state: RequestState) -> None:
-        """Know the completions of a request that have not ended; they have their rows."""
+    def add(self, state: RequestState) -> None:
+        """Serve the completions of a request that have not ended; they have rows."""
         first = state.completions[0]
         live = [completion for completion in state.completions if not completion.is_finished]
         self._completions.update({completion.row: completion for completion in live})
@@ -80,10 +81,10 @@ class StepLauncher:
         if state.request.params.prompt_logprobs is not None and not first.is_finished:
             self._prompt_rows.add(first.row)
 
-    def leave(self, completion: Completion) -> None:
-        """Forget a completion that has ended; its row is about to be free.
+    def remove(self, completion: Completion) -> None:
+        """Forget a completion that has ended and still has its row.
 
-        If it was the first and its siblings have not begun from its prompt, they begin on their own.
+        If it was the first of its request and has not computed the prompt, its siblings begin on their own.
         """
         del self._completions[completion.row]
         self._prompt_rows.discard(completion.row)
@@ -94,11 +95,17 @@ class StepLauncher:
                     self._table.wait(sibling.row)
 
     def rebuild(self, states: Iterable[RequestState]) -> None:
-        """Forget everything but these requests, and what was sent to the device before."""
+        """Forget all but these requests, and what the last step was."""
         self._completions, self._forking, self._prompt_rows = {}, {}, set()
         for state in states:
-            self.enter(state)
-        self._last, self._last_slots = (_NO_ROWS, [], []), None
+            self.add(state)
+        self._last = self._last_slots = None
+
+    @property
+    def kept(self) -> StepRows | None:
+        """The rows of the last step with their columns, if nothing has changed but that each has got a token."""
+        last = self._last
+        return last if last is not None and last.version == self._table.version else None
 
     def completions_of(self, schedule: CheckedSchedule) -> list[Completion]:
         """The completions that a schedule computes or preempts."""
@@ -106,52 +113,60 @@ class StepLauncher:
         return [self._completions[row] for row in rows if row in self._completions]
 
     def preempt(self, rows: Int32) -> None:
-        """Take slots and blocks from these rows; they wait again, with their tokens."""
+        """Take slots and blocks from these rows, which keep their tokens and wait again."""
         for row in rows.tolist():
             self._counts.preemptions += int(self._table.num_computed[row] > 0)
             self._completions[row].tokens.move_out()
             self._table.preempt(row)
 
     def launch(self, schedule: CheckedSchedule) -> InFlight:
-        """Carry out a step that computes something; its rows to be preempted already are."""
+        """Carry out a step that computes something; the rows in ``schedule.preempt`` were preempted before."""
         table, started = self._table, None
-        if not schedule.are_running:
+        rows, num_tokens, num_needed = schedule.kept, schedule.num_tokens, schedule.num_needed_blocks
+        self._last = None
+        if rows is None:
             started = self._start(schedule.rows)
-            schedule = schedule.in_order(table.slot.take(schedule.rows).argsort())
-        slots = table.slot.take(schedule.rows)
-        updates = self._extend(schedule, slots)
-        batch = build_batch(table, self._tokens_of, schedule, slots)
-        sampled = np.flatnonzero(batch.context_lens == schedule.known)
-        rows, sampled_slots = schedule.rows.take(sampled), slots.take(sampled)
-        completions, tokens = self._looked_up(rows)
-        sampling = self._sampling.gather(sampled_slots, schedule.known.take(sampled)) if len(rows) else None
-        prompts = self._prompts(schedule, batch.cu_seqlens_q) if self._prompt_rows else []
+            order = table.slot.take(schedule.rows).argsort()
+            rows = StepRows.gather(table, schedule.rows, schedule.rows.take(order), self._completions)
+            num_tokens = num_tokens.take(order)
+            num_needed = None if num_needed is None else num_needed.take(order)
+        updates = self._extend(rows, num_needed)
+        batch = build_batch(table, rows, num_tokens, is_decode=schedule.is_decode)
+        if schedule.is_decode:
+            places, sampled = table.places[: len(num_tokens)], rows
+        else:
+            places = np.flatnonzero(batch.context_lens == rows.num_tokens)
+            sampled = rows if len(places) == len(num_tokens) else rows.take(places)
+        sampling = self._sampling.gather(sampled.slots, sampled.num_tokens) if len(places) else None
+        prompts = self._prompts(rows, num_tokens, batch.cu_seqlens_q) if self._prompt_rows else []
         step = Step(
-            batch, sampled, sampled_slots, sampling, tokens, started, updates, [wanted for _, wanted in prompts]
+            batch, places, sampled.slots, sampling, sampled.tokens, started, updates, [each for _, each in prompts]
         )
         self._last_slots = None  # until the device has it
         began = time.perf_counter()
         pending = self._runner.launch(step)
         self._counts.launch_s += time.perf_counter() - began
         self._counts.steps += 1
-        self._last_slots = slots
-        table.num_computed[schedule.rows] = batch.context_lens
-        computed = completions if len(rows) == len(slots) else self.completions_of(schedule)
-        in_flight = self._advance(rows, sampled_slots, completions, computed, [state for state, _ in prompts], pending)
+        self._last_slots = rows.slots
+        table.num_computed[rows.rows] = batch.context_lens
+        in_flight = self._advance(sampled, rows.completions, [state for state, _ in prompts], pending)
+        if sampled is rows:
+            rows.num_computed, rows.num_tokens = in_flight.num_before, in_flight.num_tokens
+            self._last = rows
         if self._forking:
-            for row in rows.tolist():
+            for row in sampled.rows.tolist():
                 self._fork(row)
         return in_flight
 
     def _start(self, rows: Int32) -> Started | None:
-        """Gives slots to those of the rows that have none; who that was."""
+        """Give slots to those of the rows that have none; what the runner must know of them, None if all had one."""
         table = self._table
         started: list[SequenceTokens] = []
         slots: list[int] = []
         for row, held in zip(rows.tolist(), table.slot.take(rows).tolist(), strict=True):
             if held >= 0:
                 continue
-            self._last, self._last_slots = (_NO_ROWS, [], []), None  # the row or the slot may have changed hands
+            self._last_slots = None  # the slot may have changed hands
             table.start(row)
             completion, slot = self._completions[row], int(table.slot[row])
             tokens = completion.tokens
@@ -165,77 +180,72 @@ class StepLauncher:
         array = np.array(slots, np.int32)
         return Started(array, self._sampling.gather(array, np.zeros(len(array), np.int32)), started)
 
-    def _extend(self, schedule: CheckedSchedule, slots: Int32) -> TableUpdates | None:
-        """Hands out the blocks that the rows lack; what is new in the block tables, if the rest is the last step's."""
-        is_same = self._last_slots is not None and np.array_equal(slots, self._last_slots)
-        lacking = schedule.needed.nonzero()[0]
-        if len(lacking) == 0:
+    def _extend(self, rows: StepRows, num_needed: Int32 | None) -> TableUpdates | None:
+        """Hand out the blocks that the rows lack.
+
+        Returns:
+            what is new in the block tables, if the last step had the same slots; None if it had others.
+        """
+        slots, last_slots = rows.slots, self._last_slots
+        is_same = last_slots is not None and (slots is last_slots or np.array_equal(slots, last_slots))
+        if num_needed is None:
             return _NO_UPDATES if is_same else None
-        rows, needed = schedule.rows.take(lacking), schedule.needed.take(lacking)
+        lacking = num_needed.nonzero()[0]
+        few, counts = rows.rows.take(lacking), num_needed.take(lacking)
         updates = None
-        if int(np.maximum.reduce(needed)) == 1:
-            columns, blocks = self._table.extend_by_one(rows)
+        if int(np.maximum.reduce(counts)) == 1:
+            columns, blocks = self._table.extend_by_one(few)
             updates = TableUpdates(lacking.astype(np.int32), columns, blocks) if is_same else None
         else:
-            self._table.extend(rows, needed)
+            self._table.extend(few, counts)
+        rows.blocks = None
         blocks_used = self._table.blocks.num_blocks - self._table.blocks.num_free
         self._counts.peak_blocks = max(self._counts.peak_blocks, blocks_used)
         return updates
 
-    def _looked_up(self, rows: Int32) -> tuple[list[Completion], list[SequenceTokens]]:
-        """The completions of some rows and their tokens; mostly those of the step before."""
-        last_rows, completions, tokens = self._last
-        if rows is not last_rows and not np.array_equal(rows, last_rows):
-            completions = [self._completions[row] for row in rows.tolist()]
-            tokens = [completion.tokens for completion in completions]
-            self._last = (rows, completions, tokens)
-        return completions, tokens
-
-    def _prompts(self, schedule: CheckedSchedule, cu_seqlens_q: Int32) -> list[tuple[RequestState, PromptLogprobs]]:
-        """The prompt log-probabilities that this step can give; those of a prompt that is recomputed come once."""
+    def _prompts(
+        self, rows: StepRows, num_tokens: Int32, cu_seqlens_q: Int32
+    ) -> list[tuple[RequestState, PromptLogprobs]]:
+        """The log-probabilities of prompt tokens that this step must give; a recomputed prompt gives none again."""
         prompts = []
-        for b in np.flatnonzero(np.isin(schedule.rows, list(self._prompt_rows))).tolist():
-            state, start = self._completions[int(schedule.rows[b])].request, int(schedule.starts[b])
+        for b in np.flatnonzero(np.isin(rows.rows, list(self._prompt_rows))).tolist():
+            state, start = rows.completions[b].request, int(rows.num_computed[b])
             first = max(start, state.num_prompt_logprobs)
-            targets = state.prompt_after(first, start + int(schedule.num_tokens[b]))
+            targets = state.prompt_after(first, start + int(num_tokens[b]))
             if len(targets):
                 state.num_prompt_logprobs = first + len(targets)
-                wanted = PromptLogprobs(int(cu_seqlens_q[b]) + first - start, targets, state.prompt_width)
-                prompts.append((state, wanted))
+                asked = PromptLogprobs(int(cu_seqlens_q[b]) + first - start, targets, state.prompt_width)
+                prompts.append((state, asked))
         return prompts
 
     def _advance(
         self,
-        rows: Int32,
-        slots: Int32,
-        completions: Sequence[Completion],
+        sampled: StepRows,
         computed: Sequence[Completion],
         prompt_states: Sequence[RequestState],
         pending: Pending,
     ) -> InFlight:
-        """The columns of the rows that were sampled, after a launch: what will be known once it is read back."""
-        table = self._table
-        arrivals = table.arrival.take(rows)
+        """The columns of the rows that were sampled, after a launch."""
+        table, rows, num_before = self._table, sampled.rows, sampled.num_tokens
         if len(rows) == 0:
-            return InFlight(rows, arrivals, completions, computed, prompt_states, pending, rows, None, is_stored=True)
-        known = table.num_tokens.take(rows) + 1
-        table.num_in_flight[rows] += 1  # first: what is interrupted here counts too few tokens, never too many
-        table.num_tokens[rows] = known
-        reach_last: NDArray[np.bool_] = known >= table.max_tokens.take(rows)
+            return InFlight(None, num_before, num_before, computed, prompt_states, pending, None, is_stored=True)
+        num_tokens = num_before + 1
+        table.num_tokens[rows] = num_tokens
+        reach_last: NDArray[np.bool_] = num_tokens >= sampled.max_tokens
         are_last = reach_last if np.count_nonzero(reach_last) else None
         if are_last is not None:
             table.running_changed()
-        sampled = pending.wait().sampled if pending.is_done else None
-        if sampled is None:
-            table.last_token[rows] = unseen_token(slots)
+        result = pending.wait().sampled if pending.is_done else None
+        if result is None:
+            table.last_token[rows] = unseen_token(sampled.slots)
         else:
-            table.store(rows, sampled.token_ids, known)
-            table.last_token[rows] = sampled.token_ids  # in flight, but known
-        is_stored = sampled is not None
-        return InFlight(rows, arrivals, completions, computed, prompt_states, pending, known, are_last, is_stored)
+            table.store(sampled.slots, result.token_ids, num_before, num_tokens)
+            table.last_token[rows] = result.token_ids
+        is_stored = result is not None
+        return InFlight(sampled, num_before, num_tokens, computed, prompt_states, pending, are_last, is_stored)
 
     def _fork(self, row: int) -> None:
-        """Let the siblings of the completion in ``row`` begin, now that the prompt they share is computed."""
+        """Let the siblings of the completion in ``row`` begin; it has computed the prompt that they share."""
         state = self._forking.pop(row, None)
         if state is None:
             return
@@ -244,6 +254,3 @@ class StepLauncher:
                 # At least one token is left to compute, for the logits; the last, partly filled block is not shared.
                 self._table.share_prompt(row, completion.row, completion.tokens.num_prompt_tokens - 1)
                 self._table.wait(completion.row)
-
-    def _tokens_of(self, row: int) -> SequenceTokens:
-        return self._completions[row].tokens

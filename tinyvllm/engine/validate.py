@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyvllm.batch import Int32
-from tinyvllm.engine.sequence_table import SequenceTable, State
+from tinyvllm.engine.columns import State
+from tinyvllm.engine.sequence_table import SequenceTable
+from tinyvllm.engine.step_rows import StepRows
 from tinyvllm.errors import PluginError
 from tinyvllm.interfaces import Schedule
 from tinyvllm.plugin_call import PluginName
@@ -20,7 +22,7 @@ _MAX_INT32 = np.iinfo(np.int32).max
 _MAX_SHOWN = 200  # characters of a value in a message
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class CheckedSchedule:
     """A decision where every rule holds, with what the check had to look up.
 
@@ -28,28 +30,22 @@ class CheckedSchedule:
         rows: ``[B]``.
         num_tokens: ``[B]``, tokens that each computes.
         preempt: rows to be preempted first.
-        starts: ``[B]``, tokens computed before.
-        known: ``[B]``, tokens known, those in flight included.
-        needed: ``[B]``, blocks that each row lacks.
-        are_running: whether every row holds a slot already, and then they are in order of slots.
+        num_needed_blocks: ``[B]``, blocks that each row lacks; None: no row lacks a block.
+        is_decode: whether each row computes its newest token and no other.
+        kept: the rows of the last step with their columns, if this step has the same; None: it does not.
     """
 
     rows: Int32
     num_tokens: Int32
     preempt: Int32
-    starts: Int32
-    known: Int32
-    needed: Int32
-    are_running: bool
-
-    def in_order(self, order: NDArray[np.intp]) -> CheckedSchedule:
-        """The same decision with the rows in another order."""
-        columns = (self.rows, self.num_tokens, self.starts, self.known, self.needed)
-        rows, num_tokens, starts, known, needed = (column.take(order) for column in columns)
-        return CheckedSchedule(rows, num_tokens, self.preempt, starts, known, needed, True)
+    num_needed_blocks: Int32 | None
+    is_decode: bool
+    kept: StepRows | None = None
 
 
-def validated(decision: object, table: SequenceTable, scheduler: PluginName) -> CheckedSchedule:
+def validated(
+    decision: object, table: SequenceTable, scheduler: PluginName, kept: StepRows | None = None
+) -> CheckedSchedule:
     """The decision, if every rule holds.
 
     Args:
@@ -57,6 +53,8 @@ def validated(decision: object, table: SequenceTable, scheduler: PluginName) -> 
             numbers of tokens.
         table: as the plugin saw it.
         scheduler: the plugin, for messages.
+        kept: rows that had the same slots, blocks and columns until now, and have one token each left to compute; what
+            was checked of them is not checked again. None: there are none.
     Raises:
         PluginError: naming the scheduler, the rule it broke and the numbers. Nothing has changed.
     """
@@ -64,6 +62,10 @@ def validated(decision: object, table: SequenceTable, scheduler: PluginName) -> 
         decision = _from_mapping(decision, table, scheduler)
     if not isinstance(decision, Schedule):
         raise _broken(scheduler, f"returned {_shown(decision)}, expected a Schedule or a mapping of request ids")
+    if kept is not None and kept.is_as_requested(decision.rows):
+        schedule = _same_again(decision, kept, table)
+        if schedule is not None:
+            return schedule
     rows = _integers(decision.rows, scheduler, "rows")
     num_tokens = _integers(decision.num_tokens, scheduler, "num_tokens")
     if len(num_tokens) != len(rows):
@@ -72,8 +74,29 @@ def validated(decision: object, table: SequenceTable, scheduler: PluginName) -> 
     if len(preempt):
         _check_preempted(rows, preempt, table, scheduler)
     if len(rows) == 0:
-        return CheckedSchedule(rows, num_tokens, preempt, _NONE, _NONE, _NONE, True)
+        return CheckedSchedule(rows, num_tokens, preempt, None, is_decode=False)
     return _checked(rows, num_tokens, preempt, table, scheduler)
+
+
+def _same_again(decision: Schedule, kept: StepRows, table: SequenceTable) -> CheckedSchedule | None:
+    """The decision, if it gives one token to each of the rows that were kept; None: it must be checked in full."""
+    num_tokens, preempt, num_rows = decision.num_tokens, decision.preempt, len(kept.rows)
+    if (
+        not isinstance(num_tokens, np.ndarray)
+        or num_tokens.dtype != np.int32
+        or num_tokens.shape != (num_rows,)
+        or np.count_nonzero(num_tokens == 1) != num_rows
+        or not isinstance(preempt, np.ndarray)
+        or preempt.shape != (0,)
+        or num_rows > table.budget
+    ):
+        return None
+    is_full = kept.num_tokens > kept.blocks_in(table).capacity
+    num_needed = np.count_nonzero(is_full)
+    if num_needed > table.num_free_blocks:
+        return None
+    num_needed_blocks = is_full.astype(np.int32) if num_needed else None
+    return CheckedSchedule(kept.rows, num_tokens, _NONE, num_needed_blocks, is_decode=True, kept=kept)
 
 
 def _checked(
@@ -81,27 +104,23 @@ def _checked(
 ) -> CheckedSchedule:
     _check_range(rows, table, scheduler, "rows")
     slots = table.slot.take(rows)
-    are_running = int(np.minimum.reduce(slots)) >= 0  # only running rows hold a slot, and no two the same
-    if are_running:
-        order = slots.argsort()
-        rows, num_tokens, slots = rows.take(order), num_tokens.take(order), slots.take(order)
-        if (slots[1:] == slots[:-1]).any():
+    if int(slots.min()) >= 0:  # only running rows hold a slot, and no two the same
+        if len(set(slots.tolist())) != len(slots):
             raise _broken(scheduler, "rows names a row twice")
     else:
         _check_starts(rows, preempt, table, scheduler)
     starts, known = table.num_computed.take(rows), table.num_tokens.take(rows)
-    _check_tokens(rows, num_tokens, known - starts, known < table.max_tokens.take(rows), table, scheduler)
-    needed = starts + num_tokens
-    needed += table.block_size - 1
-    needed //= table.block_size
-    needed -= table.num_blocks.take(rows)
+    left = known - starts
+    _check_tokens(rows, num_tokens, left, known < table.max_tokens.take(rows), table, scheduler)
+    needed: Int32 = -(-(starts + num_tokens) // table.block_size) - table.num_blocks.take(rows)
     np.maximum(needed, 0, out=needed)
     num_needed = int(needed.sum())
     if num_needed > table.num_free_blocks:
         free = table.num_free_blocks + (table.blocks_freed_by(preempt) if len(preempt) else 0)
         if num_needed > free:
             raise _broken(scheduler, f"needs {num_needed} KV blocks, {free} are free")
-    return CheckedSchedule(rows, num_tokens, preempt, starts, known, needed, are_running)
+    is_decode = int(left.max()) == 1
+    return CheckedSchedule(rows, num_tokens, preempt, needed if num_needed else None, is_decode)
 
 
 def _from_mapping(decision: Mapping[object, object], table: SequenceTable, scheduler: PluginName) -> Schedule:
@@ -110,7 +129,7 @@ def _from_mapping(decision: Mapping[object, object], table: SequenceTable, sched
     for row in np.concatenate([table.running, table.waiting]).tolist():
         by_request.setdefault(table.request_ids[row], []).append(row)
     rows: list[int] = []
-    wanted: list[int] = []
+    counts: list[int] = []
     for request_id, count in decision.items():
         if request_id not in by_request:
             raise _broken(scheduler, f"scheduled request {_shown(request_id)}, which is neither waiting nor running")
@@ -118,10 +137,10 @@ def _from_mapping(decision: Mapping[object, object], table: SequenceTable, sched
             expected = f"a whole number of 1 to {_MAX_INT32}"
             raise _broken(scheduler, f"gives request {_shown(request_id)} {_shown(count)} tokens, expected {expected}")
         rows += by_request[request_id]
-        wanted += [int(count)] * len(by_request[request_id])
+        counts += [int(count)] * len(by_request[request_id])
     index = np.array(rows, np.int32)
     left = table.num_tokens[index] - table.num_computed[index]
-    return Schedule(index, np.minimum(np.array(wanted, np.int32), left))
+    return Schedule(index, np.minimum(np.array(counts, np.int32), left))
 
 
 def _integers(value: object, scheduler: PluginName, field: str) -> Int32:
@@ -163,15 +182,15 @@ def _check_starts(rows: Int32, preempt: Int32, table: SequenceTable, scheduler: 
     listed, states = rows.tolist(), table.state.take(rows).tolist()
     if len(set(listed)) != len(listed):
         raise _broken(scheduler, "rows names a row twice")
-    wanted = states.count(State.WAITING)
-    if wanted + states.count(State.RUNNING) != len(listed):
+    num_starts = states.count(State.WAITING)
+    if num_starts + states.count(State.RUNNING) != len(listed):
         row = next(row for row, state in zip(listed, states, strict=True) if state not in _LIVE)
         raise _broken(scheduler, f"schedules row {row}, which is not waiting or running")
     free = table.num_free_slots
     if len(preempt):
         free += int(np.count_nonzero(table.state[preempt] == State.RUNNING))
-    if wanted > free:
-        raise _broken(scheduler, f"starts {wanted} sequences, {free} slots are free")
+    if num_starts > free:
+        raise _broken(scheduler, f"starts {num_starts} sequences, {free} slots are free")
 
 
 def _check_tokens(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
-from tinyvllm.batch import Int32
+import numpy as np
+
+from tinyvllm.batch import Int32, read_only
 from tinyvllm.engine.sequence_table import SequenceTable
 
 
@@ -16,13 +19,8 @@ def _column(name: str, doc: str) -> property:
     return property(read, doc=doc)
 
 
-def _rows(name: str, doc: str) -> property:
-    def read(self: SchedulerWindow) -> Int32:
-        rows: Int32 = getattr(self._table, name).view()
-        rows.flags.writeable = False
-        return rows
-
-    return property(read, doc=doc)
+_NO_ROWS = np.zeros(0, np.int32)
+_NO_ROWS.flags.writeable = False
 
 
 class SchedulerWindow:
@@ -31,11 +29,8 @@ class SchedulerWindow:
     def __init__(self, table: SequenceTable) -> None:
         self._table = table
 
-    waiting = _rows("waiting", "Rows without a slot, by arrival.")
-    running = _rows("running", "Rows with a slot that have something left to compute, by arrival.")
     num_tokens = _column("num_tokens", "Known tokens and those in flight.")
     num_computed = _column("num_computed", "Tokens whose K and V are in the cache.")
-    num_in_flight = _column("num_in_flight", "Sampled tokens not yet read back.")
     num_draft = _column("num_draft", "Proposed tokens to verify.")
     num_blocks = _column("num_blocks", "KV blocks held.")
     arrival = _column("arrival", "Order of arrival.")
@@ -43,9 +38,24 @@ class SchedulerWindow:
     deadline = _column("deadline", "Seconds on the clock of now.")
 
     @property
+    def waiting(self) -> Int32:
+        """Rows without a slot, by arrival."""
+        return read_only(self._table.waiting) if self._table.num_waiting else _NO_ROWS
+
+    @property
+    def running(self) -> Int32:
+        """Rows with a slot that have something left to compute, by arrival."""
+        return self._table.running
+
+    @property
+    def num_in_flight(self) -> Int32:
+        """Sampled tokens not yet read back."""
+        return read_only(self._table.num_in_flight)
+
+    @property
     def now(self) -> float:
         """Seconds, monotonic."""
-        return self._table.now
+        return time.monotonic()
 
     @property
     def block_size(self) -> int:
@@ -59,12 +69,12 @@ class SchedulerWindow:
 
     @property
     def budget(self) -> int:
-        """Most tokens of this step."""
+        """Maximum number of tokens of this step."""
         return self._table.budget
 
     @property
     def max_num_seqs(self) -> int:
-        """Most sequences that may run at once."""
+        """Maximum number of sequences that run at once."""
         return self._table.max_num_seqs
 
     @property
@@ -74,7 +84,7 @@ class SchedulerWindow:
 
     def request_id(self, row: int) -> str:
         """The request that a row belongs to."""
-        return self._table.request_id(row)
+        return self._table.request_ids[row]
 
     def blocks_freed_by(self, rows: Sequence[int] | Int32) -> int:
         """Blocks that would become free if just these rows were preempted."""

@@ -56,10 +56,10 @@ def complete(
                     yield refused
             if not live:
                 return
-            for output in engine.step():
-                if output.finished:
+            for delta in engine.step():
+                if delta.output is not None:
                     num_ended += 1
-                    yield result_of(live.pop(output.request_id), output)
+                    yield result_of(live.pop(delta.request_id), delta.output)
             on_step(num_ended)
     finally:
         for request_id in live:

@@ -8,6 +8,7 @@ import sys
 from tinyvllm._terminal import warn
 from tinyvllm.errors import RequestError
 from tinyvllm.llm import LLM
+from tinyvllm.outputs import OutputAssembler
 from tinyvllm.run.console import Console
 from tinyvllm.run.feed import Result, result_of
 from tinyvllm.run.jobs import Job
@@ -61,7 +62,7 @@ def show_while_generated(llm: LLM, job: Job, *, is_quiet: bool) -> Result:
 
 
 def _generate_shown(llm: LLM, job: Job) -> Result:
-    engine, request_id, num_shown = llm.engine, "streamed", 0
+    engine, request_id, assembler = llm.engine, "streamed", OutputAssembler()
     if job.prompt is None:
         return Result(job, error=job.error)
     try:
@@ -70,13 +71,11 @@ def _generate_shown(llm: LLM, job: Job) -> Result:
         return Result(job, error=str(error))
     try:
         while True:
-            for output in engine.step():
-                text = output.outputs[0].text
-                sys.stdout.write(printable(text[num_shown:]))
-                sys.stdout.flush()
-                num_shown = len(text)
-                if output.finished:
-                    return result_of(job, output)
+            deltas = engine.step()
+            sys.stdout.write(printable("".join(delta.text for delta in deltas)))
+            sys.stdout.flush()
+            for output in assembler.add(deltas):
+                return result_of(job, output)
     finally:
         engine.abort_request(request_id)
 
