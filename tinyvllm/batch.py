@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyvllm.shapes import Array
+from tinyvllm.sequence import SequenceTokens
+from tinyvllm.shapes import Array, Float32, Int32
 
-if TYPE_CHECKING:
-    from tinyvllm.sequence import SequenceTokens
-
-Int32 = NDArray[np.int32]
-Float32 = NDArray[np.float32]
 _Any = TypeVar("_Any", bound=NDArray[Any])
 
 # In the columns of logprobs: this row wants none; -1 asks for the whole vocabulary, as in vLLM.

@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from tinyvllm.batch import Batch, BatchTensors, Int32, LayerCache, SampleCall, Sampled, SamplingRows
+from tinyvllm.batch import Batch, BatchTensors, LayerCache, SampleCall, Sampled, SamplingRows
 from tinyvllm.device import Buffer, Gpu, Tensor
 from tinyvllm.layers import HeadSpec, Linear, LinearSpec
 from tinyvllm.request import SamplingParams, SamplingRules
-from tinyvllm.shapes import Array, ModelShape
+from tinyvllm.shapes import Array, Int32, ModelShape
 from tinyvllm.slots import LogprobBuffers, SampledBuffers, SlotParameters
 from tinyvllm.step import Started
 from tinyvllm.workspace import StepLimits, Workspace

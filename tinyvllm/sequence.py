@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tinyvllm.batch import Int32
 from tinyvllm.request import SamplingParams, SamplingRules
+from tinyvllm.shapes import Int32
 
 
 @dataclass(slots=True)

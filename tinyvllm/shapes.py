@@ -9,11 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tinyvllm.errors import ShapeError
 
 # An n-dimensional array of a device: numpy.ndarray on the CPU. Kept opaque so that the
 # same model code runs over arrays that live elsewhere.
 Array: TypeAlias = Any
+
+Int32: TypeAlias = NDArray[np.int32]
+Float32: TypeAlias = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyvllm.batch import Int32, SamplingRows
+from tinyvllm.batch import SamplingRows
 from tinyvllm.device import FLOAT32, INT32, Buffer, Gpu
+from tinyvllm.shapes import Int32
 
 NO_RULES = -1
 """In ``rule_row``: no penalty, bias or mask applies."""

@@ -9,9 +9,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyvllm.batch import Batch, Int32, LogprobColumns, Sampled, SamplingRows
+from tinyvllm.batch import Batch, LogprobColumns, Sampled, SamplingRows
 from tinyvllm.request import SamplingParams, SamplingRules
 from tinyvllm.sequence import SequenceTokens
+from tinyvllm.shapes import Int32
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyvllm.batch import BatchTensors, Float32, Int32
+from tinyvllm.batch import BatchTensors
 from tinyvllm.interfaces import AttentionCall
+from tinyvllm.shapes import Float32, Int32
 
 # A group's shortest row has at least this share of the longest one's positions, so padding is bounded;
 # below _SHORT positions one more call costs more than the padding it saves.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tinyvllm.hookspecs import hookimpl
 from tinyvllm.interfaces import Attention, AttentionContext, AttentionSpec, BoundAttention, Plugin, PluginContext
-from tinyvllm_attention.cuda import PagedOnGpu, reasons_on_gpu
-from tinyvllm_attention.numpy import PagedOnCpu
+from tinyvllm_attention.on_cpu import PagedOnCpu
+from tinyvllm_attention.on_gpu import PagedOnGpu, reasons_on_gpu
 
 
 class PagedAttention:

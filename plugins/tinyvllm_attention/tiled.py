@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyvllm.batch import BatchTensors, Float32, Int32, LayerCache
+from tinyvllm.batch import BatchTensors, LayerCache
 from tinyvllm.interfaces import AttentionCall
 from tinyvllm.reference.linear import ROW_TILE
+from tinyvllm.shapes import Float32, Int32
 
 KEY_TILE = 64
 # Items are taken so many at a time that the keys gathered for them stay near this many elements.

@@ -8,13 +8,13 @@ from functools import cache
 from tinyvllm.batch import BatchTensors, LayerCache
 from tinyvllm.device import Buffer
 from tinyvllm.interfaces import BindContext
-from tinyvllm.kernels.gate_up_silu import GateUpSilu
-from tinyvllm.kernels.linear_residual import LinearResidual
-from tinyvllm.kernels.lm_head import LmHeadArgmax, LmHeadLogits
-from tinyvllm.kernels.qkv_rope_append import QkvRopeAppend
 from tinyvllm.layers import AttentionProjection, Linear, Norm
 from tinyvllm.ops import compositions
 from tinyvllm.ops.compositions import BoundOp
+from tinyvllm_kernels.projection.gate_up_silu import GateUpSilu
+from tinyvllm_kernels.projection.linear_residual import LinearResidual
+from tinyvllm_kernels.projection.lm_head import LmHeadArgmax, LmHeadLogits
+from tinyvllm_kernels.projection.qkv_rope_append import QkvRopeAppend
 from tinyvllm_kernels.tiers import FUSED_HEAD_ROWS, Tiers
 
 

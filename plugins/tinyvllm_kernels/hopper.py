@@ -12,13 +12,13 @@ from typing import cast
 from tinyvllm.device import Buffer
 from tinyvllm.hookspecs import hookimpl
 from tinyvllm.interfaces import BindContext, Kernel, OpSpec, Plugin, PluginContext
-from tinyvllm.kernels.gate_up_silu_wide import TILE_ROWS, GateUpSiluWide
-from tinyvllm.kernels.linear_residual_wide import LinearResidualWide
-from tinyvllm.kernels.tiling import smallest_holding
 from tinyvllm.layers import Linear, Norm
 from tinyvllm.ops.buffers import HOPPER_ARCH, ceil_div
 from tinyvllm.ops.compositions import BoundOp, normed_rows_of
 from tinyvllm_kernels.nvrtc import NvrtcKernels
+from tinyvllm_kernels.projection.tiling import smallest_holding
+from tinyvllm_kernels.wide.gate_up_silu_wide import TILE_ROWS, GateUpSiluWide
+from tinyvllm_kernels.wide.linear_residual_wide import LinearResidualWide
 
 WIDE_ROWS = (64, 128, 256)
 """Most rows of each version of the gate and up projections; the last takes many times as many, if it fills the card."""

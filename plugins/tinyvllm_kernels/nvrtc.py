@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 from tinyvllm.hookspecs import hookimpl
 from tinyvllm.interfaces import BindContext, Kernel, OpSpec, Plugin, PluginContext
-from tinyvllm.kernels.attention_sizes import HEAD_DIMS
 from tinyvllm.layers import ROWS
 from tinyvllm.ops.buffers import VECTOR
 from tinyvllm.ops.compositions import BoundOp
@@ -57,8 +56,8 @@ def _reasons_of_layer(op: str, spec: OpSpec) -> list[str]:
                 f"needs layers whose sizes are multiples of {VECTOR}, not {linear.in_features} to {linear.out_features}"
             )
     if heads is not None:
-        if heads.head_dim not in HEAD_DIMS:
-            reasons.append(f"knows head_dim {', '.join(map(str, HEAD_DIMS))}, not {heads.head_dim}")
+        if heads.head_dim % (2 * VECTOR):
+            reasons.append(f"needs a head_dim that is a multiple of {2 * VECTOR}, not {heads.head_dim}")
         if op == "rms_norm_qkv_rope_append" and heads.has_norms:
             reasons.append("heads have norms of their own, which the fused kernel does not apply")
     return reasons

@@ -7,16 +7,16 @@ from functools import cache
 from tinyvllm.batch import BatchTensors, LayerCache
 from tinyvllm.device import Buffer
 from tinyvllm.interfaces import BindContext
-from tinyvllm.kernels.add import Add
-from tinyvllm.kernels.embedding import Embedding
-from tinyvllm.kernels.greedy_ids import GreedyIds
-from tinyvllm.kernels.linear import LinearRows
-from tinyvllm.kernels.logits import LogitsRows
-from tinyvllm.kernels.rms_norm import RmsNorm
-from tinyvllm.kernels.rope_append import RopeAppend
-from tinyvllm.kernels.silu_mul import SiluMul
 from tinyvllm.layers import AttentionProjection, Linear, Norm
 from tinyvllm.ops.compositions import BoundOp
+from tinyvllm_kernels.projection.linear import LinearRows
+from tinyvllm_kernels.projection.logits import LogitsRows
+from tinyvllm_kernels.rows.add import Add
+from tinyvllm_kernels.rows.embedding import Embedding
+from tinyvllm_kernels.rows.greedy_ids import GreedyIds
+from tinyvllm_kernels.rows.rms_norm import RmsNorm
+from tinyvllm_kernels.rows.rope_append import RopeAppend
+from tinyvllm_kernels.rows.silu_mul import SiluMul
 from tinyvllm_kernels.tiers import FUSED_HEAD_ROWS, Tiers
 
 

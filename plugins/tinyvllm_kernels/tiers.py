@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tinyvllm.interfaces import BindContext
-from tinyvllm.kernels.tiling import BATCH_ROWS, SHARING_ROWS, Tiling, invariant_tiling, smallest_holding
+from tinyvllm_kernels.projection.tiling import BATCH_ROWS, SHARING_ROWS, Tiling, invariant_tiling, smallest_holding
 
 FUSED_ROWS = (1, 8, 16, 32)
 """Most rows of each version of the fused kernels; more rows go to the matrix products."""

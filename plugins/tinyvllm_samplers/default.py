@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tinyvllm.hookspecs import hookimpl
 from tinyvllm.interfaces import GpuSampler, HostSampler, Plugin, PluginContext, Sampler, SamplerContext, SamplerSpec
-from tinyvllm_samplers.cuda import DefaultOnGpu
-from tinyvllm_samplers.host import DefaultOnHost
+from tinyvllm_samplers.on_gpu import DefaultOnGpu
+from tinyvllm_samplers.on_host import DefaultOnHost
 
 
 class DefaultSampler:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.batch import Int32
 from tinyvllm.interfaces import Schedule, SchedulerView
+from tinyvllm.shapes import Int32
 
 _NONE = np.zeros(0, np.int32)
 

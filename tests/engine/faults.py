@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tinyvllm.batch import Int32
 from tinyvllm.engine.blocks import BlockManager
 from tinyvllm.errors import CapacityError, KernelError, PluginError
+from tinyvllm.shapes import Int32
 
 
 class Panic(BaseException):

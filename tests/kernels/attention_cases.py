@@ -10,10 +10,10 @@ import numpy as np
 
 from tinyvllm.batch import Batch, LayerCache
 from tinyvllm.device import Array, Buffer, Gpu
-from tinyvllm.kernels.attention_decode import AttentionDecode
-from tinyvllm.kernels.attention_prefill import AttentionPrefill
-from tinyvllm.kernels.attention_sizes import AttentionSizes
 from tinyvllm.reference.paged_attention import paged_attention
+from tinyvllm_attention.gpu.attention_decode import AttentionDecode
+from tinyvllm_attention.gpu.attention_prefill import AttentionPrefill
+from tinyvllm_attention.gpu.attention_sizes import AttentionSizes
 
 from .support import BF16, BF16_ROUNDOFF, F32_ROUNDOFF, Float64, bf16, f64, get, once, poisoned, put
 

@@ -6,8 +6,8 @@ from tests.kernels.attention_cases import LAYOUTS, make_case, padding_of, sizes_
 from tests.kernels.mutants import device_of
 from tests.kernels.support import poisoned, put
 from tinyvllm.device import Gpu
-from tinyvllm.kernels.attention_decode import AttentionDecode
-from tinyvllm.kernels.attention_prefill import AttentionPrefill
+from tinyvllm_attention.gpu.attention_decode import AttentionDecode
+from tinyvllm_attention.gpu.attention_prefill import AttentionPrefill
 
 
 def run_decode(device: Gpu, folder: str | None = None) -> None:

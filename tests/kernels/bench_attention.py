@@ -20,9 +20,9 @@ import numpy as np
 
 from tinyvllm.bench.roofline import Machine, measure
 from tinyvllm.device import Array, Buffer, Gpu
-from tinyvllm.kernels.attention_decode import AttentionDecode, decode_bytes
-from tinyvllm.kernels.attention_prefill import AttentionPrefill
-from tinyvllm.kernels.attention_sizes import AttentionSizes
+from tinyvllm_attention.gpu.attention_decode import AttentionDecode, decode_bytes
+from tinyvllm_attention.gpu.attention_prefill import AttentionPrefill
+from tinyvllm_attention.gpu.attention_sizes import AttentionSizes
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 NUM_LAYERS = 16

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from tinyvllm.device import Gpu, Graph
 from tinyvllm.errors import TinyvllmError
-from tinyvllm.kernels.tiling import Tiling, choose_tiling, rows_tier
+from tinyvllm_kernels.projection.tiling import Tiling, choose_tiling, rows_tier
 
 from .conftest import open_device
 from .decode_chain import KERNELS, LLAMA_1B, ChainShape, ChainWeights, DecodeChain

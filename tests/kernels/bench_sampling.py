@@ -19,9 +19,9 @@ import numpy as np
 from tests.kernels.bench_attention import device_of, put, time_us
 from tests.kernels.sampling import rows_of
 from tinyvllm.device import Gpu
-from tinyvllm.kernels.logprobs import Logprobs
-from tinyvllm.kernels.sample import Sample
 from tinyvllm.slots import LogprobBuffers, SampledBuffers, SlotParameters
+from tinyvllm_samplers.gpu.logprobs import Logprobs
+from tinyvllm_samplers.gpu.sample import Sample
 
 CUTS: dict[str, dict[str, Any]] = {
     "none": {},

@@ -12,12 +12,12 @@ from functools import partial
 import numpy as np
 
 from tinyvllm.device import Array, Buffer, Gpu, Shape
-from tinyvllm.kernels.embedding import Embedding
-from tinyvllm.kernels.gate_up_silu import GateUpSilu
-from tinyvllm.kernels.linear_residual import LinearResidual
-from tinyvllm.kernels.lm_head import LmHeadArgmax
-from tinyvllm.kernels.qkv_rope_append import QkvRopeAppend
-from tinyvllm.kernels.tiling import Tiling
+from tinyvllm_kernels.projection.gate_up_silu import GateUpSilu
+from tinyvllm_kernels.projection.linear_residual import LinearResidual
+from tinyvllm_kernels.projection.lm_head import LmHeadArgmax
+from tinyvllm_kernels.projection.qkv_rope_append import QkvRopeAppend
+from tinyvllm_kernels.projection.tiling import Tiling
+from tinyvllm_kernels.rows.embedding import Embedding
 
 from .support import BF16, bf16
 

@@ -28,7 +28,7 @@ from .sources import all_sources
 
 TEST_KERNELS = Path(__file__).parent
 NUM_SEEDS = 4
-_OTHER_FOLDER = re.compile(r"(?<=#include \")\.\./[./\w]*/(?=\w+\.cuh\")")
+_OTHER_FOLDER = re.compile(r"(?<=#include \")(?:\.\./[./\w]*|\.\.|tinyvllm/shared)/(?=\w+\.cuh\")")
 """In an include: the way to another folder. A mutant has all kernels in one."""
 
 Scenario = Callable[[Gpu], None]

@@ -6,7 +6,7 @@
 //   Numerics   as philox.cuh says
 //   Traffic    20 bytes a token
 #include "tinyvllm/prelude.cuh"
-#include "../../tinyvllm/kernels/philox.cuh"
+#include "../../plugins/tinyvllm_samplers/gpu/philox.cuh"
 
 extern "C" __global__ void philox_words(uint32_t* words, float* u, float* g, float* at_least, float* at_most,
                                         uint64_t seed, int completion_index, int position, int vocab_size) {

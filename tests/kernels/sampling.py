@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from tinyvllm.batch import NO_LOGPROBS, Float32, Int32, SamplingRows
+from tinyvllm.batch import NO_LOGPROBS, SamplingRows
 from tinyvllm.device import Argument, Array, Buffer, Gpu
-from tinyvllm.kernels.sample import Sample
 from tinyvllm.reference.philox import random_words
 from tinyvllm.reference.sampling import SamplingColumns, scaled
+from tinyvllm.shapes import Float32, Int32
 from tinyvllm.slots import NO_RULES, SampledBuffers, SlotParameters
+from tinyvllm_samplers.gpu.sample import Sample
 
 from .support import F32_ROUNDOFF, Float64, get, once, poisoned, put
 

@@ -10,17 +10,17 @@ import numpy as np
 from tests.kernels.mutants import device_of
 from tests.kernels.support import bf16, poisoned, put
 from tinyvllm.device import Gpu
-from tinyvllm.kernels.embedding import Embedding
-from tinyvllm.kernels.gate_up_silu import GateUpSilu
-from tinyvllm.kernels.gate_up_silu_wide import GateUpSiluWide
-from tinyvllm.kernels.linear import LinearRows
-from tinyvllm.kernels.linear_residual import LinearResidual
-from tinyvllm.kernels.linear_residual_wide import LinearResidualWide
-from tinyvllm.kernels.lm_head import LmHeadArgmax, LmHeadLogits
-from tinyvllm.kernels.rms_norm import RmsNorm
-from tinyvllm.kernels.rope_append import RopeAppend
-from tinyvllm.kernels.silu_mul import SiluMul
-from tinyvllm.kernels.tiling import Tiling
+from tinyvllm_kernels.projection.gate_up_silu import GateUpSilu
+from tinyvllm_kernels.projection.linear import LinearRows
+from tinyvllm_kernels.projection.linear_residual import LinearResidual
+from tinyvllm_kernels.projection.lm_head import LmHeadArgmax, LmHeadLogits
+from tinyvllm_kernels.projection.tiling import Tiling
+from tinyvllm_kernels.rows.embedding import Embedding
+from tinyvllm_kernels.rows.rms_norm import RmsNorm
+from tinyvllm_kernels.rows.rope_append import RopeAppend
+from tinyvllm_kernels.rows.silu_mul import SiluMul
+from tinyvllm_kernels.wide.gate_up_silu_wide import GateUpSiluWide
+from tinyvllm_kernels.wide.linear_residual_wide import LinearResidualWide
 
 EPS = 1e-5
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 _ROOT = Path(__file__).parents[2]
-_FOLDERS = (_ROOT / "tinyvllm" / "kernels", _ROOT / "tinyvllm" / "runner", _ROOT / "plugins")
+_SHARED = _ROOT / "tinyvllm" / "devices" / "include" / "tinyvllm" / "shared"
+_FOLDERS = (_ROOT / "tinyvllm" / "runner", _SHARED, _ROOT / "plugins")
 
 
 def all_sources() -> list[Path]:

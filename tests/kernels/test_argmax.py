@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyvllm.batch import Float32, Int32
 from tinyvllm.device import Array, Gpu
 from tinyvllm.errors import ShapeError
-from tinyvllm.kernels.argmax import Argmax
+from tinyvllm.shapes import Float32, Int32
+from tinyvllm_kernels.rows.argmax import Argmax
 
 from .sampling import INF, Step, launch_gumbel, rows_of
 from .support import once

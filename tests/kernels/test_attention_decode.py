@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tinyvllm.device import Gpu
 from tinyvllm.errors import ShapeError
-from tinyvllm.kernels.attention_decode import AttentionDecode, decode_bytes
+from tinyvllm_attention.gpu.attention_decode import AttentionDecode, decode_bytes
 
 from .attention_cases import (
     ADVANCE,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tinyvllm.device import Gpu
 from tinyvllm.errors import ShapeError
-from tinyvllm.kernels.attention_prefill import prefill_flops
+from tinyvllm_attention.gpu.attention_prefill import prefill_flops
 
 from .attention_cases import (
     ADVANCE,

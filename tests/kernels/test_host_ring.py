@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from tinyvllm.device import Array, Buffer, Gpu
 from tinyvllm.errors import KernelError, ShapeError
-from tinyvllm.kernels.add import Add
 from tinyvllm.runner.host_ring import HostCopy, HostRing
+from tinyvllm_kernels.rows.add import Add
 
 from .support import bf16, f64, get, once, poisoned, put
 

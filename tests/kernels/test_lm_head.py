@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from tinyvllm.device import Array, Gpu
 from tinyvllm.errors import ShapeError
-from tinyvllm.kernels.lm_head import LmHeadArgmax, LmHeadLogits
-from tinyvllm.kernels.tiling import Tiling, choose_tiling
 from tinyvllm.layers import Norm
+from tinyvllm_kernels.projection.lm_head import LmHeadArgmax, LmHeadLogits
+from tinyvllm_kernels.projection.tiling import Tiling, choose_tiling
 
 from .support import bf16, f64, get, linear_value, normed_dot_error, normed_product, once, poisoned, put
 

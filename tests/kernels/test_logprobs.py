@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyvllm.batch import NO_LOGPROBS, Float32, Int32, LogprobColumns
+from tinyvllm.batch import NO_LOGPROBS, LogprobColumns
 from tinyvllm.device import Gpu
 from tinyvllm.errors import ShapeError
-from tinyvllm.kernels.logprobs import MAX_LISTED, Logprobs
 from tinyvllm.reference.logprobs import logprob_columns
+from tinyvllm.shapes import Float32, Int32
 from tinyvllm.slots import LogprobBuffers
+from tinyvllm_samplers.gpu.logprobs import MAX_LISTED, Logprobs
 
 from .sampling import INF, Step, make_sample, rows_of
 from .sampling import SMALL as SAMPLE_SIZES

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from tinyvllm.device import Array, Gpu
 from tinyvllm.errors import ShapeError
-from tinyvllm.kernels.add import Add
-from tinyvllm.kernels.greedy_ids import GreedyIds
-from tinyvllm.kernels.logits import LogitsRows
 from tinyvllm.reference.add import add
 from tinyvllm.reference.argmax import argmax
+from tinyvllm_kernels.projection.logits import LogitsRows
+from tinyvllm_kernels.rows.add import Add
+from tinyvllm_kernels.rows.greedy_ids import GreedyIds
 
 from .support import assert_close, bf16, dot_error, f64, get, once, poisoned, put, rows_of_many_scales
 

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyvllm.batch import Float32
 from tinyvllm.device import Array, Gpu
 from tinyvllm.errors import CapacityError, ShapeError
-from tinyvllm.kernels.penalties import Penalties
-from tinyvllm.kernels.sample_rules import RuleState
 from tinyvllm.request import SamplingParams, SamplingRules
 from tinyvllm.sequence import SequenceTokens
-from tinyvllm_samplers.host import with_rules
+from tinyvllm.shapes import Float32
+from tinyvllm_samplers.gpu.penalties import Penalties
+from tinyvllm_samplers.gpu.sample_rules import RuleState
+from tinyvllm_samplers.on_host import with_rules
 
 from .sampling import INF, PADDING, SMALL, Step, check, make_sample, rows_of
 from .support import get, poisoned, put

@@ -15,7 +15,7 @@ import pytest
 
 from tinyvllm.device import Gpu
 from tinyvllm.devices.emulator import Sanitizer
-from tinyvllm.kernels.tiling import LARGE_BATCH_ROWS, Tiling
+from tinyvllm_kernels.projection.tiling import LARGE_BATCH_ROWS, Tiling
 
 from . import (
     sanitized,

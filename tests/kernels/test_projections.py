@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from tinyvllm.device import Array, Gpu
 from tinyvllm.errors import ShapeError
-from tinyvllm.kernels.gate_up_silu import GateUpSilu
-from tinyvllm.kernels.linear import LinearRows
-from tinyvllm.kernels.linear_residual import LinearResidual
-from tinyvllm.kernels.logits import LogitsRows
-from tinyvllm.kernels.tiling import LARGE_BATCH_ROWS, Tiling, choose_tiling, invariant_tiling
 from tinyvllm.layers import Norm
 from tinyvllm.reference.silu_mul import silu_mul
+from tinyvllm_kernels.projection.gate_up_silu import GateUpSilu
+from tinyvllm_kernels.projection.linear import LinearRows
+from tinyvllm_kernels.projection.linear_residual import LinearResidual
+from tinyvllm_kernels.projection.logits import LogitsRows
+from tinyvllm_kernels.projection.tiling import LARGE_BATCH_ROWS, Tiling, choose_tiling, invariant_tiling
 
 from .support import (
     assert_close,

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from tinyvllm.device import Gpu
 from tinyvllm.errors import ShapeError
-from tinyvllm.kernels.qkv_rope_append import QkvRopeAppend
-from tinyvllm.kernels.tiling import Tiling, choose_tiling
 from tinyvllm.layers import Norm
+from tinyvllm_kernels.projection.qkv_rope_append import QkvRopeAppend
+from tinyvllm_kernels.projection.tiling import Tiling, choose_tiling
 
 from .paging import assert_appended, put_step, random_step, rotation_error
 from .support import (

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from tinyvllm.device import Gpu
 from tinyvllm.errors import ShapeError
-from tinyvllm.kernels.rope_append import RopeAppend
 from tinyvllm.layers import Norm
 from tinyvllm.reference.rms_norm import rms_norm
+from tinyvllm_kernels.rows.rope_append import RopeAppend
 
 from .paging import assert_appended, put_step, random_step, rotation_error
 from .support import F32_ROUNDOFF, assert_close, bf16, f64, get, once, poisoned, put

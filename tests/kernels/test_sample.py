@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from tinyvllm.batch import Float32, SamplingRows
+from tinyvllm.batch import SamplingRows
 from tinyvllm.device import Gpu
 from tinyvllm.errors import ShapeError
 from tinyvllm.reference.sampling import sample
+from tinyvllm.shapes import Float32
 
 from .sampling import (
     INF,

@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 
 from tinyvllm.device import Array, Gpu
 from tinyvllm.errors import ShapeError
-from tinyvllm.kernels.embedding import Embedding
-from tinyvllm.kernels.rms_norm import RmsNorm
-from tinyvllm.kernels.rope_append import RopeAppend
-from tinyvllm.kernels.silu_mul import SiluMul
 from tinyvllm.layers import Norm
 from tinyvllm.reference.embedding import embedding
 from tinyvllm.reference.rms_norm import rms_norm
 from tinyvllm.reference.silu_mul import silu_mul
 from tinyvllm.testing.numbers import silu_mul_error
+from tinyvllm_kernels.rows.embedding import Embedding
+from tinyvllm_kernels.rows.rms_norm import RmsNorm
+from tinyvllm_kernels.rows.rope_append import RopeAppend
+from tinyvllm_kernels.rows.silu_mul import SiluMul
 
 from .paging import put_step, random_step
 from .support import F32_ROUNDOFF, assert_close, bf16, f64, get, once, poisoned, put, rows_of_many_scales

@@ -13,15 +13,15 @@ from tinyvllm.device import Buffer, Gpu
 from tinyvllm.devices.emulator.device import EmulatorDevice
 from tinyvllm.errors import ShapeError
 from tinyvllm.interfaces import BindContext
-from tinyvllm.kernels.gate_up_silu_wide import GateUpSiluWide
-from tinyvllm.kernels.linear_residual_wide import LinearResidualWide
-from tinyvllm.kernels.wide import BATCH_ROWS, has_wide_cores
 from tinyvllm.layers import ROWS, Linear, Norm
 from tinyvllm.testing.fused_cases import GateUpCase
 from tinyvllm.testing.parameters import MODELS, Parameters
 from tinyvllm.testing.subject import spec_of
 from tinyvllm.workspace import StepLimits, Workspace
 from tinyvllm_kernels import hopper as hopper_plugin
+from tinyvllm_kernels.wide.gate_up_silu_wide import GateUpSiluWide
+from tinyvllm_kernels.wide.linear_residual_wide import LinearResidualWide
+from tinyvllm_kernels.wide.wide import BATCH_ROWS, has_wide_cores
 
 from .support import BF16, bf16, f64, get, once, poisoned, put, rows_of_many_scales
 from .test_projections import EPS, assert_gate_up_silu, assert_linear_residual, random_layer

@@ -17,32 +17,32 @@ import numpy as np
 from tinyvllm.device import Buffer, DeviceProperties, Gpu, HostBuffer
 from tinyvllm.devices.nvrtc import ARCHITECTURES
 from tinyvllm.errors import ShapeError
-from tinyvllm.kernels.add import Add
-from tinyvllm.kernels.argmax import Argmax
-from tinyvllm.kernels.attention_decode import AttentionDecode
-from tinyvllm.kernels.attention_prefill import AttentionPrefill
-from tinyvllm.kernels.attention_sizes import AttentionSizes
-from tinyvllm.kernels.embedding import Embedding
-from tinyvllm.kernels.gate_up_silu import GateUpSilu
-from tinyvllm.kernels.gate_up_silu_wide import GateUpSiluWide
-from tinyvllm.kernels.greedy_ids import GreedyIds
-from tinyvllm.kernels.linear import LinearRows
-from tinyvllm.kernels.linear_residual import LinearResidual
-from tinyvllm.kernels.linear_residual_wide import LinearResidualWide
-from tinyvllm.kernels.lm_head import LmHeadArgmax, LmHeadLogits
-from tinyvllm.kernels.logits import LogitsRows
-from tinyvllm.kernels.logprobs import Logprobs
-from tinyvllm.kernels.penalties import Penalties
-from tinyvllm.kernels.qkv_rope_append import QkvRopeAppend
-from tinyvllm.kernels.rms_norm import RmsNorm
-from tinyvllm.kernels.rope_append import RopeAppend
-from tinyvllm.kernels.sample import Sample
-from tinyvllm.kernels.sample_rules import RuleState
-from tinyvllm.kernels.silu_mul import SiluMul
-from tinyvllm.kernels.tiling import BATCH_ROWS, SHARING_ROWS, invariant_tiling
 from tinyvllm.runner.host_ring import HostRing
 from tinyvllm.runner.step_inputs import StepInputs
+from tinyvllm_attention.gpu.attention_decode import AttentionDecode
+from tinyvllm_attention.gpu.attention_prefill import AttentionPrefill
+from tinyvllm_attention.gpu.attention_sizes import AttentionSizes
 from tinyvllm_kernels.hopper import WIDE_RESIDUAL_ROWS, WIDE_ROWS
+from tinyvllm_kernels.projection.gate_up_silu import GateUpSilu
+from tinyvllm_kernels.projection.linear import LinearRows
+from tinyvllm_kernels.projection.linear_residual import LinearResidual
+from tinyvllm_kernels.projection.lm_head import LmHeadArgmax, LmHeadLogits
+from tinyvllm_kernels.projection.logits import LogitsRows
+from tinyvllm_kernels.projection.qkv_rope_append import QkvRopeAppend
+from tinyvllm_kernels.projection.tiling import BATCH_ROWS, SHARING_ROWS, invariant_tiling
+from tinyvllm_kernels.rows.add import Add
+from tinyvllm_kernels.rows.argmax import Argmax
+from tinyvllm_kernels.rows.embedding import Embedding
+from tinyvllm_kernels.rows.greedy_ids import GreedyIds
+from tinyvllm_kernels.rows.rms_norm import RmsNorm
+from tinyvllm_kernels.rows.rope_append import RopeAppend
+from tinyvllm_kernels.rows.silu_mul import SiluMul
+from tinyvllm_kernels.wide.gate_up_silu_wide import GateUpSiluWide
+from tinyvllm_kernels.wide.linear_residual_wide import LinearResidualWide
+from tinyvllm_samplers.gpu.logprobs import Logprobs
+from tinyvllm_samplers.gpu.penalties import Penalties
+from tinyvllm_samplers.gpu.sample import Sample
+from tinyvllm_samplers.gpu.sample_rules import RuleState
 
 from .decode_chain import LLAMA_1B, ChainShape
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.batch import Batch, Float32, LayerCache
+from tinyvllm.batch import Batch, LayerCache
+from tinyvllm.shapes import Float32
 
 
 def make_step(

@@ -9,13 +9,13 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from tinyvllm.batch import NO_LOGPROBS, Float32, SampleCall, Sampled, SamplingRows
+from tinyvllm.batch import NO_LOGPROBS, SampleCall, Sampled, SamplingRows
 from tinyvllm.devices.cpu import CpuDevice
 from tinyvllm.interfaces import API_VERSION, HostSampler, PluginContext, Sampler, SamplerContext, SamplerSpec
 from tinyvllm.reference.logprobs import logprob_columns
 from tinyvllm.request import SamplingParams, SamplingRules
 from tinyvllm.sequence import SequenceTokens
-from tinyvllm.shapes import ModelShape
+from tinyvllm.shapes import Float32, ModelShape
 from tinyvllm.workspace import StepLimits, Workspace
 from tinyvllm_samplers.default import register_samplers
 

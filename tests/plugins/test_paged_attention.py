@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from tests.plugins.paged import make_step
 from tests.reference import loops
-from tinyvllm.batch import Batch, BatchTensors, Float32, LayerCache
+from tinyvllm.batch import Batch, BatchTensors, LayerCache
 from tinyvllm.device import Array, Device
 from tinyvllm.devices.cpu import CpuDevice
 from tinyvllm.devices.emulator.device import EmulatorDevice
 from tinyvllm.interfaces import AttentionCall, AttentionContext, AttentionSpec, PluginContext
 from tinyvllm.reference.paged_attention import paged_attention
-from tinyvllm.shapes import ModelShape
+from tinyvllm.shapes import Float32, ModelShape
 from tinyvllm.testing.attention_cases import AttentionCase
 from tinyvllm.testing.case import Bench
 from tinyvllm.testing.parameters import Parameters, drawn

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinyvllm.batch import Int32
 from tinyvllm.reference import philox
 from tinyvllm.reference.philox import UInt64, gumbel, gumbel_at, philox4x32, random_words, random_words_at, uniform
+from tinyvllm.shapes import Int32
 
 EPS = 2.0**-24  # half a unit in the last place of float32, relative
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyvllm.batch import Float32
 from tinyvllm.reference.philox import gumbel
 from tinyvllm.reference.sampling import SamplingColumns, sample
+from tinyvllm.shapes import Float32
 
 EPS = 2.0**-24  # half a unit in the last place of float32, relative
 INF = math.inf

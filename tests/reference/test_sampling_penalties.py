@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinyvllm.batch import Int32
 from tinyvllm.reference import penalties
+from tinyvllm.shapes import Int32
 
 EPS = 2.0**-24
 SIZE = 9

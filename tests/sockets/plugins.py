@@ -54,7 +54,7 @@ import numpy as np
 
 from tinyvllm.hookspecs import hookimpl
 from tinyvllm.interfaces import Plugin
-from tinyvllm_attention.numpy import PagedOnCpu
+from tinyvllm_attention.on_cpu import PagedOnCpu
 from tinyvllm_attention.paged import PagedAttention
 
 class Bound(PagedOnCpu):

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyvllm.batch import Float32
 from tinyvllm.bench.peers.recorder import take_recorded
 from tinyvllm.bench.peers.source import WeightSource
 from tinyvllm.llm import LLM
 from tinyvllm.request import SamplingParams
+from tinyvllm.shapes import Float32
 
 MAX_ERROR = 2e-2
 """Of our logits against the reference, and of a request's logits alone against those in company."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.batch import Int32
 from tinyvllm.errors import CapacityError, InvariantError
+from tinyvllm.shapes import Int32
 
 
 class BlockManager:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.batch import Batch, Int32
+from tinyvllm.batch import Batch
 from tinyvllm.engine.sequence_table import SequenceTable
 from tinyvllm.engine.step_rows import StepRows
+from tinyvllm.shapes import Int32
 
 
 def build_batch(table: SequenceTable, rows: StepRows, num_tokens: Int32, *, is_decode: bool) -> Batch:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyvllm.batch import Int32, read_only
+from tinyvllm.batch import read_only
+from tinyvllm.shapes import Int32
 
 NO_SLOT = -1
 NO_ARRIVAL = -1

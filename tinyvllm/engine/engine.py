@@ -15,7 +15,6 @@ import time
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-from tinyvllm.batch import Int32
 from tinyvllm.engine.admission import Admission
 from tinyvllm.engine.books import Books
 from tinyvllm.engine.failures import failure_of, request_failure_of
@@ -33,6 +32,7 @@ from tinyvllm.interfaces import Scheduler
 from tinyvllm.outputs import OutputDelta
 from tinyvllm.plugin_call import PluginCall, PluginName, is_fatal
 from tinyvllm.request import Request, SamplingParams
+from tinyvllm.shapes import Int32
 from tinyvllm.step import Runner
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyvllm.batch import Int32, Sampled
+from tinyvllm.batch import Sampled
 from tinyvllm.engine.books import Books
 from tinyvllm.engine.columns import NUM_STOP_IDS
 from tinyvllm.engine.failures import request_failure_of
@@ -16,6 +16,7 @@ from tinyvllm.engine.sequence_table import SequenceTable
 from tinyvllm.engine.step_launcher import InFlight
 from tinyvllm.engine.step_rows import StepRows
 from tinyvllm.plugin_call import is_fatal
+from tinyvllm.shapes import Int32
 
 
 def read_back(step: InFlight, books: Books) -> None:

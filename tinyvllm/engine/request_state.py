@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from tinyvllm.batch import ALL_LOGPROBS, Int32, LogprobColumns
+from tinyvllm.batch import ALL_LOGPROBS, LogprobColumns
 from tinyvllm.engine.completion import Completion
 from tinyvllm.engine.token_logprobs import token_logprobs
 from tinyvllm.errors import TinyvllmError
@@ -19,6 +19,7 @@ from tinyvllm.outputs import (
     cumulative_logprob,
 )
 from tinyvllm.request import Request
+from tinyvllm.shapes import Int32
 
 if TYPE_CHECKING:
     from tinyvllm.text.tokenizer import Tokenizer

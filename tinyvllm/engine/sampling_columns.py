@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyvllm.batch import NO_LOGPROBS, Int32, SamplingRows
+from tinyvllm.batch import NO_LOGPROBS, SamplingRows
 from tinyvllm.request import SamplingParams
+from tinyvllm.shapes import Int32
 
 _COLUMNS = {
     "temperature": np.float32,

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tinyvllm.batch import Int32
 from tinyvllm.engine.blocks import BlockManager, require
 from tinyvllm.engine.columns import NO_ARRIVAL, NO_SLOT, Columns, State
 from tinyvllm.engine.waiting_queue import WaitingQueue
+from tinyvllm.shapes import Int32
 
 
 class SequenceTable(Columns):

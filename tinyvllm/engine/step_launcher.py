@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyvllm.batch import Int32
 from tinyvllm.engine.build_batch import build_batch
 from tinyvllm.engine.columns import State
 from tinyvllm.engine.completion import Completion
@@ -20,6 +19,7 @@ from tinyvllm.engine.stats import Counts
 from tinyvllm.engine.step_rows import StepRows
 from tinyvllm.engine.validate import CheckedSchedule
 from tinyvllm.sequence import SequenceTokens
+from tinyvllm.shapes import Int32
 from tinyvllm.step import Pending, PromptLogprobs, Runner, Started, Step, TableUpdates
 
 _NO_ROWS = np.zeros(0, np.int32)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyvllm.batch import Int32
 from tinyvllm.engine.completion import Completion
 from tinyvllm.engine.sequence_table import SequenceTable
 from tinyvllm.sequence import SequenceTokens
+from tinyvllm.shapes import Int32
 
 
 @dataclass(slots=True, eq=False)

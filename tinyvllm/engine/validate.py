@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyvllm.batch import Int32
 from tinyvllm.engine.columns import State
 from tinyvllm.engine.sequence_table import SequenceTable
 from tinyvllm.engine.step_rows import StepRows
 from tinyvllm.errors import PluginError
 from tinyvllm.interfaces import Schedule
 from tinyvllm.plugin_call import PluginName
+from tinyvllm.shapes import Int32
 
 _NONE = np.zeros(0, np.int32)
 _LIVE = (State.WAITING, State.RUNNING)

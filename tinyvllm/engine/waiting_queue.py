@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyvllm.batch import Int32
+from tinyvllm.shapes import Int32
 
 _MIN_ROOM = 64
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from tinyvllm.batch import Int32, read_only
+from tinyvllm.batch import read_only
 from tinyvllm.engine.sequence_table import SequenceTable
+from tinyvllm.shapes import Int32
 
 
 def _column(name: str, doc: str) -> property:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tinyvllm.batch import Batch, BatchTensors, Int32, LayerCache, protected
+from tinyvllm.batch import Batch, BatchTensors, LayerCache, protected
 from tinyvllm.device import FLOAT32, Tensor
 from tinyvllm.interfaces import AttentionCall, AttentionSpec, BoundAttention
 from tinyvllm.layers import AttentionProjection, HeadSpec, Linear, Norm, linear_of
@@ -17,7 +17,7 @@ from tinyvllm.models.rotary import RotaryConfig
 from tinyvllm.models.weights import WeightReader, tensors_read
 from tinyvllm.ops.compositions import BoundOp
 from tinyvllm.ops.table import OpTable
-from tinyvllm.shapes import ModelShape
+from tinyvllm.shapes import Int32, ModelShape
 from tinyvllm.workspace import Workspace
 
 

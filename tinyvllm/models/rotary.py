@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from tinyvllm._shown import shown
-from tinyvllm.batch import Float32
 from tinyvllm.errors import LoadError
 from tinyvllm.models.config_reader import MAX_NUMBER, MAX_POSITIONS, ConfigReader
 from tinyvllm.models.rope_types import ROPE_TYPES, RotaryConfig, inverse_frequencies, mscale_factor
+from tinyvllm.shapes import Float32
 
 __all__ = ["ROPE_TYPES", "RotaryConfig", "inverse_frequencies", "longest_context", "read_rotary", "rotary_table"]
 

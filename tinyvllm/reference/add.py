@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tinyvllm.batch import Float32
+from tinyvllm.shapes import Float32
 
 
 def add(residual: Float32, x: Float32) -> Float32:

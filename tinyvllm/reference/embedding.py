@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.batch import Float32, Int32
+from tinyvllm.shapes import Float32, Int32
 
 
 def embedding(token_ids: Int32, table: Float32) -> Float32:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tinyvllm.batch import Float32, Int32, LayerCache
+from tinyvllm.batch import LayerCache
+from tinyvllm.shapes import Float32, Int32
 
 
 def kv_append(key: Float32, value: Float32, cache: LayerCache, slot_mapping: Int32) -> None:

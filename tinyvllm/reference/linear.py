@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.batch import Float32
 from tinyvllm.layers import ROWS, Linear
-from tinyvllm.shapes import check_shape
+from tinyvllm.shapes import Float32, check_shape
 
 ROW_TILE = 8
 

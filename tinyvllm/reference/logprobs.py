@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyvllm.batch import Float32, Int32, LogprobColumns
+from tinyvllm.batch import LogprobColumns
 from tinyvllm.reference.order import most_likely
+from tinyvllm.shapes import Float32, Int32
 
 _TILE = 1 << 17  # elements of the largest temporaries
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.batch import Float32, Int32
+from tinyvllm.shapes import Float32, Int32
 
 
 def most_likely(values: Float32, count: int) -> Int32:

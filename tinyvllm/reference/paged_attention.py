@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.batch import Batch, Float32, LayerCache
+from tinyvllm.batch import Batch, LayerCache
+from tinyvllm.shapes import Float32
 
 
 def paged_attention(

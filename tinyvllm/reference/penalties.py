@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tinyvllm.batch import Float32, Int32
+from tinyvllm.shapes import Float32, Int32
 
 
 def keep_only(logits: Float32, allowed_token_ids: Sequence[int]) -> None:

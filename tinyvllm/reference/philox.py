@@ -25,7 +25,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyvllm.batch import Float32, Int32
+from tinyvllm.shapes import Float32, Int32
 
 UInt32 = NDArray[np.uint32]
 UInt64 = NDArray[np.uint64]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.batch import Float32
 from tinyvllm.layers import Norm
-from tinyvllm.shapes import check_shape
+from tinyvllm.shapes import Float32, check_shape
 
 
 def rms_norm(x: Float32, norm: Norm, out: Float32 | None = None) -> Float32:

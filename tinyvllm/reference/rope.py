@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.batch import Float32, Int32
 from tinyvllm.layers import AttentionProjection, RotaryTable
-from tinyvllm.shapes import check_shape
+from tinyvllm.shapes import Float32, Int32, check_shape
 
 
 def rope(x: Float32, positions: Int32, table: RotaryTable) -> Float32:

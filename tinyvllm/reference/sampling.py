@@ -20,9 +20,9 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyvllm.batch import Float32, Int32
 from tinyvllm.reference.order import most_likely
 from tinyvllm.reference.philox import GUMBEL_RANGE, UInt64, gumbel, gumbel_at
+from tinyvllm.shapes import Float32, Int32
 
 # Elements of the largest temporaries: they stay in the caches.
 _TILE = 1 << 17

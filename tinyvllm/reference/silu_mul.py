@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.batch import Float32
+from tinyvllm.shapes import Float32
 
 
 def silu_mul(gate_up: Float32, out: Float32 | None = None) -> Float32:

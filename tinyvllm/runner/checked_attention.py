@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from tinyvllm.batch import Batch, BatchTensors, Int32
+from tinyvllm.batch import Batch, BatchTensors
 from tinyvllm.device import Tensor
 from tinyvllm.errors import TinyvllmError
 from tinyvllm.interfaces import Attention, AttentionCall, AttentionContext, AttentionSpec, BoundAttention
 from tinyvllm.plugin_call import PluginCall, PluginName, checked_reasons, shown
+from tinyvllm.shapes import Int32
 
 _INT32 = np.dtype(np.int32)
 

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyvllm.batch import ALL_LOGPROBS, NO_LOGPROBS, Int32, LogprobColumns, SampleCall, Sampled, SamplingRows
+from tinyvllm.batch import ALL_LOGPROBS, NO_LOGPROBS, LogprobColumns, SampleCall, Sampled, SamplingRows
 from tinyvllm.device import Buffer
 from tinyvllm.errors import PluginError, RequestError, TinyvllmError
 from tinyvllm.interfaces import GpuSampleCall, GpuSampler, HostSampler, SampleKind, Sampler, SamplerContext
 from tinyvllm.plugin_call import PluginCall, PluginName, checked_reasons
 from tinyvllm.request import SamplingParams, SamplingRules
+from tinyvllm.shapes import Int32
 from tinyvllm.slots import SlotParameters
 from tinyvllm.step import Started
 

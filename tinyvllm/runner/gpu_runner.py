@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyvllm.batch import Float32, Int32, LayerCache, LogprobColumns
+from tinyvllm.batch import LayerCache, LogprobColumns
 from tinyvllm.device import Gpu, Graph
 from tinyvllm.errors import DeviceError, KernelError
 from tinyvllm.interfaces import SampleKind
@@ -20,6 +20,7 @@ from tinyvllm.runner.inputs import GpuInputs, SampledRows, StepTensors
 from tinyvllm.runner.prompt_graphs import PromptGraphs, StepSize
 from tinyvllm.runner.runner import ModelRunner
 from tinyvllm.runner.token_sampling import PendingTokens, TokenSampling
+from tinyvllm.shapes import Float32, Int32
 from tinyvllm.step import Done, Pending, Step, StepResult
 from tinyvllm.workspace import StepLimits
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.batch import BatchTensors, Int32
+from tinyvllm.batch import BatchTensors
 from tinyvllm.runner.inputs import SampledRows, StepTensors
+from tinyvllm.shapes import Int32
 from tinyvllm.step import Step
 
 

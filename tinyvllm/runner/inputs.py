@@ -8,12 +8,12 @@ from itertools import accumulate
 
 import numpy as np
 
-from tinyvllm.batch import BatchTensors, Int32
+from tinyvllm.batch import BatchTensors
 from tinyvllm.device import INT32, Buffer, Gpu
 from tinyvllm.ops.buffers import ceil_div, round_up
 from tinyvllm.runner.prompt_graphs import StepSize
 from tinyvllm.runner.step_inputs import HEADER_SIZE, StepArrays, StepInputs
-from tinyvllm.shapes import Array
+from tinyvllm.shapes import Array, Int32
 from tinyvllm.step import Step, TableUpdates
 from tinyvllm.workspace import StepLimits
 

@@ -7,13 +7,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from tinyvllm.batch import Float32, Int32, LayerCache, LogprobColumns, SampleCall, Sampled
+from tinyvllm.batch import LayerCache, LogprobColumns, SampleCall, Sampled
 from tinyvllm.device import Device
 from tinyvllm.models.decoder import Decoder
 from tinyvllm.reference.logprobs import logprob_columns
 from tinyvllm.request import SamplingParams, SamplingRules
 from tinyvllm.runner.checked_sampler import CheckedHostSampler
 from tinyvllm.runner.inputs import StepTensors
+from tinyvllm.shapes import Float32, Int32
 from tinyvllm.step import Done, Pending, PromptLogprobs, Step, StepResult
 from tinyvllm.workspace import StepLimits
 

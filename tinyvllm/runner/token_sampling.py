@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tinyvllm.batch import Int32, LogprobColumns, Sampled, SamplingRows
+from tinyvllm.batch import LogprobColumns, Sampled, SamplingRows
 from tinyvllm.device import INT32, Buffer, Download, Gpu
 from tinyvllm.interfaces import GpuSampleCall, SampleKind
 from tinyvllm.request import SamplingParams, SamplingRules
 from tinyvllm.runner.checked_sampler import CheckedGpuSampler, CheckedHostSampler
 from tinyvllm.runner.host_ring import HostCopy, HostRing
 from tinyvllm.runner.inputs import SampledRows
+from tinyvllm.shapes import Int32
 from tinyvllm.slots import NO_RULES, LogprobBuffers, SampledBuffers, SlotParameters
 from tinyvllm.step import Started
 from tinyvllm.workspace import StepLimits

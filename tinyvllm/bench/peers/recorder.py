@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyvllm.batch import Float32, SampleCall, Sampled
+from tinyvllm.batch import SampleCall, Sampled
 from tinyvllm.hookspecs import hookimpl
 from tinyvllm.interfaces import HostSampler, Options, Plugin, PluginContext
+from tinyvllm.shapes import Float32
 
 NAME = "recorder"
 

@@ -1,0 +1,1 @@
+"""Paged attention by CUDA kernels: the launchers, each beside its source."""

@@ -1,0 +1,1 @@
+"""Products made of the instructions of Hopper cards: the launchers, each beside its source."""

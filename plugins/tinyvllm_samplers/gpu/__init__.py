@@ -1,0 +1,1 @@
+"""Choosing tokens by CUDA kernels: the launchers, each beside its source."""
