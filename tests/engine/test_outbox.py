@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.engine.fake_runner import continuation, fake_engine
 from tests.engine.fake_tokenizer import FakeTokenizer, text_of
+from tinyvllm.batch import Sampled
 from tinyvllm.engine.engine import Engine
 from tinyvllm.engine.outbox import Delivery
 from tinyvllm.outputs import OutputAssembler, OutputDelta, RequestOutput
 from tinyvllm.request import SamplingParams
+from tinyvllm.step import Done, Pending, Step, StepResult
 
 PROMPT, LENGTH = [3, 1, 4], 8
 ASKED: dict[str, dict[str, Any]] = {
@@ -112,3 +116,37 @@ def test_an_assembler_knows_what_unfinished_requests_have_produced() -> None:
     output = assembler.output_so_far("alice")
     assert output is not None
     assert (output.finished, output.outputs[0].token_ids) == (False, continuation(PROMPT, 2))
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_token_takes_no_more_memory_after_a_long_output_than_after_a_short_one(stream: bool) -> None:
+    """A copy of all token ids so far, or of all text, would show."""
+    engine = fake_engine(tokenizer=FakeTokenizer(), num_blocks=800, max_model_len=3200)
+    engine.add_request("alice", PROMPT, SamplingParams(max_tokens=3000, ignore_eos=True), stream=stream)
+    engine._runner = Instant()  # type: ignore[assignment]
+    engine._books.launcher._runner = engine._runner
+
+    def peak_bytes() -> int:
+        engine.step()
+        tracemalloc.start()
+        engine.step()
+        try:
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    for _ in range(100):
+        engine.step()
+    short = min(peak_bytes() for _ in range(10))
+    for _ in range(2000):
+        engine.step()
+    long = min(peak_bytes() for _ in range(10))
+    assert engine.has_live_requests(None)
+    assert long < short + 1000  # 2000 token ids are 8000 bytes as an array, 16,000 in a list
+
+
+class Instant:
+    """A runner that gives every sequence the same token, at once."""
+
+    def launch(self, step: Step) -> Pending:
+        return Done(StepResult(Sampled(np.full(len(step.sampled), 5, np.int32)), ()))

@@ -229,7 +229,7 @@ class Engine:
         with self._lock:
             self._recovery.mend()
             deltas = self._books.outbox.take(owner, Delivery())
-            self._books.outbox.has_unread(owner)
+            self._books.outbox.has_unread(owner)  # which drops what was taken
             return deltas
 
     def stats(self) -> EngineStats:

@@ -1,7 +1,7 @@
-"""One thread that steps an engine for any number of callers. Knows the engine; nothing of prompts or text.
+"""One thread that steps an engine for any number of callers. Knows the engine, and nothing of prompts or text.
 
-Callers hand their requests over and wait, so that a signal reaches a caller and never the engine's bookkeeping. Their
-requests share the batch; each caller gets its own outputs. The thread lives while somebody waits.
+Callers hand their requests over and wait, so that a signal reaches a caller and never the engine's bookkeeping. The
+requests of all callers share the batch; each caller gets its own deltas. The thread lives while a caller waits.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _YIELD_S = 1e-4  # the engine's lock is not fair: whoever else waits for it gets
 
 @dataclass(frozen=True, slots=True)
 class NewRequest:
-    """What a caller wants to be served; see :meth:`Engine.add_request`."""
+    """One request of a caller; the fields are arguments of :meth:`Engine.add_request`."""
 
     prompt: str | Mapping[str, Any] | Sequence[int]
     params: SamplingParams | None = None
@@ -47,7 +47,7 @@ class Call:
         # Guarded by the thread's condition:
         self.deltas: list[OutputDelta] = []  # that the caller has not taken
         self.num_left = len(requests)
-        self.is_wanted = True  # False: the caller has given up
+        self.is_given_up = False  # by its caller
         self.is_over = False
         self.error: TinyvllmError | None = None
 
@@ -56,7 +56,7 @@ class EngineThread:
     """Steps an engine for callers.
 
     Args:
-        engine: may have requests of others, too; they advance with it.
+        engine: it may have other requests, of those who call :meth:`Engine.step`; they advance too.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -104,7 +104,7 @@ class EngineThread:
                 self._thread.start()
 
     def _is_alive(self) -> bool:
-        return self._thread is not None and self._thread.is_alive()  # a fork leaves its threads behind
+        return self._thread is not None and self._thread.is_alive()  # a forked process has no thread
 
     def _wait(self, call: Call, timeout_s: float | None) -> tuple[Sequence[OutputDelta], bool]:
         """The deltas of a call that its caller has not taken, as soon as there are some, and whether it is over."""
@@ -116,9 +116,9 @@ class EngineThread:
             return deltas, call.is_over
 
     def _give_up(self, call: Call) -> None:
-        """End what is left of a call, and wait until it has ended; nothing if it is over or was never handed over."""
+        """End the requests of a call that go on, and wait until they have ended; nothing if the call is over."""
         with self._lock:
-            call.is_wanted = False
+            call.is_given_up = True
             self._condition.wait_for(
                 lambda: call.is_over or not self._is_alive() or call not in (*self._arriving, *self._calls)
             )
@@ -133,16 +133,16 @@ class EngineThread:
                     time.sleep(_YIELD_S)
                     yielded_at = time.monotonic()
         except BaseException as error:
-            self._end_all(failure_of(error))  # nobody may wait for a thread that has ended
+            self._end_all(failure_of(error))  # or their callers would wait for a thread that has ended
 
     def _take_calls(self) -> bool:
-        """Begin the calls that have arrived, and end those that were given up; whether any are left."""
+        """Begin the calls that have arrived, and end those that were given up; False if none is left."""
         with self._lock:
             arriving = self._arriving
             self._calls, self._arriving = [*self._calls, *arriving], []
-            given_up = [call for call in self._calls if not call.is_wanted and not call.is_over]
+            given_up = [call for call in self._calls if call.is_given_up and not call.is_over]
         for call in arriving:
-            if call.is_wanted:
+            if not call.is_given_up:
                 self._begin(call)
         for call in given_up:
             self._end(call)
@@ -171,7 +171,7 @@ class EngineThread:
                 self._end(call)
 
     def _end(self, call: Call, error: TinyvllmError | None = None) -> None:
-        """Abort whatever is left of a call."""
+        """Abort the requests of a call that go on; the call is over."""
         for request_id in call.request_ids:
             self._engine.abort_request(request_id, owner=call)
         with self._lock:
@@ -179,14 +179,14 @@ class EngineThread:
             self._condition.notify_all()
 
     def _advance(self) -> None:
-        """One step, and the deltas that it gave."""
+        """Run one step, and give its deltas to the calls."""
         with contextlib.suppress(BaseException):  # the requests that an exception concerns have ended with it
             self._engine.advance()
         with self._lock:
             has_new = False
             for call in self._calls:
                 if call.deltas and self._engine.has_live_requests(call):
-                    continue  # until the caller has taken them, newer ones become one in the engine
+                    continue  # until the caller has taken these, newer ones are merged in the engine
                 deltas = self._engine.take(call)
                 call.deltas += deltas
                 call.num_left -= sum(delta.finished for delta in deltas)

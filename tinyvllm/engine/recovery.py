@@ -1,6 +1,6 @@
 """After an exception: the requests that it concerns end, and the books are derived anew from those that go on.
 
-Nothing is undone line by line. So it does not matter what raised, or between which two lines.
+Nothing is undone line by line, so it does not matter what raised, or between which two lines.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from tinyvllm.step import Runner
 
 
 class Recovery:
-    """Knows what an engine is changing, and mends its books if that change does not come to its end.
+    """Notes what an engine is changing, and makes its books consistent again if the change is interrupted.
 
     Args:
         books: of the engine.
-        runner: is asked to recover too.
+        runner: it has to recover too.
 
     Attributes:
         at_work_on: what the engine is changing right now: a decision that is carried out, a step that is read back, or
-            requests that come or go. None: nothing, and all books add up. The engine sets it before the first change
-            and clears it after the last.
-        must_read_back: whether everything in flight is read back before the next decision. A recovery asks for it,
-            since the runner may have forgotten the newest tokens; the engine clears it.
+            requests that come or end. None: nothing, and all books are consistent. The engine sets it before the first
+            change and clears it after the last.
+        must_read_back: whether every step in flight is read back before the next decision, since the runner may have
+            forgotten the newest tokens. Set by a recovery, cleared by the engine.
         lost: why no further step can be launched; None: one can.
     """
 
@@ -57,7 +57,7 @@ class Recovery:
     def recover(self, error: BaseException) -> None:
         """End the requests that a failure concerns, and derive all books anew from the others.
 
-        May be repeated: done again after an interruption, it goes on where it stopped.
+        Done again after an interruption, it has the same result.
         """
         work = self.at_work_on
         if work is None and is_fatal(error):
@@ -69,7 +69,7 @@ class Recovery:
         elif work is None:  # the scheduler: from here on something is under way
             self.at_work_on = tuple(concerned)
         for state in concerned:
-            self._fail_torn(state, failure)
+            self._fail(state, failure)
         self._books.rebuild()
         self._recover_runner()
         self.must_read_back = True
@@ -77,7 +77,7 @@ class Recovery:
         self.at_work_on = None
 
     def _concerned(self) -> list[RequestState]:
-        """The requests that the change under way concerns; all that the scheduler was asked about if there is none."""
+        """The requests that the noted change concerns; if none is noted, those that the scheduler decided about."""
         work, completions = self.at_work_on, list[Completion]()
         if isinstance(work, tuple):
             return [*work]
@@ -92,10 +92,10 @@ class Recovery:
         states = {id(completion.request): completion.request for completion in completions}
         return list(states.values())
 
-    def _fail_torn(self, state: RequestState, error: TinyvllmError) -> None:
-        """Mark a request as failed, whatever its books look like; the books are rebuilt without it."""
+    def _fail(self, state: RequestState, error: TinyvllmError) -> None:
+        """Fail a request without a look at its rows, which may be inconsistent; the books are rebuilt without it."""
         if all(completion.is_finished for completion in state.completions):
-            return  # it had ended by itself
+            return  # it has ended by itself
         state.error = error
         for completion in state.completions:
             if not completion.is_finished:
@@ -115,5 +115,5 @@ class Recovery:
         if self.lost is not None:
             self._books.in_flight.clear()
             for state in self._books.requests:
-                self._fail_torn(state, DeviceError(self.lost))
+                self._fail(state, DeviceError(self.lost))
             self._books.rebuild()

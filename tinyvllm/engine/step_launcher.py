@@ -66,6 +66,7 @@ class StepLauncher:
         self._counts = counts
         self._sampling = SamplingColumns(table.max_num_seqs)
         self._completions: dict[int, Completion] = {}  # by row
+        self._tokens: dict[int, SequenceTokens] = {}  # of the completions, by row
         self._forking: dict[int, RequestState] = {}  # by row of the first completion; its siblings wait
         self._prompt_rows: set[int] = set()  # of requests for prompt log-probabilities
         self._last: StepRows | None = None  # of the last step, if each of its rows got a token
@@ -76,6 +77,7 @@ class StepLauncher:
         first = state.completions[0]
         live = [completion for completion in state.completions if not completion.is_finished]
         self._completions.update({completion.row: completion for completion in live})
+        self._tokens.update({completion.row: completion.tokens for completion in live})
         if any(self._table.state[completion.row] == State.HELD for completion in live):
             self._forking[first.row] = state
         if state.request.params.prompt_logprobs is not None and not first.is_finished:
@@ -86,7 +88,7 @@ class StepLauncher:
 
         If it was the first of its request and has not computed the prompt, its siblings begin on their own.
         """
-        del self._completions[completion.row]
+        del self._completions[completion.row], self._tokens[completion.row]
         self._prompt_rows.discard(completion.row)
         forking = self._forking.pop(completion.row, None)
         if forking is not None:
@@ -96,7 +98,7 @@ class StepLauncher:
 
     def rebuild(self, states: Iterable[RequestState]) -> None:
         """Forget all but these requests, and what the last step was."""
-        self._completions, self._forking, self._prompt_rows = {}, {}, set()
+        self._completions, self._tokens, self._forking, self._prompt_rows = {}, {}, {}, set()
         for state in states:
             self.add(state)
         self._last = self._last_slots = None
@@ -125,9 +127,9 @@ class StepLauncher:
         rows, num_tokens, num_needed = schedule.kept, schedule.num_tokens, schedule.num_needed_blocks
         self._last = None
         if rows is None:
-            started = self._start(schedule.rows)
+            started = self._start(schedule.rows) if schedule.has_starts else None
             order = table.slot.take(schedule.rows).argsort()
-            rows = StepRows.gather(table, schedule.rows, schedule.rows.take(order), self._completions)
+            rows = StepRows.gather(table, schedule.rows, schedule.rows.take(order), self._completions, self._tokens)
             num_tokens = num_tokens.take(order)
             num_needed = None if num_needed is None else num_needed.take(order)
         updates = self._extend(rows, num_needed)
@@ -158,15 +160,13 @@ class StepLauncher:
                 self._fork(row)
         return in_flight
 
-    def _start(self, rows: Int32) -> Started | None:
-        """Give slots to those of the rows that have none; what the runner must know of them, None if all had one."""
+    def _start(self, rows: Int32) -> Started:
+        """Give slots to those of the rows that have none; what the runner must know of them."""
         table = self._table
         started: list[SequenceTokens] = []
         slots: list[int] = []
-        for row, held in zip(rows.tolist(), table.slot.take(rows).tolist(), strict=True):
-            if held >= 0:
-                continue
-            self._last_slots = None  # the slot may have changed hands
+        self._last_slots = None  # these slots may have been another sequence's in the last step
+        for row in rows[table.slot.take(rows) < 0].tolist():
             table.start(row)
             completion, slot = self._completions[row], int(table.slot[row])
             tokens = completion.tokens
@@ -175,8 +175,6 @@ class StepLauncher:
             completion.request.scheduled()
             started.append(tokens)
             slots.append(slot)
-        if not started:
-            return None
         array = np.array(slots, np.int32)
         return Started(array, self._sampling.gather(array, np.zeros(len(array), np.int32)), started)
 
@@ -188,6 +186,8 @@ class StepLauncher:
         """
         slots, last_slots = rows.slots, self._last_slots
         is_same = last_slots is not None and (slots is last_slots or np.array_equal(slots, last_slots))
+        if is_same and last_slots is not None:
+            rows.slots = last_slots  # the same array, so that nobody compares again
         if num_needed is None:
             return _NO_UPDATES if is_same else None
         lacking = num_needed.nonzero()[0]

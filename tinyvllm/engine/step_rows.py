@@ -50,7 +50,12 @@ class StepRows:
 
     @classmethod
     def gather(
-        cls, table: SequenceTable, requested: Int32, rows: Int32, completions: Mapping[int, Completion]
+        cls,
+        table: SequenceTable,
+        requested: Int32,
+        rows: Int32,
+        completions: Mapping[int, Completion],
+        tokens: Mapping[int, SequenceTokens],
     ) -> StepRows:
         """What the columns hold for ``rows``.
 
@@ -58,9 +63,9 @@ class StepRows:
             table: the rows are running.
             requested: the same rows in the scheduler's order.
             rows: in order of slots.
-            completions: by row.
+            completions, tokens: by row.
         """
-        found = [completions[row] for row in rows.tolist()]
+        listed = rows.tolist()
         stop_ids = table.stop_ids.take(rows, axis=0)
         width = int(np.count_nonzero(np.maximum.reduce(stop_ids, axis=0) >= 0))  # they begin in the first column
         return cls(
@@ -72,8 +77,8 @@ class StepRows:
             num_tokens=table.num_tokens.take(rows),
             max_tokens=table.max_tokens.take(rows),
             arrival=table.arrival.take(rows),
-            completions=found,
-            tokens=[completion.tokens for completion in found],
+            completions=list(map(completions.__getitem__, listed)),
+            tokens=list(map(tokens.__getitem__, listed)),
             watched=table.is_watched.take(rows).nonzero()[0].tolist(),
             stop_ids=stop_ids[:, :width] if width else None,
         )

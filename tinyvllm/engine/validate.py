@@ -32,6 +32,7 @@ class CheckedSchedule:
         preempt: rows to be preempted first.
         num_needed_blocks: ``[B]``, blocks that each row lacks; None: no row lacks a block.
         is_decode: whether each row computes its newest token and no other.
+        has_starts: whether some of the rows have no slot yet.
         kept: the rows of the last step with their columns, if this step has the same; None: it does not.
     """
 
@@ -40,6 +41,7 @@ class CheckedSchedule:
     preempt: Int32
     num_needed_blocks: Int32 | None
     is_decode: bool
+    has_starts: bool = False
     kept: StepRows | None = None
 
 
@@ -104,8 +106,11 @@ def _checked(
 ) -> CheckedSchedule:
     _check_range(rows, table, scheduler, "rows")
     slots = table.slot.take(rows)
-    if int(slots.min()) >= 0:  # only running rows hold a slot, and no two the same
-        if len(set(slots.tolist())) != len(slots):
+    has_starts = int(np.minimum.reduce(slots)) < 0
+    if not has_starts:  # only running rows hold a slot, and no two the same
+        is_named = np.zeros(table.max_num_seqs, bool)
+        is_named[slots] = True
+        if np.count_nonzero(is_named) != len(slots):
             raise _broken(scheduler, "rows names a row twice")
     else:
         _check_starts(rows, preempt, table, scheduler)
@@ -114,13 +119,13 @@ def _checked(
     _check_tokens(rows, num_tokens, left, known < table.max_tokens.take(rows), table, scheduler)
     needed: Int32 = -(-(starts + num_tokens) // table.block_size) - table.num_blocks.take(rows)
     np.maximum(needed, 0, out=needed)
-    num_needed = int(needed.sum())
+    num_needed = int(np.add.reduce(needed))
     if num_needed > table.num_free_blocks:
         free = table.num_free_blocks + (table.blocks_freed_by(preempt) if len(preempt) else 0)
         if num_needed > free:
             raise _broken(scheduler, f"needs {num_needed} KV blocks, {free} are free")
-    is_decode = int(left.max()) == 1
-    return CheckedSchedule(rows, num_tokens, preempt, needed if num_needed else None, is_decode)
+    is_decode = int(np.maximum.reduce(left)) == 1
+    return CheckedSchedule(rows, num_tokens, preempt, needed if num_needed else None, is_decode, has_starts)
 
 
 def _from_mapping(decision: Mapping[object, object], table: SequenceTable, scheduler: PluginName) -> Schedule:
@@ -199,7 +204,7 @@ def _check_tokens(
     if not is_open.all():
         row = int(rows[np.argmin(is_open)])
         raise _broken(scheduler, f"schedules row {row}, whose last token is in flight")
-    if int(np.minimum.reduce(num_tokens)) < 1 or (num_tokens > left).any():
+    if int(np.minimum.reduce(num_tokens)) < 1 or np.count_nonzero(num_tokens > left):
         i = int(np.argmax((num_tokens < 1) | (num_tokens > left)))
         raise _broken(scheduler, f"gives row {int(rows[i])} {int(num_tokens[i])} tokens, expected 1 to {int(left[i])}")
     total = int(num_tokens.sum(dtype=np.int64))
