@@ -15,6 +15,7 @@ from typing import Any, cast
 import numpy as np
 
 import tinyvllm.kernels
+from tinyvllm.bench.device.chain import LLAMA_1B, ChainShape
 from tinyvllm.device import Buffer, Device, DeviceProperties, HostBuffer
 from tinyvllm.devices.nvrtc import ARCHITECTURES
 from tinyvllm.errors import ShapeError
@@ -44,8 +45,6 @@ from tinyvllm.kernels.silu_mul import SiluMul
 from tinyvllm.kernels.step_inputs import StepInputs
 from tinyvllm.kernels.tiling import BATCH_ROWS, SHARING_ROWS, invariant_tiling
 from tinyvllm_kernels.hopper import WIDE_RESIDUAL_ROWS, WIDE_ROWS
-
-from .decode_chain import LLAMA_1B, ChainShape
 
 KERNELS = Path(tinyvllm.kernels.__file__).parent
 EPS = 1e-5
