@@ -129,8 +129,15 @@ def run(config: Path, *arguments: str, **options: Any) -> subprocess.CompletedPr
 LINES = b'{"prompt": "a"}\n{"prompt": "b"}\n{"prompt": "c"}\n'
 
 
-@pytest.mark.parametrize("name", ["/dev/stdin", "/dev/fd/0"])
-@pytest.mark.parametrize("is_pipe", [True, False])
+@pytest.mark.parametrize(
+    ("name", "is_pipe"),
+    [
+        ("/dev/stdin", True),
+        ("/dev/fd/0", False),
+        pytest.param("/dev/fd/0", True, marks=pytest.mark.slow),
+        pytest.param("/dev/stdin", False, marks=pytest.mark.slow),
+    ],
+)
 def test_standard_input_is_read_to_its_end(config: Path, tmp_path: Path, name: str, is_pipe: bool) -> None:
     (tmp_path / "there.jsonl").write_bytes(LINES)
     with (tmp_path / "there.jsonl").open("rb") as file:
@@ -191,7 +198,15 @@ def test_a_pipe_that_there_is_no_room_for_is_a_matter_of_capacity(
     writer.join()
 
 
-@pytest.mark.parametrize("name", ["/dev/full", "/dev/null", "/dev/zero", "PIPE", "FOLDER", "/dev/stdout"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/dev/null",
+        "PIPE",
+        "FOLDER",
+        *[pytest.param(f"/dev/{x}", marks=pytest.mark.slow) for x in ("full", "zero", "stdout")],
+    ],
+)
 def test_what_is_no_file_is_refused_as_an_output_and_nothing_is_left_beside_it(
     config: Path, tmp_path: Path, name: str
 ) -> None:

@@ -77,7 +77,14 @@ def test_a_sanitizer_is_for_the_emulator(capsys: pytest.CaptureFixture[str]) -> 
     assert "--race and --sanitize run on the emulator, not on cpu" in capsys.readouterr().err
 
 
-def test_bench_times_the_cpu_and_writes_the_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bench_times_the_cpu_and_writes_the_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With less work than for numbers that somebody reads."""
+    monkeypatch.setattr("tinyvllm.bench.roofline._STREAM_BYTES", 1 << 24)
+    monkeypatch.setattr("tinyvllm.bench.roofline._MATRIX_SIZE", 256)
+    monkeypatch.setattr("tinyvllm.bench.kernels._COLD_BYTES", 1 << 24)
+    monkeypatch.setattr("tinyvllm.bench.kernels._MIN_SECONDS", 0.05)
     output = tmp_path / "linear.json"
     arguments = ["kernels", "bench", "linear", "--device", "cpu", "--rows", "1", "16", "--output-json", str(output)]
     assert main(arguments) == 0

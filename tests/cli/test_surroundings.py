@@ -67,7 +67,9 @@ def test_without_standard_error_results_are_the_same(redirection: str) -> None:
     assert shell(redirection, "foo").stdout == ""
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+@pytest.mark.parametrize(
+    "encoding", ["ascii", *[pytest.param(x, marks=pytest.mark.slow) for x in ("latin-1", "cp1252")]]
+)
 def test_what_standard_output_cannot_spell_is_escaped(encoding: str, tmp_path: Path) -> None:
     done = shell("", "generate", "Ω 12+7=", "--device", "cpu", "--temperature", "0", PYTHONIOENCODING=encoding)
     assert done.returncode == 0, done.stderr
@@ -84,7 +86,7 @@ def test_the_locale_c_without_utf_8_mode_is_no_error() -> None:
     assert (done.returncode, done.stdout) == (0, "> 12+7=\n19\n\n")
 
 
-@pytest.mark.parametrize("flags", [["-O"], ["-OO"]])
+@pytest.mark.parametrize("flags", [["-OO"], pytest.param(["-O"], marks=pytest.mark.slow)])
 def test_python_may_strip_docstrings_and_assertions(flags: list[str]) -> None:
     for arguments in (["--version"], ["--help"], ["generate", "--help"], GENERATE):
         command = [sys.executable, *flags, "-m", "tinyvllm", *arguments]
@@ -101,7 +103,7 @@ def test_a_current_folder_that_was_deleted_is_one_line(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (2, expected)
 
 
-@pytest.mark.parametrize("size_mib", [150, 190, 230, 260, 300])
+@pytest.mark.parametrize("size_mib", [190, 300, *[pytest.param(n, marks=pytest.mark.slow) for n in (150, 230, 260)]])
 def test_too_little_memory_is_one_line_and_exit_code_5(size_mib: int) -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (size_mib * 2**20, size_mib * 2**20))

@@ -3,6 +3,7 @@
 import contextlib
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,12 +26,27 @@ VALUES = st.recursive(
 SECTIONS = [name for name in Config.model_fields if name not in ("plugins", "model")]  # plugins would be imported
 
 
-@settings(max_examples=300)
-@given(st.dictionaries(st.sampled_from(SECTIONS), VALUES, max_size=6), st.lists(st.sampled_from(WORDS), max_size=2))
-def test_any_mapping_is_a_configuration_or_a_report(mapping: dict[str, Any], words: list[str]) -> None:
+MAPPINGS = st.dictionaries(st.sampled_from(SECTIONS), VALUES, max_size=6)
+OVERRIDDEN = st.lists(st.sampled_from(WORDS), max_size=2)
+
+
+def check_answer(mapping: dict[str, Any], words: list[str]) -> None:
     overrides = [f"{word}={{a: [1, x]}}" for word in words if word != "plugins"]
     with contextlib.suppress(TinyvllmError):
         config_from_mapping({"model": "demo", **mapping}, overrides=overrides)
+
+
+@settings(max_examples=80)
+@given(MAPPINGS, OVERRIDDEN)
+def test_any_mapping_is_a_configuration_or_a_report(mapping: dict[str, Any], words: list[str]) -> None:
+    check_answer(mapping, words)
+
+
+@pytest.mark.slow
+@settings(max_examples=1000)
+@given(MAPPINGS, OVERRIDDEN)
+def test_many_mappings_are_configurations_or_reports(mapping: dict[str, Any], words: list[str]) -> None:
+    check_answer(mapping, words)
 
 
 RIGHT = st.fixed_dictionaries(
@@ -50,9 +66,20 @@ RIGHT = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=200)
+@settings(max_examples=60)
 @given(RIGHT)
 def test_what_is_shown_of_any_configuration_reads_back_as_the_same(mapping: dict[str, Any]) -> None:
+    check_read_back(mapping)
+
+
+@pytest.mark.slow
+@settings(max_examples=1000)
+@given(RIGHT)
+def test_what_is_shown_of_many_configurations_reads_back_as_the_same(mapping: dict[str, Any]) -> None:
+    check_read_back(mapping)
+
+
+def check_read_back(mapping: dict[str, Any]) -> None:
     resolved = config_from_mapping({"model": "demo", **mapping})
     tree = parse_yaml(show(resolved).encode("utf-8", "surrogatepass"), "shown.yaml")
     assert tree.problems == []

@@ -240,7 +240,11 @@ MANY_MISTAKES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", MANY_MISTAKES)
+@pytest.mark.parametrize(
+    "kind",
+    [kind if kind in ("keys", "options", "prompts") else pytest.param(kind, marks=pytest.mark.slow)
+     for kind in MANY_MISTAKES],
+)  # fmt: skip
 def test_ninety_thousand_mistakes_are_reported_at_once(kind: str) -> None:
     begin = time.process_time()
     with pytest.raises(TinyvllmError) as caught:

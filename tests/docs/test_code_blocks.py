@@ -8,6 +8,7 @@ import sys
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -21,6 +22,10 @@ _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 # The two commands for a fresh clone: they make an environment and run these tests.
 _FRESH_CLONE = "python3 -m venv .venv"
 _SILENT = {"text", ""}
+_RUN_EACH = "import runpy, sys\nfor path in sys.argv[1:]: runpy.run_path(path, run_name='__main__')"
+"""In one process, which imports the package once; no block sees another's names."""
+_SLOW = ("--sanitize", "kernels bench")
+"""In a block that takes long: it compiles with sanitizers, or times."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +65,25 @@ def test_every_block_says_what_it_is() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_python_blocks_run_one_after_the_other(page: Path, tmp_path: Path) -> None:
+    scripts = []
     for block in (block for block in of("python") if block.page == page):
-        script = tmp_path / "block.py"
-        script.write_text("\n" * block.line + block.code)
-        done = subprocess.run([sys.executable, script], cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{block}\n{done.stderr}"
+        scripts.append(tmp_path / f"{page.stem} line {block.line}.py")
+        scripts[-1].write_text("\n" * block.line + block.code)
+    done = subprocess.run(
+        [sys.executable, "-c", _RUN_EACH, *scripts], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{page}\n{done.stderr}"
 
 
-@pytest.mark.parametrize("block", of("bash"), ids=str)
+def bash_blocks() -> list[Any]:
+    """All of them, those that take long marked as slow."""
+    return [
+        pytest.param(block, marks=pytest.mark.slow) if any(part in block.code for part in _SLOW) else block
+        for block in of("bash")
+    ]
+
+
+@pytest.mark.parametrize("block", bash_blocks(), ids=str)
 def test_bash_blocks_run_as_they_are(block: Block) -> None:
     if _FRESH_CLONE in block.code:
         assert subprocess.run(["bash", "-n"], input=block.code, text=True, check=False).returncode == 0

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from tinyvllm.batch import NO_LOGPROBS, SamplingRows
+from tinyvllm.batch import SamplingRows
 from tinyvllm.device import Argument, Array, Buffer, Gpu
 from tinyvllm.reference.philox import random_words
 from tinyvllm.reference.sampling import SamplingColumns, scaled
 from tinyvllm.shapes import Float32, Int32
 from tinyvllm.slots import NO_RULES, SampledBuffers, SlotParameters
+from tinyvllm.testing.sampling_rows import rows_of as rows_of
 from tinyvllm_samplers.gpu.sample import Sample
 
 from .support import F32_ROUNDOFF, Float64, get, once, poisoned, put
@@ -34,25 +35,6 @@ PADDING = -1
 PHILOX_WORDS = Path(__file__).with_name("philox_words.cu")
 
 make_sample = once(Sample)
-
-
-def rows_of(num_rows: int, **columns: Any) -> SamplingRows:
-    """Columns broadcast from scalars; by default plain sampling at temperature 1, position = row."""
-    defaults: dict[str, Any] = {
-        "temperature": 1, "top_p": 1, "top_k": 0, "min_p": 0, "presence_penalty": 0, "frequency_penalty": 0,
-        "repetition_penalty": 1, "seed": 0, "completion_index": 0, "position": np.arange(num_rows),
-        "num_logprobs": NO_LOGPROBS, "has_rules": False,
-    }  # fmt: skip
-    kinds = {"top_k": np.int32, "seed": np.uint64, "has_rules": np.bool_} | dict.fromkeys(
-        ("completion_index", "position", "num_logprobs"), np.int32
-    )
-    assert columns.keys() <= defaults.keys()
-    return SamplingRows(
-        **{
-            name: np.broadcast_to(np.asarray(value, kinds.get(name, np.float32)), (num_rows,)).copy()
-            for name, value in (defaults | columns).items()
-        }
-    )
 
 
 def take(rows: SamplingRows, pick: Any) -> SamplingRows:

@@ -80,8 +80,8 @@ def test_other_models_and_settings_compile_for_every_architecture_without_spills
 
 
 def other_sources() -> list[Path]:
-    """Sources that are no part of the package: those of tests, examples and plugins."""
-    folders = (ROOT / "plugins", ROOT / "tests", ROOT / "configs")
+    """Sources that no launcher compiles: those of benchmarks, tests, examples and plugins."""
+    folders = (ROOT / "tinyvllm" / "bench", ROOT / "plugins", ROOT / "tests", ROOT / "configs")
     return sorted(path for folder in folders for path in folder.rglob("*.cu"))
 
 

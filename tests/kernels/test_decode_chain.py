@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tinyvllm.bench.device.chain import ChainShape, ChainWeights, DecodeChain
 from tinyvllm.device import Array, Gpu
 
-from .decode_chain import ChainShape, ChainWeights, DecodeChain
 from .support import get
 
 SHAPE = ChainShape(2, 192, 4, 2, 64, 64, 300)

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from tinyvllm.bench.device.chain import LLAMA_1B, ChainShape
 from tinyvllm.device import Buffer, DeviceProperties, Gpu, HostBuffer
 from tinyvllm.devices.nvrtc import ARCHITECTURES
 from tinyvllm.errors import ShapeError
@@ -43,8 +44,6 @@ from tinyvllm_samplers.gpu.logprobs import Logprobs
 from tinyvllm_samplers.gpu.penalties import Penalties
 from tinyvllm_samplers.gpu.sample import Sample
 from tinyvllm_samplers.gpu.sample_rules import RuleState
-
-from .decode_chain import LLAMA_1B, ChainShape
 
 EPS = 1e-5
 BLOCK_SIZE, MAX_BATCH, MAX_CONTEXT = 16, 256, 4096

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tinyvllm.device import Device
+from tinyvllm.device import Device, Gpu
 from tinyvllm.devices.cpu import CpuDevice
+from tinyvllm.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,3 +51,16 @@ def open_device(name: str, *, batch_invariant: bool) -> Device:
     from tinyvllm.devices.cuda import CudaDevice
 
     return CudaDevice(batch_invariant=batch_invariant)
+
+
+def open_gpu(name: str, *, batch_invariant: bool = False) -> Gpu:
+    """The emulator, or the first GPU, for a command that launches kernels itself.
+
+    Raises:
+        ConfigError: the device launches no kernels.
+        DeviceError: what is missing, and how to install it.
+    """
+    device = open_device(name, batch_invariant=batch_invariant)
+    if not isinstance(device, Gpu):
+        raise ConfigError(f"device {name} launches no kernels; use emulator or cuda")
+    return device

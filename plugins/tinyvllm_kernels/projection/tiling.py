@@ -1,6 +1,6 @@
 """How a projection is cut up: which core, how many warps and rows, how much in flight. Knows nothing of buffers.
 
-The defaults are for one H200-like card and the shapes of small models; ``tests/kernels/bench_decode_chain.py`` tries
+The defaults are for one H200-like card and the shapes of small models; ``tinyvllm/bench/device/decode_chain.py`` tries
 others. They depend on the sizes of the layer and on ``batch_rows``, never on the number of rows of a call, so that a
 row's bits do not either.
 """
@@ -218,7 +218,7 @@ def _tensor_core_tiling(
 ) -> Tiling:
     """As many weight rows a block as leave one for each SM: every block reads all of x.
 
-    Timed with ``python -m tests.kernels.bench_decode_chain --rows 8 --variants`` and likewise 16 and 32, on an H200.
+    Timed with ``python -m tinyvllm.bench.device.decode_chain --rows 8 --variants`` and likewise 16 and 32, on an H200.
     """
     if batch_rows in LARGE_BATCH_ROWS:
         cut = _tensor_core_tiling(size_k, BATCH_ROWS[-1], num_outputs, blocks_per_sm, may_split=may_split)

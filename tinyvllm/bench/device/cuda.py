@@ -1,4 +1,4 @@
-"""Times the CUDA device itself, ``python -m tests.devices.bench_cuda``: launches, graphs, copies, products.
+"""Times the CUDA device itself, ``python -m tinyvllm.bench.device.cuda``: launches, graphs, copies, products.
 
 The products are those of Llama 3.2 1B on random weights. Each is replayed in a graph over copies of the weight that
 together are several times the card's cache; bytes are those of the three matrices, each counted once.
@@ -14,11 +14,11 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from tinyvllm.bench.roofline import measure
 from tinyvllm.device import Argument, Buffer
 from tinyvllm.devices.cuda import CudaDevice, probe
 from tinyvllm.devices.cuda.gemm import shape_of
 
-SAMPLES = Path(__file__).resolve().parent.parent / "emulator" / "kernels"
 BF16 = np.dtype(ml_dtypes.bfloat16)
 PRODUCTS = {"qkv": (3072, 2048), "o": (2048, 2048), "gate+up": (16384, 2048), "down": (2048, 8192),
             "lm_head": (128256, 2048)}  # fmt: skip
@@ -28,17 +28,11 @@ ROWS = (1, 8, 32, 64, 128, 256, 1024)
 def main() -> None:
     """Prints the tables; ``--no-tune`` leaves out the tuned column."""
     cuda = CudaDevice()
-    bandwidth = measure_bandwidth(cuda)
+    bandwidth = measure(cuda).bandwidth
     print(f"read and write of 2 GiB by a copy on the card: {bandwidth / 1e12:.2f} TB/s")
     time_host(cuda)
     time_products(cuda, bandwidth, is_tuning="--no-tune" not in sys.argv)
     print(probe())
-
-
-def measure_bandwidth(cuda: CudaDevice) -> float:
-    """Bytes read and written per second by a copy on the card."""
-    source, target = (cuda.memory.alloc((1 << 30,), np.uint8) for _ in range(2))
-    return 2 * source.nbytes / (1e-6 * cuda.time_us(lambda: cuda.memory.copy(target, source), in_graph=False))
 
 
 def host_us(work: Callable[[], object], finish: Callable[[], None], repeats: int = 300) -> float:
@@ -55,13 +49,12 @@ def host_us(work: Callable[[], object], finish: Callable[[], None], repeats: int
 
 def time_host(cuda: CudaDevice) -> None:
     """What the host pays for each call, and what the card pays for each node of a graph."""
-    module = cuda.compile(SAMPLES / "dependent.cu")
-    produce, size = module.function("produce"), 1024
+    scale, size = cuda.compile(Path(__file__).with_name("scale.cu")).function("scale"), 1024
     y, x = (cuda.memory.alloc((size,), np.float32) for _ in range(2))
     arguments: list[Argument] = [y, x, np.float32(1), np.int32(size)]
 
     def launch(pdl: bool = False) -> None:
-        cuda.launch(produce, (4, 1, 1), (256, 1, 1), arguments, pdl=pdl)
+        cuda.launch(scale, (4, 1, 1), (256, 1, 1), arguments, pdl=pdl)
 
     def launches(pdl: bool) -> None:
         for _ in range(83):

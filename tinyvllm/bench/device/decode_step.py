@@ -1,6 +1,6 @@
 """Tells which kernel of a decode step costs what, run by hand on a GPU::
 
-    python -m tests.kernels.bench_step --batch-size 1 32 128 256
+    python -m tinyvllm.bench.device.decode_step --batch-size 1 32 128 256
 
 Drives the engine to a step in which every sequence decodes, writes down every launch and matrix product of that step
 with its arguments, and times them again by kernel: a graph with all launches of that name, in order, with the weights
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from tests.kernels.bench_attention import time_us
+from tinyvllm.bench.device.timing import time_us
 from tinyvllm.bench.workload import uniform_jobs
 from tinyvllm.device import Buffer, Gpu, TensorMap
 from tinyvllm.llm import LLM
@@ -134,7 +134,7 @@ def _weight(name: str, arguments: Sequence[Any]) -> Buffer | None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.kernels.bench_step", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tinyvllm.bench.device.decode_step", description=__doc__)
     parser.add_argument("--model", default="configs/llama-3.2-1b-shape")
     parser.add_argument("--device", default="cuda", choices=("cuda", "emulator"))
     parser.add_argument("--batch-size", type=int, nargs="+", default=[1, 32, 128, 256])

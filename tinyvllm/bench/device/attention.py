@@ -1,6 +1,6 @@
 """Times the attention kernels alone in the shape of Llama 3.2 1B, run by hand on a GPU::
 
-    python -m tests.kernels.bench_attention
+    python -m tinyvllm.bench.device.attention
 
 Random queries, keys and values, blocks permuted. A graph holds one launch for each of 16 layers with caches of their
 own, 0.5 GB and more together from 16 sequences on, so that no cache of the card holds them; fewer sequences are found
@@ -11,49 +11,20 @@ fraction of what a copy on the card reaches in the same run, for prefill operati
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable, Sequence
-from statistics import median
+from collections.abc import Sequence
 
 import ml_dtypes
 import numpy as np
 
+from tinyvllm.bench.device.launchers import AttentionDecode, AttentionPrefill, AttentionSizes, decode_bytes
+from tinyvllm.bench.device.timing import time_us
 from tinyvllm.bench.roofline import Machine, measure
-from tinyvllm.device import Array, Buffer, Gpu
-from tinyvllm_attention.gpu.attention_decode import AttentionDecode, decode_bytes
-from tinyvllm_attention.gpu.attention_prefill import AttentionPrefill
-from tinyvllm_attention.gpu.attention_sizes import AttentionSizes
+from tinyvllm.device import Buffer, Gpu
+from tinyvllm.start.devices import open_gpu
+from tinyvllm.testing.case import Bench
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 NUM_LAYERS = 16
-
-
-def device_of(name: str) -> Gpu:
-    """The emulator or the first GPU."""
-    if name == "emulator":
-        from tinyvllm.devices.emulator.device import EmulatorDevice
-
-        return EmulatorDevice()
-    from tinyvllm.devices.cuda import CudaDevice
-
-    return CudaDevice()
-
-
-def time_us(device: Gpu, work: Callable[[], None], repeats: int) -> float:
-    """Median microseconds of what ``work`` queues, as a graph; by the host's clock where the device has none."""
-    work()
-    device.synchronize()
-    if hasattr(device, "time_us"):
-        return float(device.time_us(work, repeats))
-    with device.capture() as graph:
-        work()
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        graph.replay()
-        device.synchronize()
-        times.append(time.perf_counter() - began)
-    return 1e6 * median(times)
 
 
 class Caches:
@@ -68,30 +39,23 @@ class Caches:
     """
 
     def __init__(self, device: Gpu, sizes: AttentionSizes, batch: int, context_len: int, num_layers: int) -> None:
-        rng = np.random.default_rng(0)
+        rng, put = np.random.default_rng(0), Bench(device).put
         num_blocks = -(-context_len // sizes.block_size)
         shape = (batch * num_blocks, sizes.num_kv_heads, sizes.block_size, sizes.head_dim)
         values = rng.standard_normal(1 << 20, np.float32).astype(BF16)
         random = np.resize(values, shape)
-        self.layers = [(put(device, random), put(device, random)) for _ in range(num_layers)]
+        self.layers = [(put(random), put(random)) for _ in range(num_layers)]
         tables = np.zeros((batch, -(-sizes.max_context_len // sizes.block_size)), np.int32)
         tables[:, :num_blocks] = rng.permutation(batch * num_blocks).reshape(batch, num_blocks)
-        self.tables = put(device, tables)
-        self.context_lens = put(device, np.full(batch, context_len, np.int32))
-
-
-def put(device: Gpu, array: Array) -> Buffer:
-    """The array on the device."""
-    buffer = device.memory.alloc(array.shape, array.dtype)
-    device.memory.upload(buffer, array)
-    return buffer
+        self.tables = put(tables)
+        self.context_lens = put(np.full(batch, context_len, np.int32))
 
 
 def queries(device: Gpu, sizes: AttentionSizes, num_tokens: int) -> tuple[Buffer, Buffer]:
     """Rows out, and random queries."""
     shape = (num_tokens, sizes.num_heads, sizes.head_dim)
     random = np.random.default_rng(1).standard_normal(shape, np.float32).astype(BF16)
-    return device.memory.alloc(shape, BF16), put(device, random)
+    return device.memory.alloc(shape, BF16), Bench(device).put(random)
 
 
 def decode_us(device: Gpu, sizes: AttentionSizes, batch: int, context_len: int, options: argparse.Namespace) -> float:
@@ -112,7 +76,7 @@ def prefill_us(device: Gpu, sizes: AttentionSizes, num_tokens: int, options: arg
     caches = Caches(device, sizes, 1, num_tokens, options.num_layers)
     out, query = queries(device, sizes, num_tokens)
     attend = AttentionPrefill(device, sizes=sizes)
-    cu_seqlens_q = put(device, np.array([0, num_tokens], np.int32))
+    cu_seqlens_q = Bench(device).put(np.array([0, num_tokens], np.int32))
 
     def layers() -> None:
         for i, (keys, values) in enumerate(caches.layers):
@@ -123,7 +87,7 @@ def prefill_us(device: Gpu, sizes: AttentionSizes, num_tokens: int, options: arg
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.kernels.bench_attention", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tinyvllm.bench.device.attention", description=__doc__)
     parser.add_argument("--device", default="cuda", choices=("cuda", "emulator"))
     parser.add_argument("--batch-size", type=int, nargs="+", default=[1, 8, 32, 64, 128, 256])
     parser.add_argument("--context-len", type=int, nargs="+", default=[1024])
@@ -134,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-invariant", action="store_true")
     parser.add_argument("--repeats", type=int, default=20)
     options = parser.parse_args(arguments)
-    device = device_of(options.device)
+    device = open_gpu(options.device, batch_invariant=options.batch_invariant)
     machine = measure(device) if hasattr(device, "time_us") else Machine(1.0, 1.0, "emulator")
     print(
         f"{device.properties.name}: copy {machine.bandwidth / 1e12:.2f} TB/s, "

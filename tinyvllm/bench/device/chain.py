@@ -1,6 +1,6 @@
 """The decode step of a Llama as a chain of kernels, with random weights and a slot where attention would go.
 
-Used by the test that holds dependent launches against separate ones, and by the benchmark.
+Timed by ``decode_chain``; a test holds its dependent launches against separate ones.
 """
 
 from __future__ import annotations
@@ -11,15 +11,10 @@ from functools import partial
 
 import numpy as np
 
+from tinyvllm.bench.device.launchers import Embedding, GateUpSilu, LinearResidual, LmHeadArgmax, QkvRopeAppend, Tiling
 from tinyvllm.device import Array, Buffer, Gpu, Shape
-from tinyvllm_kernels.projection.gate_up_silu import GateUpSilu
-from tinyvllm_kernels.projection.linear_residual import LinearResidual
-from tinyvllm_kernels.projection.lm_head import LmHeadArgmax
-from tinyvllm_kernels.projection.qkv_rope_append import QkvRopeAppend
-from tinyvllm_kernels.projection.tiling import Tiling
-from tinyvllm_kernels.rows.embedding import Embedding
-
-from .support import BF16, bf16
+from tinyvllm.testing.case import Bench
+from tinyvllm.testing.numbers import BF16, bf16
 
 EPS = 1e-5
 BLOCK_SIZE = 16
@@ -70,27 +65,22 @@ class ChainWeights:
     """
 
     def __init__(self, device: Gpu, shape: ChainShape, seed: int = 0) -> None:
-        rng = np.random.default_rng(seed)
+        rng, put = np.random.default_rng(seed), Bench(device).put
         pool = bf16(rng.standard_normal(_POOL_ELEMENTS if shape.hidden_size >= 1024 else 1 << 16) * 0.02)
         self.shape = shape
 
         def random(size: Shape) -> Buffer:
             start = int(rng.integers(0, pool.size))
             values: Array = np.resize(np.roll(pool, -start), size)
-            return _put(device, values)
+            buffer: Buffer = put(values)
+            return buffer
 
         self.layers = [
             {name: random(size) for name, size in shape.weights.items() if name != "lm_head"}
             for _ in range(shape.num_layers)
         ]
         self.table = random(shape.weights["lm_head"])
-        self.norm = _put(device, bf16(rng.uniform(0.5, 1.5, shape.hidden_size)))
-
-
-def _put(device: Gpu, values: Array) -> Buffer:
-    buffer = device.memory.alloc(values.shape, values.dtype)
-    device.memory.upload(buffer, values)
-    return buffer
+        self.norm = put(bf16(rng.uniform(0.5, 1.5, shape.hidden_size)))
 
 
 class DecodeChain:
@@ -141,19 +131,19 @@ class DecodeChain:
         )  # fmt: skip
 
     def _allocate(self, device: Gpu, shape: ChainShape, rows: int) -> None:
-        memory = device.memory
+        memory, put = device.memory, Bench(device).put
         cache = (NUM_BLOCKS, shape.num_kv_heads, BLOCK_SIZE, shape.head_dim)
         self.caches = [(memory.alloc(cache, BF16), memory.alloc(cache, BF16)) for _ in range(shape.num_layers)]
         self.residual = memory.alloc((rows, shape.hidden_size), BF16)
         self.query = memory.alloc((rows, shape.num_heads, shape.head_dim), BF16)
         self._activation = memory.alloc((rows, shape.intermediate_size), BF16)
-        self.token_ids = _put(device, np.arange(rows, dtype=np.int32))
-        self._positions = _put(device, np.arange(rows, dtype=np.int32) + 7)
-        self._slots = _put(device, np.arange(rows, dtype=np.int32) + 3)
+        self.token_ids = put(np.arange(rows, dtype=np.int32))
+        self._positions = put(np.arange(rows, dtype=np.int32) + 7)
+        self._slots = put(np.arange(rows, dtype=np.int32) + 3)
         half = shape.head_dim // 2
         angles = np.arange(NUM_POSITIONS)[:, None] * 10000.0 ** (-np.arange(half) / half)
-        self._cos = _put(device, np.cos(angles).astype(np.float32))
-        self._sin = _put(device, np.sin(angles).astype(np.float32))
+        self._cos = put(np.cos(angles).astype(np.float32))
+        self._sin = put(np.sin(angles).astype(np.float32))
 
     def launches(self) -> Iterator[tuple[str, Callable[[], None]]]:
         """Every launch of a step in order, by name."""

@@ -1,6 +1,6 @@
 """Times drawing a token a row on the device, run by hand on a GPU::
 
-    python -m tests.kernels.bench_sampling
+    python -m tinyvllm.bench.device.sampling
 
 Logits are normal with the deviation ``--sigma``: 0.9 is what random weights give, where top_p keeps most of the
 vocabulary; 4 is as peaked as a trained model's. A graph holds a call for each of several positions, so that rows are
@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from tests.kernels.bench_attention import device_of, put, time_us
-from tests.kernels.sampling import rows_of
+from tinyvllm.bench.device.launchers import Logprobs, Sample
+from tinyvllm.bench.device.timing import time_us
 from tinyvllm.device import Gpu
 from tinyvllm.slots import LogprobBuffers, SampledBuffers, SlotParameters
-from tinyvllm_samplers.gpu.logprobs import Logprobs
-from tinyvllm_samplers.gpu.sample import Sample
+from tinyvllm.start.devices import open_gpu
+from tinyvllm.testing.case import Bench
+from tinyvllm.testing.sampling_rows import rows_of
 
 CUTS: dict[str, dict[str, Any]] = {
     "none": {},
@@ -33,18 +34,16 @@ CUTS: dict[str, dict[str, Any]] = {
 }
 
 
-class Bench:
+class Rows:
     """Logits of so many rows, and what is needed to draw from them at several positions."""
 
     def __init__(self, device: Gpu, num_rows: int, sigma: float, options: argparse.Namespace) -> None:
-        rng = np.random.default_rng(num_rows)
+        rng, put = np.random.default_rng(num_rows), Bench(device).put
         logits = rng.standard_normal((num_rows, options.vocab_size), np.float32) * np.float32(sigma)
         self.device, self.num_rows, self.options = device, num_rows, options
-        self.logits = put(device, logits)
-        self.slots = put(device, np.arange(num_rows, dtype=np.int32))
-        self.positions = [
-            put(device, np.arange(i, i + num_rows, dtype=np.int32)) for i in range(0, options.calls * 1000, 1000)
-        ]
+        self.logits = put(logits)
+        self.slots = put(np.arange(num_rows, dtype=np.int32))
+        self.positions = [put(np.arange(i, i + num_rows, dtype=np.int32)) for i in range(0, options.calls * 1000, 1000)]
         self.columns = SlotParameters(device, num_rows)
         self.sample = Sample(device, vocab_size=options.vocab_size, max_rows=num_rows)
         self.out = SampledBuffers.allocate(device, num_rows)
@@ -77,7 +76,7 @@ class Bench:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.kernels.bench_sampling", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tinyvllm.bench.device.sampling", description=__doc__)
     parser.add_argument("--device", default="cuda", choices=("cuda", "emulator"))
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 64, 256])
     parser.add_argument("--sigma", type=float, nargs="+", default=[0.9, 4.0])
@@ -87,11 +86,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--logprobs", type=int, nargs="*", default=[0, 20], help="tokens listed")
     parser.add_argument("--repeats", type=int, default=20)
     options = parser.parse_args(arguments)
-    device = device_of(options.device)
+    device = open_gpu(options.device)
     print(f"{device.properties.name}: vocabulary {options.vocab_size}, temperature {options.temperature}")
     for num_rows in options.rows:
         for sigma in options.sigma:
-            bench = Bench(device, num_rows, sigma, options)
+            bench = Rows(device, num_rows, sigma, options)
             times = {name: bench.sample_us(cut) for name, cut in CUTS.items()}
             times |= {f"logprobs {k}": bench.logprobs_us(k) for k in options.logprobs}
             columns = "  ".join(f"{name}: {us:7.1f}" for name, us in times.items())

@@ -1,6 +1,6 @@
 """Times the kernels of a decode step in the shape of Llama 3.2 1B, run by hand on a GPU::
 
-    python -m tests.kernels.bench_decode_chain --rows 1 --variants
+    python -m tinyvllm.bench.device.decode_chain --rows 1 --variants
 
 Random weights; every kernel streams the weights of its 16 layers in turn, 200 MB and more, so that no cache holds them.
 Prints microseconds for each kernel in a graph of dependent launches, its bandwidth, and that of the whole chain.
@@ -13,12 +13,11 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from tinyvllm.bench.device.chain import KERNELS, LLAMA_1B, ChainShape, ChainWeights, DecodeChain
+from tinyvllm.bench.device.launchers import Tiling, choose_tiling, rows_tier
 from tinyvllm.device import Gpu, Graph
 from tinyvllm.errors import TinyvllmError
-from tinyvllm_kernels.projection.tiling import Tiling, choose_tiling, rows_tier
-
-from .conftest import open_device
-from .decode_chain import KERNELS, LLAMA_1B, ChainShape, ChainWeights, DecodeChain
+from tinyvllm.start.devices import open_gpu
 
 PEAK_BYTES_PER_S = 4.29e12  # a read-only stream on an H200
 TINY = ChainShape(2, 192, 4, 2, 64, 64, 300)
@@ -137,7 +136,7 @@ def best_of_variants(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.kernels.bench_decode_chain", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tinyvllm.bench.device.decode_chain", description=__doc__)
     parser.add_argument("--device", default="cuda", choices=("cuda", "emulator"))
     parser.add_argument("--rows", type=int, default=1, help="sequences in the batch, up to 32")
     parser.add_argument("--variants", action="store_true", help="try every tiling of every kernel, then the best")
@@ -147,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--tiny", action="store_true", help="a model of a few kilobytes: does the script run")
     options = parser.parse_args(arguments)
-    device = open_device(options.device)
+    device = open_gpu(options.device)
     shape = TINY if options.tiny else LLAMA_1B
     print(f"{device.properties.name}, {options.rows} rows, {shape}, pdl {not options.no_pdl}")
     weights = ChainWeights(device, shape)
