@@ -245,10 +245,12 @@ class BoundAttention(Protocol):
     def host_plan(self, batch: Batch) -> Int32 | None:
         """What is worth computing of a step's arrays while they are on the host: ``[N]`` int32, or None.
 
-        Called before every step. ``N`` is the same for all steps; the array is uploaded with the step's own.
+        Called before every step. ``N`` is the same for all steps; the array goes up with the step's own. On a GPU it is
+        called at the start too, with a step that has no token: what that gives goes with steps of padding alone, and if
+        that is None it is not called again.
 
         Args:
-            batch: the arrays of the step, read-only, without padding.
+            batch: the arrays of the step, read-only, without padding; a token that the host has not seen is negative.
         """
         ...
 
@@ -575,9 +577,7 @@ class BindContext:
     @property
     def gpu(self) -> Gpu:
         """The device, for a kernel that serves nothing but GPUs."""
-        device = self.workspace.device
-        assert isinstance(device, Gpu), f"no kernel is launched on {self.spec.device}"
-        return device
+        return self.workspace.gpu
 
     @property
     def linear(self) -> LinearSpec:

@@ -49,7 +49,14 @@ def linear_of(weight: Array, bias: Array | None = None, scheme: str = ROWS) -> L
 
 @dataclass(frozen=True, slots=True)
 class LinearSpec:
-    """A linear layer without its weights; see :class:`Linear`."""
+    """A linear layer without its weights; see :class:`Linear`.
+
+    Attributes:
+        scheme: how the weight is stored.
+        in_features: length of a row that goes in.
+        out_features: length of a row that comes out.
+        has_bias: whether there is one.
+    """
 
     scheme: str
     in_features: int

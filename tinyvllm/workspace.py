@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy.typing as npt
 
-from tinyvllm.device import Device, Shape, Tensor
+from tinyvllm.device import Device, Gpu, Shape, Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,12 @@ class Workspace:
     def __init__(self, device: Device, limits: StepLimits) -> None:
         self.device, self.limits = device, limits
         self._buffers: dict[tuple[str, Shape, object], Tensor] = {}
+
+    @property
+    def gpu(self) -> Gpu:
+        """The device, for what launches kernels and so runs nowhere else."""
+        assert isinstance(self.device, Gpu), f"no kernel is launched on {self.device.name}"
+        return self.device
 
     def buffer(self, name: str, shape: Shape, dtype: npt.DTypeLike | None = None) -> Tensor:
         """Memory between the parts of an op: the same for the same name, shape and dtype, whichever op asks.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tinyvllm.batch import Batch, BatchTensors
-from tinyvllm.device import Gpu, Tensor
+from tinyvllm.device import Tensor
 from tinyvllm.interfaces import AttentionCall, AttentionContext, AttentionSpec
 from tinyvllm.shapes import Int32
 from tinyvllm.workspace import StepLimits
@@ -22,8 +22,7 @@ class PagedOnGpu:
     """
 
     def __init__(self, context: AttentionContext) -> None:
-        device, limits = context.workspace.device, context.workspace.limits
-        assert isinstance(device, Gpu), f"no kernel is launched on {device.name}"
+        device, limits = context.workspace.gpu, context.workspace.limits
         sizes = {spec: _sizes(spec, limits) for spec in context.specs}
         self._decode = {spec: AttentionDecode(device, sizes=each) for spec, each in sizes.items()}
         self._prefill = {spec: AttentionPrefill(device, sizes=each) for spec, each in sizes.items()}

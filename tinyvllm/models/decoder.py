@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tinyvllm.batch import Batch, BatchTensors, LayerCache, protected
+from tinyvllm.batch import BatchTensors, LayerCache, protected
 from tinyvllm.device import FLOAT32, Tensor
 from tinyvllm.interfaces import AttentionCall, AttentionSpec, BoundAttention
 from tinyvllm.layers import AttentionProjection, HeadSpec, Linear, Norm, linear_of
@@ -17,7 +17,7 @@ from tinyvllm.models.rotary import RotaryConfig
 from tinyvllm.models.weights import WeightReader, tensors_read
 from tinyvllm.ops.compositions import BoundOp
 from tinyvllm.ops.table import OpTable
-from tinyvllm.shapes import Int32, ModelShape
+from tinyvllm.shapes import ModelShape
 from tinyvllm.workspace import Workspace
 
 
@@ -187,17 +187,13 @@ class Decoder:
         """``V``."""
         return self._shape.vocab_size
 
-    def host_plan(self, batch: Batch) -> Int32 | None:
-        """What the attention wants to compute of a step's arrays on the host."""
-        return self._attention.host_plan(batch)
-
-    def forward(self, batch: BatchTensors, caches: Sequence[LayerCache], host_plan: Tensor | None = None) -> None:
+    def forward(self, batch: BatchTensors, caches: Sequence[LayerCache], host_plan: Tensor | None) -> None:
         """Compute all layers, on a GPU: queue them; the residual stream stays in a tensor of the decoder.
 
         Args:
             batch: the step.
             caches: of each layer; they take the step's keys and values.
-            host_plan: what :meth:`host_plan` returned for the step, on the device.
+            host_plan: what the attention computed of the step's arrays on the host, on the device.
         """
         s, num_tokens = self._shape, batch.num_tokens
         x, active, mixed = self._x[:num_tokens], self._active[:num_tokens], self._mixed[:num_tokens]

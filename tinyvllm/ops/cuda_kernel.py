@@ -1,4 +1,4 @@
-"""What an author of a kernel needs: a ``.cu`` file of one's own as the implementation of an op, in a few lines.
+"""What authors of kernels need: a ``.cu`` file of one's own, as the implementation of an op in a few lines.
 
     def rms_norm(kernel, out, x, norm):
         kernel.launch("my_rms_norm", x.shape[0], 256, (out, x, norm.weight, x.shape[1], norm.eps))
@@ -7,7 +7,8 @@
     def register_kernels():
         return [cuda_kernel("mine", "rms_norm", Path(__file__).with_name("my_rms_norm.cu"), rms_norm)]
 
-The source includes ``tinyvllm/prelude.cuh`` and no CUDA header; it runs on ``cuda`` and on the ``emulator``.
+The source includes ``tinyvllm/prelude.cuh`` and no CUDA header; it runs on ``cuda`` and on the ``emulator``. Plugins of
+other sockets compile and launch their sources by :class:`CudaSource`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from tinyvllm.errors import PluginError
 from tinyvllm.interfaces import API_VERSION as INTERFACE_VERSION
 from tinyvllm.interfaces import BindContext, Kernel, OpSpec, Options, Plugin, PluginContext
 from tinyvllm.ops.catalogue import OPS
+from tinyvllm.workspace import Workspace
 
 LaunchArgument: TypeAlias = Argument | int | float
 """An argument of a kernel; an int goes as ``int``, a float as ``float``, a NumPy scalar as its own type."""
@@ -32,22 +34,19 @@ LaunchArgument: TypeAlias = Argument | int | float
 _STATIC_BYTES = 48 * 1024
 
 
-class BoundKernel:
-    """A compiled source, bound to one op of one engine.
+class CudaSource:
+    """A ``.cu`` file, compiled for the device of an engine.
 
-    Attributes:
-        spec: what it serves: device, model, block size.
-        workspace: the device, the limits of a step, and memory between kernels (``workspace.buffer``).
-        options: of the plugin, validated.
+    Args:
+        source: the file.
+        workspace: of the engine; its device is a GPU, or the emulator of one.
+        defines: preprocessor macros.
+    Raises:
+        KernelError: the compiler refuses the source.
     """
 
-    def __init__(self, source: Path, context: BindContext, options: Any, defines: Mapping[str, str | int]) -> None:
-        """
-        Raises:
-            KernelError: the compiler refuses the source.
-        """
-        self.spec, self.workspace, self.options = context.spec, context.workspace, options
-        self._gpu = context.gpu
+    def __init__(self, source: Path, workspace: Workspace, defines: Mapping[str, str | int] | None = None) -> None:
+        self._gpu = workspace.gpu
         self._module = self._gpu.compile(source, defines)
         self._functions: dict[tuple[str, int], Function] = {}
 
@@ -90,6 +89,20 @@ class BoundKernel:
             shared_bytes=shared_bytes,
             pdl=pdl,
         )
+
+
+class BoundKernel(CudaSource):
+    """A compiled source, bound to one op of one engine.
+
+    Attributes:
+        spec: what it serves: device, model, block size.
+        workspace: the device, the limits of a step, and memory between kernels (``workspace.buffer``).
+        options: of the plugin, validated.
+    """
+
+    def __init__(self, source: Path, context: BindContext, options: Any, defines: Mapping[str, str | int]) -> None:
+        super().__init__(source, context.workspace, defines)
+        self.spec, self.workspace, self.options = context.spec, context.workspace, options
 
 
 def cuda_kernel(

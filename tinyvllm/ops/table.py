@@ -9,7 +9,7 @@ from typing import TypeAlias
 from tinyvllm._nearest import did_you_mean
 from tinyvllm.errors import ConfigError, PluginError
 from tinyvllm.interfaces import BindContext, Kernel, OpSpec, PreparingKernel
-from tinyvllm.layers import AttentionProjection, HeadSpec, Linear
+from tinyvllm.layers import ROWS, AttentionProjection, HeadSpec, Linear
 from tinyvllm.ops.catalogue import OPS, parts_of
 from tinyvllm.ops.compositions import BoundOp
 from tinyvllm.workspace import Workspace
@@ -27,11 +27,24 @@ _Key: TypeAlias = tuple[str, OpSpec]
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """One line of the start-up report: who serves an op, and why."""
+    """One line of the start-up report: who serves an op, and why.
+
+    Attributes:
+        op: the op.
+        implementation: a plugin's name, or the parts that a fused op is made of.
+        reason: why this one.
+        scheme: how the kernel has had the weight of the op's linear layer stored; None: as in the checkpoint.
+    """
 
     op: str
     implementation: str
     reason: str
+    scheme: str | None = None
+
+    def __str__(self) -> str:
+        """The line."""
+        stored = "" if self.scheme is None else f", weights as {self.scheme}"
+        return f"op {self.op}: {self.implementation}{stored} ({self.reason})"
 
 
 class OpTable:
@@ -106,7 +119,7 @@ class OpTable:
             prepared = kernel.prepare(name, layer)
             if prepared is not layer:
                 own = replace(spec, linear=prepared.spec)
-                if all(not self._refusals(self._kernel(*each), each[1], _concerning(each[1], own)) for each in simple):
+                if all(not self._refusals(self._kernel(*each), each[1], own) for each in simple):
                     return prepared
         return layer
 
@@ -149,7 +162,8 @@ class OpTable:
         compose = OPS[name].compose
         if compose is None:
             raise PluginError(f"no kernel serves the op {name!r}: {'; '.join(refusals)}")
-        return self._take(name, spec, " + ".join(OPS[name].parts), "; ".join(refusals), compose(context))
+        parts = " + ".join(OPS[name].parts)
+        return self._take(name, spec, parts, "; ".join(refusals), compose(context), is_composed=True)
 
     def _default(self, name: str, spec: OpSpec) -> tuple[str | None, list[str]]:
         """The default kernel that serves an op, and why the others do not."""
@@ -166,8 +180,7 @@ class OpTable:
 
     def _serving(self, name: str, spec: OpSpec) -> set[tuple[str, str]]:
         """The plugin and op of each kernel that will be called for an op, parts of parts included."""
-        own = _concerning(name, spec)
-        plugin = self._replacements[name][0] if name in self._replacements else self._default(name, own)[0]
+        plugin = self._replacements[name][0] if name in self._replacements else self._default(name, spec)[0]
         if plugin is not None:
             return {(plugin, name)}
         return {each for part in OPS[name].parts for each in self._serving(part, spec)}
@@ -195,8 +208,12 @@ class OpTable:
             return f"because {', '.join(whole)} {is_or_are} replaced as a whole; leave {name} out, or what contains it"
         return "nor anything that contains it, with this model, device and sampler; leave it out"
 
-    def _take(self, name: str, spec: OpSpec, implementation: str, reason: str, bound: BoundOp) -> BoundOp:
-        self._resolutions[name, spec] = Resolution(name, implementation, reason)
+    def _take(
+        self, name: str, spec: OpSpec, implementation: str, reason: str, bound: BoundOp, *, is_composed: bool = False
+    ) -> BoundOp:
+        is_prepared = spec.linear is not None and spec.linear.scheme != ROWS and not is_composed
+        scheme = spec.linear.scheme if spec.linear is not None and is_prepared else None
+        self._resolutions[name, spec] = Resolution(name, implementation, reason, scheme)
         return bound
 
 

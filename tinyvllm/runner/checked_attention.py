@@ -60,22 +60,22 @@ class CheckedBoundAttention:
         self._attention, self._plugin = attention, plugin
         self._planning_host, self._planning = PluginCall(plugin, "host_plan"), PluginCall(plugin, "plan")
         self._computing = PluginCall(plugin, "forward")
+        self._is_first = True
         self._host_plan_size: int | None = None
 
     def host_plan(self, batch: Batch) -> Int32 | None:
-        """``[N]`` int32, of the same size for all steps, or None."""
+        """``[N]`` int32, of the same size for all steps, or None for all of them."""
         with self._planning_host:
             plan: Any = self._attention.host_plan(batch)
-        if plan is None and self._host_plan_size is None:
-            return None
-        if not isinstance(plan, np.ndarray) or plan.dtype != _INT32 or plan.ndim != 1:
+        is_array = isinstance(plan, np.ndarray) and plan.dtype == _INT32 and plan.ndim == 1
+        if plan is not None and not is_array:
             raise self._plugin.broken("host_plan", shown(plan), "None, or a one-dimensional array of int32")
-        if self._host_plan_size is None:
-            self._host_plan_size = len(plan)
-        if len(plan) != self._host_plan_size:
-            size = f"{self._host_plan_size}, as in the first step"
-            raise self._plugin.broken("host_plan", f"an array of {len(plan)} numbers", size)
-        return plan
+        size = None if plan is None else len(plan)
+        if self._is_first:
+            self._is_first, self._host_plan_size = False, size
+        if size != self._host_plan_size:
+            raise self._plugin.broken("host_plan", _of_size(size), f"{_of_size(self._host_plan_size)}, as at first")
+        return None if plan is None else np.asarray(plan)
 
     def plan(self, batch: BatchTensors, host_plan: Tensor | None) -> Any:
         """Whatever the plugin computes once a step."""
@@ -89,3 +89,7 @@ class CheckedBoundAttention:
             returned = attention.forward(call)
         if returned is not None:
             raise self._plugin.broken("forward", shown(returned), "None: forward writes to call.out")
+
+
+def _of_size(size: int | None) -> str:
+    return "None" if size is None else f"an array of {size} numbers"

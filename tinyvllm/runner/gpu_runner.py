@@ -169,7 +169,7 @@ class GpuRunner(ModelRunner):
 
         def queue() -> None:
             self._gpu_inputs.complete(tensors, is_decode=False)
-            self._decoder.forward(tensors.batch, self._caches)
+            self._decoder.forward(tensors.batch, self._caches, tensors.host_plan)
 
         if padded is None or self._enforce_eager:
             queue()
@@ -205,7 +205,7 @@ class GpuRunner(ModelRunner):
 
     def _queue_all(self, tensors: StepTensors, kind: SampleKind | None, *, is_decode: bool) -> None:
         self._gpu_inputs.complete(tensors, is_decode=is_decode)
-        self._decoder.forward(tensors.batch, self._caches)
+        self._decoder.forward(tensors.batch, self._caches, tensors.host_plan)
         self._queue_sampling(tensors.sampled, kind)
 
     def _upload_parameters(self, tokens: TokenSampling, kind: SampleKind, num_rows: int) -> None:

@@ -8,8 +8,9 @@ from itertools import accumulate
 
 import numpy as np
 
-from tinyvllm.batch import BatchTensors
+from tinyvllm.batch import Batch, BatchTensors
 from tinyvllm.device import INT32, Buffer, Gpu
+from tinyvllm.interfaces import BoundAttention
 from tinyvllm.ops.buffers import ceil_div, round_up
 from tinyvllm.runner.prompt_graphs import StepSize
 from tinyvllm.runner.step_inputs import HEADER_SIZE, StepArrays, StepInputs
@@ -22,6 +23,8 @@ _ALIGNMENT = 64
 _MOST_KEPT = 64
 _NONE = np.zeros(0, np.int32)
 _NO_UPDATES = TableUpdates(_NONE, _NONE, _NONE)
+_NO_TOKENS = Batch(_NONE, _NONE, np.zeros(1, np.int32), _NONE, np.zeros((0, 1), np.int32), _NONE, _NONE)
+"""A step of padding alone, as the host sees it."""
 _NO_SLOT = -1
 _DECODE_PADDING = (0, 0, _NO_SLOT, 0, _NO_SLOT, 0)
 """Of token ids, positions, slot mapping, context lengths, slots and new positions."""
@@ -60,11 +63,13 @@ class StepTensors:
     Attributes:
         batch: what the decoder takes.
         sampled: what sampling takes.
+        host_plan: what the attention computed of the step's arrays on the host; None: nothing.
         updates: what is new in the block tables; see ``StepInputs``. None on the CPU, where they are whole.
     """
 
     batch: BatchTensors
     sampled: SampledRows
+    host_plan: Array | None = None
     updates: Buffer | None = None
 
 
@@ -74,7 +79,8 @@ class _Layout:
 
     Attributes:
         num_tokens, num_sequences: of the step, with padding.
-        starts: of token ids, positions, slot mapping; context lengths; slots, positions, rows; cu_seqlens_q; updates.
+        starts: of token ids, positions, slot mapping; context lengths; slots, positions, rows; cu_seqlens_q; host plan;
+            updates.
     """
 
     num_tokens: int
@@ -82,10 +88,10 @@ class _Layout:
     starts: tuple[int, ...]
 
     @classmethod
-    def of(cls, num_tokens: int, num_sequences: int) -> _Layout:
+    def of(cls, num_tokens: int, num_sequences: int, host_plan_size: int) -> _Layout:
         """The layout of a step of that size; any of its sequences may be sampled."""
         t, b = round_up(num_tokens, _ALIGNMENT), round_up(num_sequences, _ALIGNMENT)
-        sizes = (t, t, t, b, b, b, b, round_up(num_sequences + 1, _ALIGNMENT))
+        sizes = (t, t, t, b, b, b, b, round_up(num_sequences + 1, _ALIGNMENT), round_up(host_plan_size, _ALIGNMENT))
         return cls(num_tokens, num_sequences, tuple(accumulate(sizes, initial=0)))
 
 
@@ -95,14 +101,16 @@ class GpuInputs:
     Args:
         device: where to.
         limits: most tokens and sequences of a step.
+        attention: asked for its host plan before each step.
     """
 
-    def __init__(self, device: Gpu, limits: StepLimits) -> None:
-        self._device = device
+    def __init__(self, device: Gpu, limits: StepLimits, attention: BoundAttention) -> None:
+        self._device, self._attention = device, attention
+        self._padding_plan = attention.host_plan(_NO_TOKENS.read_only())
         self._max_blocks = ceil_div(limits.max_context_len, limits.block_size)
         self._updates_size = HEADER_SIZE + 3 * limits.max_seqs
         most = max(1, limits.max_seqs)
-        size = _Layout.of(limits.max_tokens, most).starts[-1] + self._updates_size
+        size = self._layout(limits.max_tokens, most).starts[-1] + self._updates_size
         self._host = np.zeros(size, np.int32)
         self._buffer = device.memory.alloc((size,), INT32)
         self._tables = device.memory.alloc((limits.max_seqs, self._max_blocks), INT32)
@@ -132,6 +140,7 @@ class GpuInputs:
             step.sampling.position,
         )  # fmt: skip
         self._put_rows(starts, arrays, batch.num_sequences, size)
+        self._put_host_plan(starts[-2], batch)
         self._send(step, starts[-1])
         return buffers
 
@@ -139,6 +148,7 @@ class GpuInputs:
         """The arrays of a decode step of ``size`` rows of padding: it reads and writes no K, no V and no token."""
         starts, buffers = self._decode_places(size)
         self._put_rows(starts, (_NONE,) * 6, 0, size)
+        self._put_host_plan(starts[-2], None)
         self._send(None, starts[-1])
         return buffers
 
@@ -148,6 +158,7 @@ class GpuInputs:
         self._host[: starts[-1]] = 0  # no token belongs to a sequence
         self._host[starts[2] : starts[3]] = _NO_SLOT
         self._host[starts[4] : starts[5]] = _NO_SLOT
+        self._put_host_plan(starts[-2], None)
         self._send(None, starts[-1])
         return buffers
 
@@ -172,6 +183,7 @@ class GpuInputs:
             host[start:end] = values
             if end < start + padded:
                 host[end : start + padded] = padding
+        self._put_host_plan(starts[-2], batch)
         self._send(step, starts[-1])
         return buffers
 
@@ -194,6 +206,14 @@ class GpuInputs:
             self._host[start : start + count] = values
             self._host[start + count : start + size] = padding
 
+    def _put_host_plan(self, start: int, batch: Batch | None) -> None:
+        """Writes what the attention computes of a step's arrays; ``batch`` None: of a step of padding."""
+        plan = self._padding_plan
+        if plan is not None and batch is not None:
+            plan = self._attention.host_plan(batch.read_only())
+        if plan is not None:
+            self._host[start : start + len(plan)] = plan
+
     def _send(self, step: Step | None, updates_start: int) -> None:
         """Adds the updates of the block tables behind the arrays, and copies all that is in use."""
         updates = _NO_UPDATES if step is None else step.table_updates
@@ -212,20 +232,21 @@ class GpuInputs:
     def _decode_places(self, size: int) -> tuple[tuple[int, ...], StepTensors]:
         """Where the arrays of a decode step of ``size`` rows begin on the host, and where they lie on the device."""
         if size not in self._padded:
-            layout = _Layout.of(size, size)
+            layout = self._layout(size, size)
             self._padded[size] = (layout.starts, self._buffers(layout, size, is_decode=True, are_all=True))
         return self._padded[size]
 
     def _find_places(self, size: StepSize, num_sampled: int, is_decode: bool) -> tuple[tuple[int, ...], StepTensors]:
         """Where the arrays of such a step begin on the host, and where they lie on the device."""
-        layout = _Layout.of(size.num_tokens, size.num_sequences)
+        layout = self._layout(size.num_tokens, size.num_sequences)
         buffers = self._buffers(layout, num_sampled, is_decode=is_decode, are_all=False)
         return layout.starts, replace(buffers, batch=replace(buffers.batch, has_decodes=size.has_decodes))
 
     def _buffers(self, layout: _Layout, num_sampled: int, *, is_decode: bool, are_all: bool) -> StepTensors:
-        token_ids, positions, slot_mapping, context_lens, slots, new_positions, rows, cu_seqlens_q, updates = (
-            layout.starts
-        )
+        (
+            token_ids, positions, slot_mapping, context_lens, slots, new_positions, rows, cu_seqlens_q, host_plan,
+            updates,
+        ) = layout.starts  # fmt: skip
         t, b, s = layout.num_tokens, layout.num_sequences, num_sampled
         batch = BatchTensors(
             token_ids=self._part(token_ids, t),
@@ -238,7 +259,11 @@ class GpuInputs:
         sampled = SampledRows(
             None if are_all else self._part(rows, s), self._part(slots, s), self._part(new_positions, s)
         )
-        return StepTensors(batch, sampled, self._part(updates, self._updates_size))
+        plan = None if self._padding_plan is None else self._part(host_plan, len(self._padding_plan))
+        return StepTensors(batch, sampled, plan, self._part(updates, self._updates_size))
+
+    def _layout(self, num_tokens: int, num_sequences: int) -> _Layout:
+        return _Layout.of(num_tokens, num_sequences, 0 if self._padding_plan is None else len(self._padding_plan))
 
     def _part(self, start: int, size: int) -> Buffer:
         return self._buffer.view((size,), offset_bytes=start * INT32.itemsize)

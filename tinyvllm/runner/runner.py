@@ -73,7 +73,7 @@ class ModelRunner:
     def _compute(self, step: Step) -> StepTensors:
         """Everything up to the residual stream of the last layer."""
         tensors = self._inputs.upload(step)
-        self._decoder.forward(tensors.batch, self._caches, self._decoder.host_plan(step.batch))
+        self._decoder.forward(tensors.batch, self._caches, tensors.host_plan)
         return tensors
 
     def _sample_on_host(self, step: Step, tensors: StepTensors) -> Sampled:

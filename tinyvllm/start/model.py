@@ -99,12 +99,13 @@ def start_model(
             report(f"sampler {config.sampler.name}: on the host; logits come down, and no step is decided ahead")
         if config.autotune and not limits.batch_invariant:
             report(tune_products(device, weights, limits))
-        started = _start_on_gpu(device, decoder, specs, limits, config, sampler, room, report)
+        inputs = GpuInputs(device, limits, attention)
+        started = _start_on_gpu(device, decoder, specs, limits, inputs, config, sampler, room, report)
     else:
         assert isinstance(sampler, CheckedHostSampler), "what the CPU's samplers are bound to"
         num_blocks = room.num_blocks()
         caches = allocate_caches(device, specs, num_blocks)
-        runner = ModelRunner(device, decoder, caches, limits, HostInputs(), sampler)
+        runner = ModelRunner(device, decoder, caches, limits, HostInputs(attention), sampler)
         threaded = with_threads(runner, model.shape, config.num_threads, batch_invariant=config.batch_invariant)
         if threaded is not runner:
             report(f"threads: {threaded}")
@@ -118,12 +119,12 @@ def _start_on_gpu(
     decoder: Decoder,
     specs: Sequence[AttentionSpec],
     limits: StepLimits,
+    inputs: GpuInputs,
     config: Config,
     sampler: CheckedGpuSampler | CheckedHostSampler,
     room: _Room,
     report: Callable[[str], None],
 ) -> StartedModel:
-    inputs = GpuInputs(device, limits)
     chooses: TokenSampling | CheckedHostSampler
     if isinstance(sampler, CheckedGpuSampler):
         chooses = TokenSampling(device, sampler, decoder.vocab_size, limits, inputs.newest)
@@ -199,4 +200,4 @@ def _report(ops: OpTable, room: _Room, num_blocks: int, context: PluginContext, 
     mib = num_blocks * block_bytes(context.model, context.block_size, room.element_bytes) / 2**20
     report(f"kv cache: {num_blocks} blocks of {context.block_size} tokens, {mib:.0f} MiB when all are used")
     for each in ops.report():
-        report(f"op {each.op}: {each.implementation} ({each.reason})")
+        report(str(each))
