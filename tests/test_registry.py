@@ -59,7 +59,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-un
 
 def context() -> PluginContext:
     shape = ModelShape(1, 64, 1, 1, 64, 64, 256, 64)
-    return PluginContext(None, "cpu", shape, 64, 4, 64, 16, 8, False, 0)
+    return PluginContext(None, "cpu", shape, 64, 4, 64, 16, False, 0)
 
 
 def refusal(kind: Kind, name: str, *local: str, base: Path | None = None) -> str:

@@ -1,15 +1,24 @@
-"""tinyvllm: a plugin-based LLM inference engine."""
+"""tinyvllm: a plugin-based LLM inference engine. The one import for users; authors of plugins: ``tinyvllm.plugin``."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tinyvllm.outputs import CompletionOutput, Logprob, OutputDelta, RequestMetrics, RequestOutput
 from tinyvllm.request import SamplingParams
 
 if TYPE_CHECKING:
     from tinyvllm.llm import LLM as LLM
 
-__all__ = ["LLM", "SamplingParams"]
+__all__ = [
+    "LLM",
+    "CompletionOutput",
+    "Logprob",
+    "OutputDelta",
+    "RequestMetrics",
+    "RequestOutput",
+    "SamplingParams",
+]
 __version__ = "0.1.0"
 
 

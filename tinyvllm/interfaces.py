@@ -65,8 +65,6 @@ class PluginContext:
         max_num_seqs: maximum number of sequences in one step.
         max_num_batched_tokens: maximum number of tokens in one step.
         block_size: tokens in a KV block.
-        num_blocks: KV blocks in all; 0 for loaders, and on a device for all but schedulers, which are created before
-            memory is measured.
         batch_invariant: whether a request's logits must have the same bits whatever else is in the batch.
         seed: the engine's, from the configuration.
     """
@@ -78,7 +76,6 @@ class PluginContext:
     max_num_seqs: int
     max_num_batched_tokens: int
     block_size: int
-    num_blocks: int
     batch_invariant: bool
     seed: int
 
@@ -313,11 +310,6 @@ class SchedulerView(Protocol):
     @property
     def num_in_flight(self) -> Int32:
         """``[rows]`` sampled tokens not yet read back."""
-        ...
-
-    @property
-    def num_draft(self) -> Int32:
-        """``[rows]`` proposed tokens to verify; always 0 in this version."""
         ...
 
     @property

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from tinyvllm.errors import LoadError
 from tinyvllm.hookspecs import hookimpl
-from tinyvllm.interfaces import API_VERSION as INTERFACE_VERSION
 from tinyvllm.interfaces import Checkpoint, Loader, OpenCall, Plugin, PluginContext, TensorMeta
 
 SIGMA = 0.02  # as Hugging Face initialises Llama
@@ -33,8 +32,6 @@ _LEVELS = 2**16
 
 class DummyLoader:
     """Makes up every expected tensor; reads nothing, not even the folder."""
-
-    API_VERSION = INTERFACE_VERSION
 
     def __init__(self, context: PluginContext) -> None:
         """Nothing of the context is needed."""

@@ -21,7 +21,6 @@ from tinyvllm._checkpoint_file import FIRST_BYTES, open_regular
 from tinyvllm._shown import shown, some
 from tinyvllm.errors import LoadError
 from tinyvllm.hookspecs import hookimpl
-from tinyvllm.interfaces import API_VERSION as INTERFACE_VERSION
 from tinyvllm.interfaces import Checkpoint, Loader, OpenCall, Plugin, PluginContext, TensorMeta
 from tinyvllm_loaders.header import LENGTH_BYTES, Entry, header_size, parse_header
 from tinyvllm_loaders.layout import find_files
@@ -41,8 +40,6 @@ _HARMLESS = re.compile(r"(^|\.)rotary_emb\.inv_freq$")
 
 class SafetensorsLoader:
     """Opens folders with ``model.safetensors``, or with shards and ``model.safetensors.index.json``."""
-
-    API_VERSION = INTERFACE_VERSION
 
     def __init__(self, context: PluginContext) -> None:
         """Nothing of the context is needed."""

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from tinyvllm.hookspecs import hookimpl
-from tinyvllm.interfaces import API_VERSION as INTERFACE_VERSION
 from tinyvllm.interfaces import Plugin, PluginContext, Schedule, Scheduler, SchedulerView
-from tinyvllm_schedulers.packing import pack
+from tinyvllm.packing import pack
 
 
 class ContinuousScheduler:
     """Sequences join and leave the batch at every step; long prompts go in chunks beside running decodes."""
-
-    API_VERSION = INTERFACE_VERSION
 
     def __init__(self, context: PluginContext) -> None:
         """Nothing to keep: a decision needs only the view."""

@@ -5,15 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from tinyvllm.hookspecs import hookimpl
-from tinyvllm.interfaces import API_VERSION as INTERFACE_VERSION
 from tinyvllm.interfaces import Plugin, PluginContext, Schedule, Scheduler, SchedulerView
-from tinyvllm_schedulers.packing import pack
+from tinyvllm.packing import pack
 
 
 class StaticScheduler:
     """The baseline that continuous batching is measured against: slots of finished sequences stay empty."""
-
-    API_VERSION = INTERFACE_VERSION
 
     def __init__(self, context: PluginContext) -> None:
         """No batch yet."""

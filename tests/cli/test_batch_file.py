@@ -27,7 +27,7 @@ BY_PRIORITY = """\
 import numpy as np
 from tinyvllm.hookspecs import hookimpl
 from tinyvllm.interfaces import Plugin
-from tinyvllm_schedulers.packing import pack
+from tinyvllm.packing import pack
 
 
 class ByPriority:

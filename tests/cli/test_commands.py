@@ -18,7 +18,7 @@ import pytest
 import tinyvllm.cli.doctor
 from tinyvllm import errors
 from tinyvllm.cli.bench_table import cell
-from tinyvllm.cli.commands import COMMANDS, LATER_COMMANDS
+from tinyvllm.cli.commands import COMMANDS
 from tinyvllm.cli.main import main, parser
 from tinyvllm.cli.text_table import aligned
 from tinyvllm.demo import tasks
@@ -43,12 +43,6 @@ def test_help_and_version_end_well(arguments: list[str], capsys: pytest.CaptureF
         main(arguments)
     assert ended.value.code == 0
     assert "tinyvllm" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("name", LATER_COMMANDS)
-def test_verbs_of_later_versions_are_refused_by_name(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([name, "--port", "8000"]) == 2
-    assert capsys.readouterr().err.startswith(f"error: {name} is not available in this version of tinyvllm")
 
 
 def test_an_unknown_command_says_which_is_near(capsys: pytest.CaptureFixture[str]) -> None:
@@ -363,7 +357,7 @@ def test_figures_of_benchmarks_have_their_units(value: tuple[str, object], shown
 def test_bench_overhead_times_a_local_scheduler(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.py").write_text(
         "from tinyvllm.hookspecs import hookimpl\nfrom tinyvllm.interfaces import Plugin\n"
-        "from tinyvllm_schedulers.packing import pack\n"
+        "from tinyvllm.packing import pack\n"
         "class Mine:\n    def __init__(self, context): pass\n"
         "    def schedule(self, view): return pack(view, view.running, view.waiting)\n"
         "@hookimpl\ndef register_schedulers():\n    return [Plugin('mine', Mine)]\n"

@@ -268,7 +268,7 @@ def fake_engine(
         None if sampler is None else CheckedHostSampler(sampler, PluginName(Kind.SAMPLER, "under test"), VOCAB_SIZE)
     )
     shape = ModelShape(1, 8, 1, 1, 8, 8, VOCAB_SIZE, max_model_len)
-    context = PluginContext(None, "cpu", shape, max_model_len, max_num_seqs, budget, block_size, num_blocks, False, 0)
+    context = PluginContext(None, "cpu", shape, max_model_len, max_num_seqs, budget, block_size, False, 0)
     table = SequenceTable(
         FailingBlocks(num_blocks, faults),
         block_size=block_size,

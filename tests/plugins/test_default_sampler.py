@@ -26,7 +26,7 @@ INF = math.inf
 def sampler() -> HostSampler:
     (plugin,) = register_samplers()
     shape = ModelShape(1, 64, 1, 1, 64, 64, 512, 512)
-    created = plugin.create(PluginContext(plugin.options(), "cpu", shape, 512, 8, 64, 16, 32, False, 0))
+    created = plugin.create(PluginContext(plugin.options(), "cpu", shape, 512, 8, 64, 16, False, 0))
     assert isinstance(created, Sampler)
     workspace = Workspace(CpuDevice(), StepLimits(64, 8, 512, 16, 8, batch_invariant=False))
     bound = created.bind(SamplerContext(SamplerSpec("cpu", 512), workspace))

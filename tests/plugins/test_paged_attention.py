@@ -60,7 +60,7 @@ def attend(
 def plugin(device: str = "cpu", *, batch_invariant: bool = False) -> PagedAttention:
     """As an engine creates it."""
     shape = ModelShape(1, 8, 2, 1, 8, 8, 8, 4096)
-    return PagedAttention(PluginContext(None, device, shape, 4096, 64, 4096, 8, 0, batch_invariant, 0))
+    return PagedAttention(PluginContext(None, device, shape, 4096, 64, 4096, 8, batch_invariant, 0))
 
 
 def bound(cache: LayerCache, query: Float32, longest: int) -> float:

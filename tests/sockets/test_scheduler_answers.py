@@ -15,8 +15,8 @@ from tinyvllm.errors import PluginError
 from tinyvllm.interfaces import Schedule, SchedulerView
 from tinyvllm.llm import LLM
 from tinyvllm.outputs import OutputAssembler
+from tinyvllm.packing import pack
 from tinyvllm.request import SamplingParams
-from tinyvllm_schedulers.packing import pack
 
 NOT_DONE = "; the step was not carried out"
 PROMPT = [5, 3, 2, 1, 7, 11]
@@ -203,7 +203,7 @@ import sys
 import numpy as np
 from tinyvllm.hookspecs import hookimpl
 from tinyvllm.interfaces import Plugin, Schedule
-from tinyvllm_schedulers.packing import pack
+from tinyvllm.packing import pack
 
 class Mine:
     num_calls = 0

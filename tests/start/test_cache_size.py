@@ -36,7 +36,6 @@ def num_blocks(free: int = 2**30, share: int = 2**30, **cache: Any) -> int:
         max_num_seqs=3,
         max_num_batched_tokens=64,
         block_size=16,
-        num_blocks=0,
         batch_invariant=False,
         seed=0,
     )

@@ -151,9 +151,7 @@ def _engine(
     shape = ModelShape(1, 8, 1, 1, 8, 8, tokenizer.vocab_size, max_model_len)
     registry = Registry(plugins)
     options = registry.get(Kind.SCHEDULER, scheduler).options()
-    context = PluginContext(
-        options, "cpu", shape, max_model_len, num_running, budget, _BLOCK_SIZE, num_blocks, False, 0
-    )
+    context = PluginContext(options, "cpu", shape, max_model_len, num_running, budget, _BLOCK_SIZE, False, 0)
     return Engine(
         table=SequenceTable(
             BlockManager(num_blocks),

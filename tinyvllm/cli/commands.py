@@ -83,5 +83,3 @@ COMMANDS = {
         ),
     ),
 }
-# Refused by name until they are built.
-LATER_COMMANDS = ("serve", "simulate", "trace")

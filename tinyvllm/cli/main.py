@@ -13,7 +13,7 @@ from typing import NoReturn
 import tinyvllm
 from tinyvllm._nearest import did_you_mean
 from tinyvllm.cli import streams
-from tinyvllm.cli.commands import COMMANDS, LATER_COMMANDS
+from tinyvllm.cli.commands import COMMANDS
 from tinyvllm.errors import CapacityError, ConfigError, TinyvllmError
 
 _BUG = 1
@@ -116,8 +116,6 @@ def _run(arguments: list[str]) -> int:
     if not arguments:
         whole.print_help(sys.stderr)
         return ConfigError.exit_code
-    if arguments[0] in LATER_COMMANDS:
-        raise ConfigError(f"{arguments[0]} is not available in this version of tinyvllm; see --help for what is")
     if arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "-V", "--version"):
         arguments = ["run", *arguments]  # python -m tinyvllm --config X
     if not arguments[0].startswith("-") and arguments[0] not in COMMANDS:

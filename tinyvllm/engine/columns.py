@@ -37,7 +37,6 @@ _COLUMNS = {
     "num_tokens": (np.int32, 0),  # prompt and output, tokens in flight included
     "num_computed": (np.int32, 0),
     "num_read": (np.int32, 0),  # as num_tokens, without tokens in flight: no failure can take these back
-    "num_draft": (np.int32, 0),
     "num_blocks": (np.int32, 0),
     "arrival": (np.int64, NO_ARRIVAL),  # tells one sequence of a row from the next
     "priority": (np.int32, 0),
@@ -56,7 +55,6 @@ class Columns:
     num_tokens: Int32
     num_computed: Int32
     num_read: Int32
-    num_draft: Int32
     num_blocks: Int32
     arrival: NDArray[np.int64]
     priority: Int32

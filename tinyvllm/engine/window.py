@@ -32,7 +32,6 @@ class SchedulerWindow:
 
     num_tokens = _column("num_tokens", "Known tokens and those in flight.")
     num_computed = _column("num_computed", "Tokens whose K and V are in the cache.")
-    num_draft = _column("num_draft", "Proposed tokens to verify.")
     num_blocks = _column("num_blocks", "KV blocks held.")
     arrival = _column("arrival", "Order of arrival.")
     priority = _column("priority", "Lower is sooner.")

@@ -23,7 +23,6 @@ import numpy as np
 from tinyvllm._nearest import did_you_mean
 from tinyvllm.device import Argument, Dim3, Function, Gpu
 from tinyvllm.errors import PluginError
-from tinyvllm.interfaces import API_VERSION as INTERFACE_VERSION
 from tinyvllm.interfaces import BindContext, Kernel, OpSpec, Options, Plugin, PluginContext
 from tinyvllm.ops.catalogue import OPS
 from tinyvllm.workspace import Workspace
@@ -146,8 +145,6 @@ def cuda_kernel(
 
 class _OneOp:
     """The Kernel of one op."""
-
-    API_VERSION = INTERFACE_VERSION
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +25,9 @@ from tinyvllm.start.cache_size import check_weights_fit
 from tinyvllm.start.checked_loader import open_checkpoint
 from tinyvllm.start.devices import choose_device, open_device
 from tinyvllm.start.generation_config import GenerationDefaults, generation_defaults
-from tinyvllm.start.model import start_model
+from tinyvllm.start.model import StartedModel, start_model
 from tinyvllm.start.model_files import ModelFiles, resolve_model
 from tinyvllm.start.sockets import Sockets
-from tinyvllm.step import Runner
 
 if TYPE_CHECKING:
     from tinyvllm.text.tokenizer import Tokenizer
@@ -105,7 +104,6 @@ class _Builder:
             max_num_seqs=config.scheduler.max_num_seqs,
             max_num_batched_tokens=config.scheduler.max_num_batched_tokens,
             block_size=config.cache.block_size,
-            num_blocks=0,
             batch_invariant=config.batch_invariant,
             seed=config.seed,
         )
@@ -118,7 +116,6 @@ class _Builder:
                 self._report.append(f"checkpoint: {len(unexpected)} tensors not used: {some(unexpected)}")
             device = open_device(self._device_name, batch_invariant=config.batch_invariant)
             started = start_model(device, decoder_config, checkpoint, context, config, sockets, self._report.append)
-        context = replace(context, num_blocks=started.num_blocks)
         defaults = generation_defaults(
             raw,
             files.read_json("generation_config.json") or {},
@@ -127,8 +124,7 @@ class _Builder:
             takes_sampling=config.generation_config == "auto",
         )
         self._report += defaults.left_out
-        engine = self._engine(started.runner, Sockets(config, self._registry, self._options, context), context,
-                              tokenizer, defaults)  # fmt: skip
+        engine = self._engine(started, sockets, context, tokenizer, defaults)
         return Built(
             engine, tokenizer, defaults, decoder_config.shape, device, files.folder, context.max_model_len,
             self._report,
@@ -136,7 +132,7 @@ class _Builder:
 
     def _engine(
         self,
-        runner: Runner,
+        started: StartedModel,
         sockets: Sockets,
         context: PluginContext,
         tokenizer: Tokenizer | None,
@@ -144,20 +140,21 @@ class _Builder:
     ) -> Engine:
         config = self._config
         scheduler, scheduler_name = sockets.scheduler()
+        num_blocks = started.num_blocks
         runs_ahead = config.scheduler.async_scheduling
         table = SequenceTable(
-            BlockManager(context.num_blocks),
+            BlockManager(num_blocks),
             block_size=context.block_size,
             max_num_seqs=context.max_num_seqs,
             # The last token of a sequence is stored and needs no room in the cache, hence one block more.
-            max_blocks=min(-(-context.max_model_len // context.block_size), context.num_blocks + 1),
+            max_blocks=min(-(-context.max_model_len // context.block_size), num_blocks + 1),
             budget=context.max_num_batched_tokens,
         )
         admission = Admission(
             tokenizer=tokenizer,
             vocab_size=context.model.vocab_size,
             max_model_len=context.max_model_len,
-            num_blocks=context.num_blocks,
+            num_blocks=num_blocks,
             block_size=context.block_size,
             eos_token_ids=defaults.eos_token_ids,
             default_params=SamplingParams.from_mapping(defaults.sampling),
@@ -165,7 +162,7 @@ class _Builder:
         )
         return Engine(
             table=table,
-            runner=runner,
+            runner=started.runner,
             scheduler=scheduler,
             scheduler_name=scheduler_name,
             admission=admission,

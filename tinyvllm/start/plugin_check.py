@@ -21,8 +21,6 @@ from tinyvllm.start.devices import choose_device
 from tinyvllm.start.model_files import resolve_model
 from tinyvllm.start.specs import attention_specs, op_spec
 
-_NUM_BLOCKS = 64  # enough for a plugin that sizes something by it
-
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -101,7 +99,6 @@ def _context(resolved: Resolved, model: DecoderConfig) -> PluginContext:
         max_num_seqs=config.scheduler.max_num_seqs,
         max_num_batched_tokens=config.scheduler.max_num_batched_tokens,
         block_size=config.cache.block_size,
-        num_blocks=config.cache.num_blocks_override or _NUM_BLOCKS,
         batch_invariant=config.batch_invariant,
         seed=config.seed,
     )

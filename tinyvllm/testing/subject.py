@@ -211,7 +211,6 @@ def create_kernel(registry: Registry, name: str, device_name: str, parameters: P
             max_num_seqs=limits.max_seqs,
             max_num_batched_tokens=limits.max_tokens,
             block_size=parameters.block_size,
-            num_blocks=0,
             batch_invariant=parameters.batch_invariant,
             seed=0,
         ),

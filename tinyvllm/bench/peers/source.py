@@ -68,7 +68,6 @@ def weight_source(resolved: Resolved, llm: LLM) -> WeightSource:
         max_num_seqs=scheduler.max_num_seqs,
         max_num_batched_tokens=scheduler.max_num_batched_tokens,
         block_size=resolved.config.cache.block_size,
-        num_blocks=0,
         batch_invariant=resolved.config.batch_invariant,
         seed=resolved.config.seed,
     )

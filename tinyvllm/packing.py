@@ -1,4 +1,4 @@
-"""What both built-in schedulers do with the rows they have chosen: tokens under a budget, blocks, victims."""
+"""A scheduler's helper: which tokens of rows in a given order fit a step, its budget and the free blocks."""
 
 from __future__ import annotations
 
