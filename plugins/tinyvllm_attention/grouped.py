@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyvllm.batch import BatchTensors
-from tinyvllm.interfaces import AttentionCall
+from tinyvllm.plugin import AttentionCall, BatchTensors
 from tinyvllm.shapes import Float32, Int32
 
 # A group's shortest row has at least this share of the longest one's positions, so padding is bounded;

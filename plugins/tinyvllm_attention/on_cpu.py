@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tinyvllm.batch import Batch, BatchTensors
-from tinyvllm.device import Tensor
-from tinyvllm.interfaces import AttentionCall, AttentionContext
+from tinyvllm.plugin import AttentionCall, AttentionContext, Batch, BatchTensors, Tensor
 from tinyvllm.shapes import Int32
 from tinyvllm_attention.grouped import Groups, Scratch, attend_in_groups, plan_groups
 from tinyvllm_attention.tiled import Items, attend_in_tiles, plan_tiles

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tinyvllm.batch import Batch, BatchTensors
-from tinyvllm.device import Tensor
-from tinyvllm.interfaces import AttentionCall, AttentionContext, AttentionSpec
+from tinyvllm.plugin import AttentionCall, AttentionContext, AttentionSpec, Batch, BatchTensors, StepLimits, Tensor
 from tinyvllm.shapes import Int32
-from tinyvllm.workspace import StepLimits
 from tinyvllm_attention.gpu.attention_decode import AttentionDecode
 from tinyvllm_attention.gpu.attention_prefill import AttentionPrefill
 from tinyvllm_attention.gpu.attention_sizes import BLOCK_SIZES, HEAD_DIMS, MAX_GROUP_SIZE, AttentionSizes

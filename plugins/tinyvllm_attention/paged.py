@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from tinyvllm.hookspecs import hookimpl
-from tinyvllm.interfaces import Attention, AttentionContext, AttentionSpec, BoundAttention, Plugin, PluginContext
+from tinyvllm.plugin import Attention, AttentionContext, AttentionSpec, BoundAttention, Plugin, PluginContext, hookimpl
 from tinyvllm_attention.on_cpu import PagedOnCpu
 from tinyvllm_attention.on_gpu import PagedOnGpu, reasons_on_gpu
 

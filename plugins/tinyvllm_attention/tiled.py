@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyvllm.batch import BatchTensors, LayerCache
-from tinyvllm.interfaces import AttentionCall
+from tinyvllm.plugin import AttentionCall, BatchTensors, LayerCache
 from tinyvllm.reference.linear import ROW_TILE
 from tinyvllm.shapes import Float32, Int32
 

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 
-from tinyvllm.batch import BatchTensors, LayerCache
-from tinyvllm.device import Buffer
-from tinyvllm.interfaces import BindContext
-from tinyvllm.layers import AttentionProjection, Linear, Norm
 from tinyvllm.ops import compositions
 from tinyvllm.ops.compositions import BoundOp
+from tinyvllm.plugin import AttentionProjection, BatchTensors, BindContext, Buffer, LayerCache, Linear, Norm
 from tinyvllm_kernels.projection.gate_up_silu import GateUpSilu
 from tinyvllm_kernels.projection.linear_residual import LinearResidual
 from tinyvllm_kernels.projection.lm_head import LmHeadArgmax, LmHeadLogits

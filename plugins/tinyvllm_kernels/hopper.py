@@ -9,12 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import cast
 
-from tinyvllm.device import Buffer
-from tinyvllm.hookspecs import hookimpl
-from tinyvllm.interfaces import BindContext, Kernel, OpSpec, Plugin, PluginContext
-from tinyvllm.layers import Linear, Norm
 from tinyvllm.ops.buffers import HOPPER_ARCH, ceil_div
 from tinyvllm.ops.compositions import BoundOp, normed_rows_of
+from tinyvllm.plugin import BindContext, Buffer, Kernel, Linear, Norm, OpSpec, Plugin, PluginContext, hookimpl
 from tinyvllm_kernels.nvrtc import NvrtcKernels
 from tinyvllm_kernels.projection.tiling import smallest_holding
 from tinyvllm_kernels.wide.gate_up_silu_wide import TILE_ROWS, GateUpSiluWide

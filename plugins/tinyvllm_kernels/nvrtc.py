@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from tinyvllm.hookspecs import hookimpl
-from tinyvllm.interfaces import BindContext, Kernel, OpSpec, Plugin, PluginContext
 from tinyvllm.layers import ROWS
 from tinyvllm.ops.buffers import VECTOR
 from tinyvllm.ops.compositions import BoundOp
+from tinyvllm.plugin import BindContext, Kernel, OpSpec, Plugin, PluginContext, hookimpl
 from tinyvllm_kernels import fused_ops, simple_ops
 
 

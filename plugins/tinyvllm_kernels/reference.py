@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from tinyvllm.hookspecs import hookimpl
-from tinyvllm.interfaces import BindContext, Kernel, OpSpec, Plugin, PluginContext
-from tinyvllm.layers import COLUMNS, ROWS, Linear
+from tinyvllm.layers import COLUMNS, ROWS
 from tinyvllm.ops.catalogue import OPS
 from tinyvllm.ops.definitions import linear_in_tiles
+from tinyvllm.plugin import BindContext, Kernel, Linear, OpSpec, Plugin, PluginContext, hookimpl
 
 _PRODUCTS = ("linear", "lm_head")
 # Transposed copies go by blocks of this many rows: a block of the source stays in the cache while its columns

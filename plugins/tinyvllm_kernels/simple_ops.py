@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from functools import cache
 
-from tinyvllm.batch import BatchTensors, LayerCache
-from tinyvllm.device import Buffer
-from tinyvllm.interfaces import BindContext
-from tinyvllm.layers import AttentionProjection, Linear, Norm
 from tinyvllm.ops.compositions import BoundOp
+from tinyvllm.plugin import AttentionProjection, BatchTensors, BindContext, Buffer, LayerCache, Linear, Norm
 from tinyvllm_kernels.projection.linear import LinearRows
 from tinyvllm_kernels.projection.logits import LogitsRows
 from tinyvllm_kernels.rows.add import Add

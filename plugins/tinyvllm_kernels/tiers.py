@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tinyvllm.interfaces import BindContext
+from tinyvllm.plugin import BindContext
 from tinyvllm_kernels.projection.tiling import BATCH_ROWS, SHARING_ROWS, Tiling, invariant_tiling, smallest_holding
 
 FUSED_ROWS = (1, 8, 16, 32)

@@ -12,9 +12,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyvllm.errors import LoadError
-from tinyvllm.hookspecs import hookimpl
-from tinyvllm.interfaces import Checkpoint, Loader, OpenCall, Plugin, PluginContext, TensorMeta
+from tinyvllm.plugin import Checkpoint, Loader, LoadError, OpenCall, Plugin, PluginContext, TensorMeta, hookimpl
 
 SIGMA = 0.02  # as Hugging Face initialises Llama
 

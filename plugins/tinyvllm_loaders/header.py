@@ -15,7 +15,7 @@ from typing import Any
 
 from tinyvllm._checkpoint_file import what_it_is
 from tinyvllm._shown import shown
-from tinyvllm.errors import LoadError
+from tinyvllm.plugin import LoadError
 
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000  # the library's own limit

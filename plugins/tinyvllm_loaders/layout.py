@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 
 from tinyvllm._checkpoint_file import FIRST_BYTES, is_there, read_bounded, what_it_is
 from tinyvllm._shown import shown, some
-from tinyvllm.errors import LoadError
+from tinyvllm.plugin import LoadError
 from tinyvllm_loaders.header import Entry, parse_json_object
 
 SINGLE = "model.safetensors"

@@ -19,9 +19,7 @@ from numpy.typing import NDArray
 
 from tinyvllm._checkpoint_file import FIRST_BYTES, open_regular
 from tinyvllm._shown import shown, some
-from tinyvllm.errors import LoadError
-from tinyvllm.hookspecs import hookimpl
-from tinyvllm.interfaces import Checkpoint, Loader, OpenCall, Plugin, PluginContext, TensorMeta
+from tinyvllm.plugin import Checkpoint, Loader, LoadError, OpenCall, Plugin, PluginContext, TensorMeta, hookimpl
 from tinyvllm_loaders.header import LENGTH_BYTES, Entry, header_size, parse_header
 from tinyvllm_loaders.layout import find_files
 from tinyvllm_loaders.names import hint_about

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from tinyvllm.hookspecs import hookimpl
-from tinyvllm.interfaces import GpuSampler, HostSampler, Plugin, PluginContext, Sampler, SamplerContext, SamplerSpec
+from tinyvllm.plugin import (
+    GpuSampler,
+    HostSampler,
+    Plugin,
+    PluginContext,
+    Sampler,
+    SamplerContext,
+    SamplerSpec,
+    hookimpl,
+)
 from tinyvllm_samplers.on_gpu import DefaultOnGpu
 from tinyvllm_samplers.on_host import DefaultOnHost
 

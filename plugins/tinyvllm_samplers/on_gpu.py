@@ -5,14 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tinyvllm.batch import NO_LOGPROBS, SamplingRows
-from tinyvllm.device import INT32, Buffer, Gpu
-from tinyvllm.interfaces import GpuSampleCall, HostSampler, SampleKind, SamplerContext
+from tinyvllm.batch import NO_LOGPROBS
+from tinyvllm.device import INT32
+from tinyvllm.plugin import (
+    Buffer,
+    Gpu,
+    GpuSampleCall,
+    HostSampler,
+    SampleKind,
+    SamplerContext,
+    SamplingRows,
+    SlotParameters,
+    Started,
+)
 from tinyvllm.request import SamplingParams, SamplingRules
 from tinyvllm.sequence import SequenceTokens
 from tinyvllm.shapes import Int32
-from tinyvllm.slots import SlotParameters
-from tinyvllm.step import Started
 from tinyvllm_samplers.gpu.logprobs import MAX_LISTED, Logprobs
 from tinyvllm_samplers.gpu.penalties import Penalties
 from tinyvllm_samplers.gpu.sample import Sample

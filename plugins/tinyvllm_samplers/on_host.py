@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyvllm.batch import ALL_LOGPROBS, NO_LOGPROBS, LogprobColumns, SampleCall, Sampled, SamplingRows
+from tinyvllm.batch import ALL_LOGPROBS, NO_LOGPROBS
+from tinyvllm.plugin import LogprobColumns, SampleCall, Sampled, SamplingRows
 from tinyvllm.reference import penalties
 from tinyvllm.reference.logprobs import logprob_columns
 from tinyvllm.reference.sampling import SamplingColumns, sample

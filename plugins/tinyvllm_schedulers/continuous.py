@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from tinyvllm.hookspecs import hookimpl
-from tinyvllm.interfaces import Plugin, PluginContext, Schedule, Scheduler, SchedulerView
-from tinyvllm.packing import pack
+from tinyvllm.plugin import Plugin, PluginContext, Schedule, Scheduler, SchedulerView, hookimpl, pack
 
 
 class ContinuousScheduler:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyvllm.device import FLOAT32, Buffer, DeviceProperties, Gpu
+from tinyvllm.device import FLOAT32, DeviceProperties
 from tinyvllm.errors import ShapeError
 from tinyvllm.ops.buffers import WARP_SIZE, beside, round_up
+from tinyvllm.plugin import Buffer, Gpu
 from tinyvllm_attention.gpu.attention_sizes import KEY_TILE, AttentionSizes
 
 _MAX_WARPS_PER_SM = 16

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyvllm.device import BFLOAT16, Buffer, Gpu
+from tinyvllm.device import BFLOAT16
 from tinyvllm.ops.buffers import WARP_SIZE, beside
+from tinyvllm.plugin import Buffer, Gpu
 from tinyvllm_attention.gpu.attention_sizes import KEY_TILE, AttentionSizes
 
 _NUM_WARPS, _NUM_STAGES = 4, 2

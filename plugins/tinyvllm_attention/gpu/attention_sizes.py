@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from tinyvllm.device import BFLOAT16, INT32, Buffer
+from tinyvllm.device import BFLOAT16, INT32
 from tinyvllm.errors import ShapeError
 from tinyvllm.ops.buffers import ceil_div, check_buffer
+from tinyvllm.plugin import Buffer
 
 HEAD_DIMS = (16, 32, 64, 80, 96, 128)
 BLOCK_SIZES = (8, 16, 32, 64)

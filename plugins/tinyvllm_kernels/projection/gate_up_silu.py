@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.device import BFLOAT16, Buffer, Gpu
+from tinyvllm.device import BFLOAT16
 from tinyvllm.ops.buffers import check_buffer, check_multiple
+from tinyvllm.plugin import Buffer, Gpu
 from tinyvllm_kernels.projection.projection import Projection
 from tinyvllm_kernels.projection.tiling import Tiling, choose_tiling, rows_tier
 

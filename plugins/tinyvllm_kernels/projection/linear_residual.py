@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.device import Buffer, Gpu
+from tinyvllm.plugin import Buffer, Gpu
 from tinyvllm_kernels.projection.projection import Projection
 from tinyvllm_kernels.projection.tiling import Tiling, choose_tiling, rows_tier
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.device import BFLOAT16, FLOAT32, INT32, Buffer, Gpu
+from tinyvllm.device import BFLOAT16, FLOAT32, INT32
 from tinyvllm.errors import ShapeError
 from tinyvllm.ops.buffers import check_buffer
+from tinyvllm.plugin import Buffer, Gpu
 from tinyvllm_kernels.projection.projection import Projection, zeros
 from tinyvllm_kernels.projection.tiling import Tiling, choose_tiling, rows_tier
 

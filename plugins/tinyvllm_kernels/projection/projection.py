@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tinyvllm.device import BFLOAT16, Argument, Buffer, Gpu
+from tinyvllm.device import BFLOAT16, Argument
 from tinyvllm.errors import ShapeError
 from tinyvllm.ops.buffers import beside, ceil_div, check_buffer
+from tinyvllm.plugin import Buffer, Gpu
 from tinyvllm_kernels.projection.tiling import Tiling
 from tinyvllm_kernels.rows.rms_norm import NormedRows
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.device import FLOAT32, INT32, Buffer, Gpu
+from tinyvllm.device import FLOAT32, INT32
 from tinyvllm.ops.buffers import beside, check_buffer
 from tinyvllm.ops.row_tiles import RowTiles, check_rows, check_sampled
-from tinyvllm.slots import SampledBuffers
+from tinyvllm.plugin import Buffer, Gpu, SampledBuffers
 
 
 class Argmax:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.device import INT32, Buffer, Gpu
+from tinyvllm.device import INT32
 from tinyvllm.ops.buffers import beside, ceil_div, check_buffer
-from tinyvllm.slots import SampledBuffers
+from tinyvllm.plugin import Buffer, Gpu, SampledBuffers
 from tinyvllm_kernels.rows.argmax import Argmax
 
 _THREADS = 128

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.device import BFLOAT16, Buffer, Gpu
+from tinyvllm.device import BFLOAT16
 from tinyvllm.ops.buffers import VECTOR, WARP_SIZE, beside, check_buffer, check_multiple, round_up
+from tinyvllm.plugin import Buffer, Gpu
 
 
 class RmsNorm:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.device import BFLOAT16, FLOAT32, INT32, Buffer, Gpu
+from tinyvllm.device import BFLOAT16, FLOAT32, INT32
 from tinyvllm.errors import ShapeError
 from tinyvllm.ops.buffers import VECTOR, beside, ceil_div, check_buffer, check_multiple
+from tinyvllm.plugin import Buffer, Gpu
 
 _THREADS = 128
 

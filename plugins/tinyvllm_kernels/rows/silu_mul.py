@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from tinyvllm.device import BFLOAT16, Buffer, Gpu
+from tinyvllm.device import BFLOAT16
 from tinyvllm.ops.buffers import VECTOR, WARP_SIZE, beside, ceil_div, check_buffer, check_multiple, round_up
+from tinyvllm.plugin import Buffer, Gpu
 
 
 class SiluMul:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.device import BFLOAT16, Buffer, Gpu
+from tinyvllm.device import BFLOAT16
 from tinyvllm.ops.buffers import VECTOR, check_buffer, check_multiple
+from tinyvllm.plugin import Buffer, Gpu
 from tinyvllm_kernels.rows.rms_norm import NormedRows
 from tinyvllm_kernels.wide.wide import WideProjection
 

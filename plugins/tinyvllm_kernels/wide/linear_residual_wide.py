@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.device import Buffer, Gpu
 from tinyvllm.ops.buffers import VECTOR, check_multiple
+from tinyvllm.plugin import Buffer, Gpu
 from tinyvllm_kernels.wide.wide import WideProjection
 
 _TILE_ROWS = 64  # few: what the blocks of a tile exchange grows with them

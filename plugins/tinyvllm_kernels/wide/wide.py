@@ -9,9 +9,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tinyvllm.device import Argument, Buffer, Gpu, TensorMap
+from tinyvllm.device import Argument, TensorMap
 from tinyvllm.errors import ShapeError
 from tinyvllm.ops.buffers import HOPPER_ARCH, VECTOR, WARP_SIZE, beside, ceil_div, check_multiple, round_up
+from tinyvllm.plugin import Buffer, Gpu
 from tinyvllm_kernels.projection.projection import ProjectionSizes, zeros
 
 BATCH_ROWS = (64, 128, 256)

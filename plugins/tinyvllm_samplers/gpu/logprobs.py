@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.device import FLOAT32, INT32, Buffer, Gpu
+from tinyvllm.device import FLOAT32, INT32
 from tinyvllm.errors import ShapeError
 from tinyvllm.ops.buffers import beside, check_buffer
-from tinyvllm.slots import LogprobBuffers
+from tinyvllm.plugin import Buffer, Gpu, LogprobBuffers
 from tinyvllm_samplers.gpu.sample import check_vocab_size
 
 MAX_LISTED = 64

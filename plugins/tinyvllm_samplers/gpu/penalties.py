@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.device import FLOAT32, INT32, Buffer, Gpu
+from tinyvllm.device import FLOAT32, INT32
 from tinyvllm.errors import ShapeError
 from tinyvllm.ops.buffers import beside, ceil_div, check_buffer
-from tinyvllm.slots import SlotParameters
+from tinyvllm.plugin import Buffer, Gpu, SlotParameters
 from tinyvllm_samplers.gpu.sample_rules import RuleState
 
 

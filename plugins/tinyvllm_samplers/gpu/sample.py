@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyvllm.device import FLOAT32, INT32, Buffer, Dim3, Function, Gpu
+from tinyvllm.device import FLOAT32, INT32, Dim3, Function
 from tinyvllm.errors import ShapeError
 from tinyvllm.ops.buffers import beside, check_buffer
 from tinyvllm.ops.row_tiles import BLOCKS_PER_SM, RowTiles, check_rows, check_sampled
-from tinyvllm.slots import SampledBuffers, SlotParameters
+from tinyvllm.plugin import Buffer, Gpu, SampledBuffers, SlotParameters
 
 MAX_VOCAB_SIZE = 2**20
 """A token's place in an order has 20 bits for its id."""

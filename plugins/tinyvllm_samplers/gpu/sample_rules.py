@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyvllm.device import FLOAT32, INT32, Buffer, Gpu
-from tinyvllm.errors import CapacityError
+from tinyvllm.device import FLOAT32, INT32
+from tinyvllm.plugin import Buffer, CapacityError, Gpu
 from tinyvllm.request import SamplingParams, SamplingRules
 from tinyvllm.shapes import Int32
 

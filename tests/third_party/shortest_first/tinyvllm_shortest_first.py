@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from tinyvllm.hookspecs import hookimpl
-from tinyvllm.interfaces import Options, Plugin, PluginContext, Schedule, Scheduler, SchedulerView
+from tinyvllm.plugin import Options, Plugin, PluginContext, Schedule, Scheduler, SchedulerView, hookimpl
 
 
 class ShortestFirstOptions(Options):
