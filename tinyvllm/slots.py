@@ -96,7 +96,13 @@ class SampledBuffers:
 
 @dataclass(frozen=True, slots=True)
 class LogprobBuffers:
-    """As :class:`tinyvllm.batch.LogprobColumns`: ``[B, 1 + k]`` int32 and float32, ``[B]`` int32."""
+    """Where log-probabilities go, of ``B`` rows; see :class:`tinyvllm.batch.LogprobColumns`.
+
+    Attributes:
+        token_ids: ``[B, 1 + k]``, int32; the chosen token, then the most likely ones.
+        logprobs: ``[B, 1 + k]``, float32.
+        rank: ``[B]``, int32; of the chosen token, 1 for the most likely.
+    """
 
     token_ids: Buffer
     logprobs: Buffer

@@ -12,12 +12,12 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from tinyvllm import batch, interfaces, layers, outputs, request, sequence, shapes, workspace
+from tinyvllm import batch, interfaces, layers, outputs, request, sequence, shapes, slots, step, workspace
 from tinyvllm.engine import stats
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 PAGES = {page: REFERENCE / page for page in ("plugins.md", "python.md")}
-MODULES = (interfaces, batch, shapes, sequence, layers, workspace, outputs, request, stats)
+MODULES = (interfaces, batch, shapes, sequence, layers, workspace, slots, step, outputs, request, stats)
 _MARKED = re.compile(r"(<!-- fields of (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _SECTION = re.compile(r"^(Attributes|Args|Returns|Raises):$", re.MULTILINE)
 _ATTRIBUTE = re.compile(r"^    (\w+(?:, \w+)*): (.*(?:\n {8}.*)*)", re.MULTILINE)

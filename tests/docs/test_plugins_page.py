@@ -17,7 +17,7 @@ import pytest
 from tests.docs.field_tables import MODULES, PAGES, class_named, members_of, table_of, tables_on, with_tables
 from tests.sockets.plugins import ATTENTION, KERNEL, LOADER
 from tinyvllm.cli.main import main
-from tinyvllm.interfaces import SOCKETS, Kind, Plugin
+from tinyvllm.interfaces import SOCKETS, Kind, Plugin, PreparingKernel
 from tinyvllm.registry import HOOKS
 
 TEXT = PAGES["plugins.md"].read_text()
@@ -58,12 +58,12 @@ def register_samplers():
 # By what the quoted message begins with: the plugin that causes it, and how it is chosen.
 QUOTED = {
     "loader": (LOADER, "Tensors.read = lambda self, name: np.zeros(self.call.expected[name])", "loader.name"),
-    "attention": (ATTENTION, "Mine.forward = lambda self, call: call.query.reshape(-1, 256)", "attention.name"),
+    "attention": (ATTENTION, "after = lambda call: call.out", "attention.name"),
     "scheduler 'mine' of local plugin /home/me/mine.py: schedule gives": (
         SCHEDULER, "return Schedule(view.waiting, view.num_tokens[view.waiting] + 1)", "scheduler.name"
     ),
     "sampler": (SAMPLER, "return Sampled(call.logits.argmax(axis=-1, keepdims=True))", "sampler.name"),
-    "kernel": (KERNEL, "answer = lambda result: result.astype(float)", "kernels.rms_norm"),
+    "kernel": (KERNEL, "after = lambda out, x, norm: out", "kernels.rms_norm"),
     "scheduler 'mine' of local plugin /home/me/mine.py: schedule raised": (
         SCHEDULER, "return Schedule(view.wating, view.num_tokens)", "scheduler.name"
     ),
@@ -101,7 +101,7 @@ def test_every_table_is_that_of_the_docstring(page: str) -> None:
 
 
 def test_everything_that_a_plugin_is_given_or_returns_has_a_table() -> None:
-    described_elsewhere = {"Workspace", "SamplingRules", "SamplingParams"}  # in words; on the page for Python
+    described_elsewhere = {"Workspace", "SlotParameters", "SamplingRules", "SamplingParams"}  # in words, or for Python
     assert given_or_returned() - described_elsewhere <= set(tables_on(TEXT))
 
 
@@ -127,7 +127,8 @@ def test_a_meaning_over_several_lines_and_names_that_share_one_are_read() -> Non
 def test_every_method_of_a_socket_is_in_its_section(kind: Kind) -> None:
     (section,) = re.findall(rf"^### {kind.value.capitalize()}\n(.*?)(?=^### )", TEXT, re.MULTILINE | re.DOTALL)
     listed = set(re.findall(r"^\| `(\w+)\(", section.split("<!-- ")[0], re.MULTILINE))
-    assert listed == {name for name in vars(SOCKETS[kind]) if not name.startswith("_")}
+    known = {*vars(SOCKETS[kind]), *(vars(PreparingKernel) if kind is Kind.KERNEL else ())}
+    assert listed == {name for name in known if not name.startswith("_")}
     assert f"error: {kind.value} 'mine' of local plugin " in section
 
 

@@ -87,7 +87,7 @@ class CheckedKernel:
 
 
 def _checked(op: str, bound: Callable[..., Any], plugin: PluginName, device: Device) -> Callable[..., None]:
-    calling = PluginCall(plugin, op) if not hasattr(device, "launched_by") else _EmulatorCall(plugin, op, device)
+    calling = launching_call(plugin, op, device)
 
     @functools.wraps(bound)
     def checked(*arguments: Any) -> None:
@@ -97,6 +97,11 @@ def _checked(op: str, bound: Callable[..., Any], plugin: PluginName, device: Dev
             raise plugin.broken(op, shown(returned), "None: an op writes to its outputs")
 
     return checked
+
+
+def launching_call(plugin: PluginName, method: str, device: Device) -> PluginCall:
+    """A call of a plugin that may launch kernels: the emulator names the plugin if one of them fails later."""
+    return _EmulatorCall(plugin, method, device) if hasattr(device, "launched_by") else PluginCall(plugin, method)
 
 
 class _EmulatorCall(PluginCall):

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from tinyvllm.batch import Batch, BatchTensors
-from tinyvllm.device import Tensor
+from tinyvllm.device import Device, Tensor
 from tinyvllm.errors import TinyvllmError
 from tinyvllm.interfaces import Attention, AttentionCall, AttentionContext, AttentionSpec, BoundAttention
+from tinyvllm.ops.checked_kernel import launching_call
 from tinyvllm.plugin_call import PluginCall, PluginName, checked_reasons, shown
 from tinyvllm.shapes import Int32
 
@@ -45,7 +46,7 @@ class CheckedAttention:
             is_bound = isinstance(bound, BoundAttention)
         if not is_bound:
             raise self._plugin.broken("bind", shown(bound), "an object with host_plan, plan and forward")
-        return CheckedBoundAttention(bound, self._plugin)
+        return CheckedBoundAttention(bound, self._plugin, context.workspace.device)
 
 
 class CheckedBoundAttention:
@@ -54,12 +55,14 @@ class CheckedBoundAttention:
     Args:
         attention: what the plugin's ``bind`` returned.
         plugin: its name.
+        device: where it runs.
     """
 
-    def __init__(self, attention: BoundAttention, plugin: PluginName) -> None:
+    def __init__(self, attention: BoundAttention, plugin: PluginName, device: Device) -> None:
         self._attention, self._plugin = attention, plugin
-        self._planning_host, self._planning = PluginCall(plugin, "host_plan"), PluginCall(plugin, "plan")
-        self._computing = PluginCall(plugin, "forward")
+        self._planning_host = PluginCall(plugin, "host_plan")
+        self._planning = launching_call(plugin, "plan", device)
+        self._computing = launching_call(plugin, "forward", device)
         self._is_first = True
         self._host_plan_size: int | None = None
 
