@@ -40,7 +40,7 @@ def pack(view: SchedulerView, running: Int32, waiting: Int32) -> Schedule:
 
 
 def _starting(view: SchedulerView, waiting: Int32) -> Schedule:
-    """The same where nothing runs."""
+    """A step of waiting rows, where no row runs."""
     if len(waiting) == 0 or view.num_free_slots == 0:
         return Schedule(_NONE, _NONE)
     started = _startable(view, waiting, view.budget, view.num_free_blocks)

@@ -19,7 +19,7 @@ NO_SLOT = -1
 NO_ARRIVAL = -1
 _NO_TOKEN = -1
 NUM_STOP_IDS = 4
-"""Stop tokens of a sequence that are compared as columns; a sequence with more is watched."""
+"""Stop tokens of a sequence that are compared as columns; a completion with more takes every token."""
 
 
 class State(IntEnum):

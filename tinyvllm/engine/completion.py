@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tinyvllm.batch import LogprobColumns
+from tinyvllm.engine.columns import NUM_STOP_IDS
 from tinyvllm.engine.completion_text import CompletionText
 from tinyvllm.engine.token_logprobs import token_logprobs
 from tinyvllm.outputs import FinishReason, TokenLogprobs
@@ -85,7 +86,8 @@ class Completion:
         has_text = request.tokenizer is not None and params.detokenize
         self._text = CompletionText(request.request, request.tokenizer) if has_text and request.tokenizer else None
         has_stop_strings = self._text is not None and bool(params.stop)
-        self.needs_each_token = request.stream or has_stop_strings or params.logprobs is not None
+        has_many_stops = len(self.stop_ids) > NUM_STOP_IDS
+        self.needs_each_token = request.stream or has_stop_strings or has_many_stops or params.logprobs is not None
 
     @property
     def is_finished(self) -> bool:

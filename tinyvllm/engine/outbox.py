@@ -44,7 +44,8 @@ class Outbox:
     """
 
     def __init__(self) -> None:
-        self._boxes: dict[Hashable, _Box] = {}  # of owners who have something to take, or have just taken it
+        # Of owners who have something to take, or have just taken it, and of None.
+        self._boxes: dict[Hashable, _Box] = {}
 
     def open(self, completion: Completion) -> None:
         """Make ``completion.unread`` what the next delta of the completion is made of.
@@ -55,7 +56,8 @@ class Outbox:
         state = completion.request
         if not state.stream:
             return
-        unread = self._of(state.owner)
+        box = self._boxes.get(state.owner)
+        unread = self._of(state.owner) if box is None else box.unread
         record = unread.get(completion)
         if record is None:
             record = unread[completion] = completion.next_unread()
@@ -88,7 +90,8 @@ class Outbox:
             return False
         box.delivery = None
         if not box.unread:
-            self._boxes.pop(owner, None)
+            if owner is not None:  # which has its box for good
+                self._boxes.pop(owner, None)
             return False
         return True
 

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from tinyvllm.batch import Sampled
 from tinyvllm.engine.books import Books
-from tinyvllm.engine.columns import NUM_STOP_IDS
 from tinyvllm.engine.failures import request_failure_of
 from tinyvllm.engine.sequence_table import SequenceTable
 from tinyvllm.engine.step_launcher import InFlight
@@ -56,7 +55,7 @@ def _take_tokens(step: InFlight, rows: StepRows, sampled: Sampled, books: Books)
     now, listed, num_tokens = time.monotonic(), token_ids.tolist(), step.num_tokens.tolist()
     for i in places:
         completion = rows.completions[i]
-        if completion.is_finished:  # before, or with a sibling that has just failed
+        if completion.finish_reason is not None:  # before, or with a sibling that has just failed
             continue
         books.outbox.open(completion)
         try:
@@ -76,9 +75,8 @@ def _take_tokens(step: InFlight, rows: StepRows, sampled: Sampled, books: Books)
             continue
         if completion.finish_reason is not None:
             books.end(completion)
-        elif completion.num_output == 1:
-            has_many_stops = len(completion.stop_ids) > NUM_STOP_IDS
-            books.table.watch(completion.row, completion.needs_each_token or has_many_stops)
+        elif not completion.needs_each_token and completion.num_output == 1:
+            books.table.stop_watching(completion.row)
 
 
 def _store_tokens(

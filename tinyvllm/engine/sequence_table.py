@@ -170,11 +170,10 @@ class SequenceTable(Columns):
         self._running = None
         self.version += 1
 
-    def watch(self, row: int, is_watched: bool) -> None:
-        """Say whether the completion of a row takes every token when it is read back."""
-        if self.is_watched[row] != is_watched:
-            self.is_watched[row] = is_watched
-            self.version += 1
+    def stop_watching(self, row: int) -> None:
+        """Say that the completion of a row need not take every token when it is read back."""
+        self.is_watched[row] = False
+        self.version += 1
 
     def store(self, slots: Int32, token_ids: Int32, num_before: Int32, num_with: Int32) -> None:
         """Write one new token of each of these slots, whose sequences have so many tokens before and with it."""
