@@ -598,7 +598,7 @@ class Kernel(Protocol):
         ...
 
     def bind(self, op: str, context: BindContext) -> Callable[..., None]:
-        """A callable with the signature of the op's method in :class:`~tinyvllm.ops.signatures.Ops`.
+        """A callable with the signature of the op, which :mod:`tinyvllm.ops.simple` or ``fused`` declares.
 
         It writes to the op's outputs and returns None. Weights are read-only.
         """

@@ -42,7 +42,6 @@ from tinyvllm.interfaces import (
 )
 from tinyvllm.layers import AttentionProjection, HeadSpec, Linear, LinearSpec, Norm, RotaryTable
 from tinyvllm.ops.cuda_kernel import BoundKernel, cuda_kernel
-from tinyvllm.ops.signatures import Ops
 from tinyvllm.packing import pack
 from tinyvllm.shapes import ModelShape
 from tinyvllm.slots import LogprobBuffers, SampledBuffers, SlotParameters
@@ -54,7 +53,7 @@ __all__ = [
     "BatchTensors", "BindContext", "BoundAttention", "BoundKernel", "Buffer", "CapacityError", "Checkpoint", "Device",
     "Gpu", "GpuSampleCall", "GpuSampler", "HeadSpec", "HostSampler", "Kernel", "KernelError", "LayerCache", "Linear",
     "LinearSpec", "LoadError", "Loader", "LogprobBuffers", "LogprobColumns", "ModelShape", "Norm", "OpSpec",
-    "OpenCall", "Ops", "Options", "Plugin", "PluginContext", "PluginError", "PreparingKernel", "RotaryTable",
+    "OpenCall", "Options", "Plugin", "PluginContext", "PluginError", "PreparingKernel", "RotaryTable",
     "SampleCall", "SampleKind", "Sampled", "SampledBuffers", "Sampler", "SamplerContext", "SamplerSpec",
     "SamplingRows", "Schedule", "Scheduler", "SchedulerView", "SlotParameters", "Started", "StepLimits", "Tensor",
     "TensorMeta", "Workspace", "cuda_kernel", "hookimpl", "pack",

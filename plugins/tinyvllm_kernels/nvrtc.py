@@ -1,19 +1,20 @@
-"""The devices' kernels: the launchers of ``tinyvllm/kernels`` bound to the ops they implement.
+"""The kernels of GPUs: what the launchers of ``rows`` and ``projection`` declare that they serve.
 
 Few rows go through kernels that stream the weights once, in a version for each number of rows that ``tiers.py`` names;
-many rows through the device's matrix products, an op made of its parts then. Launchers are compiled, and their scratch
-memory allocated, when they are first called. Registering imports nothing of CUDA.
+many rows through the matrix products of a library, a fused op made of its parts then. Kernels are compiled, and their
+scratch memory is allocated, when they are first called. Registering imports nothing of CUDA.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 from tinyvllm.layers import ROWS
 from tinyvllm.ops.buffers import VECTOR
-from tinyvllm.ops.compositions import BoundOp
+from tinyvllm.ops.op import BoundOp
 from tinyvllm.plugin import BindContext, Kernel, OpSpec, Plugin, PluginContext, hookimpl
-from tinyvllm_kernels import fused_ops, simple_ops
+from tinyvllm_kernels import projection, rows
+from tinyvllm_kernels.binders import binders_of
 
 
 class NvrtcKernels:
@@ -37,8 +38,9 @@ class NvrtcKernels:
         return reasons
 
     def bind(self, op: str, context: BindContext) -> BoundOp:
-        """The op as a callable with the signature of its method in ``Ops``."""
-        return _BINDERS[op](context)
+        """The op, with its signature."""
+        bound: BoundOp = _BINDERS[op](context)
+        return bound
 
 
 def _reasons_of_layer(op: str, spec: OpSpec) -> list[str]:
@@ -65,21 +67,7 @@ def _reasons_of_layer(op: str, spec: OpSpec) -> list[str]:
 _WITHOUT_BIAS = ("rms_norm_gate_up_silu", "rms_norm_lm_head", "lm_head_argmax", "lm_head")
 _OF_ANY_WIDTH = ("rms_norm_lm_head", "lm_head_argmax", "lm_head")  # of any vocabulary
 
-_BINDERS: Mapping[str, Callable[[BindContext], BoundOp]] = {
-    "embedding": simple_ops.bind_embedding,
-    "rms_norm": simple_ops.bind_rms_norm,
-    "linear": simple_ops.bind_linear,
-    "add": simple_ops.bind_add,
-    "rope_append": simple_ops.bind_rope_append,
-    "silu_mul": simple_ops.bind_silu_mul,
-    "lm_head": simple_ops.bind_lm_head,
-    "argmax": simple_ops.bind_argmax,
-    "rms_norm_qkv_rope_append": fused_ops.bind_qkv,
-    "linear_residual": fused_ops.bind_linear_residual,
-    "rms_norm_gate_up_silu": fused_ops.bind_gate_up,
-    "rms_norm_lm_head": fused_ops.bind_rms_norm_lm_head,
-    "lm_head_argmax": fused_ops.bind_lm_head_argmax,
-}
+_BINDERS = binders_of(rows, projection)
 
 
 @hookimpl

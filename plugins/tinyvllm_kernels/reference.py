@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from tinyvllm.layers import COLUMNS, ROWS
 from tinyvllm.ops.catalogue import OPS
-from tinyvllm.ops.definitions import linear_in_tiles
 from tinyvllm.plugin import BindContext, Kernel, Linear, OpSpec, Plugin, PluginContext, hookimpl
+from tinyvllm.reference.linear import linear_in_tiles
 
 _PRODUCTS = ("linear", "lm_head")
 # Transposed copies go by blocks of this many rows: a block of the source stays in the cache while its columns
@@ -49,10 +50,15 @@ class ReferenceKernels:
     def bind(self, op: str, context: BindContext) -> Callable[..., None]:
         """The op's definition."""
         if op in _PRODUCTS and context.spec.batch_invariant:
-            return linear_in_tiles
+            return _linear_in_tiles
         definition = OPS[op].definition
         assert definition is not None
         return definition
+
+
+def _linear_in_tiles(out: Any, x: Any, layer: Linear) -> None:
+    """``linear`` and ``lm_head`` with the same bits for a row in any batch."""
+    out[...] = linear_in_tiles(x, layer)
 
 
 @hookimpl

@@ -15,7 +15,7 @@ from tinyvllm.interfaces import AttentionCall, AttentionSpec, BoundAttention
 from tinyvllm.layers import AttentionProjection, HeadSpec, Linear, Norm, linear_of
 from tinyvllm.models.rotary import RotaryConfig
 from tinyvllm.models.weights import WeightReader, tensors_read
-from tinyvllm.ops.compositions import BoundOp
+from tinyvllm.ops.op import BoundOp
 from tinyvllm.ops.table import OpTable
 from tinyvllm.shapes import ModelShape
 from tinyvllm.workspace import Workspace

@@ -122,7 +122,7 @@ def cuda_kernel(
         op: the op; ``python -m tinyvllm kernels list`` has their names.
         source: the file.
         run: called with a :class:`BoundKernel`, then the op's arguments as in
-            :class:`~tinyvllm.ops.signatures.Ops`. It launches, and neither allocates nor waits.
+            :mod:`tinyvllm.ops`. It launches, and neither allocates nor waits.
         defines: preprocessor macros for a spec and the plugin's options.
         supports: reasons why it cannot serve a spec; a device that runs no CUDA sources is refused anyway.
         options: model of the plugin's options.

@@ -10,8 +10,8 @@ from tinyvllm._nearest import did_you_mean
 from tinyvllm.errors import ConfigError, PluginError
 from tinyvllm.interfaces import BindContext, Kernel, OpSpec, PreparingKernel
 from tinyvllm.layers import ROWS, AttentionProjection, HeadSpec, Linear
-from tinyvllm.ops.catalogue import OPS, parts_of
-from tinyvllm.ops.compositions import BoundOp
+from tinyvllm.ops.catalogue import OPS, applies_linear, parts_of, splits_heads
+from tinyvllm.ops.op import BoundOp
 from tinyvllm.workspace import Workspace
 
 DEFAULT_KERNELS: Mapping[str, Sequence[str]] = {
@@ -219,9 +219,8 @@ class OpTable:
 
 def _concerning(name: str, spec: OpSpec) -> OpSpec:
     """``spec`` without a layer or heads that the op has nothing to do with: an op that contains it may be asked for."""
-    op = OPS[name]
     return replace(
-        spec, linear=spec.linear if op.applies_linear else None, heads=spec.heads if op.splits_heads else None
+        spec, linear=spec.linear if applies_linear(name) else None, heads=spec.heads if splits_heads(name) else None
     )
 
 

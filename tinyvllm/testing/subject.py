@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any
 
+from tinyvllm import testing
 from tinyvllm.device import Device, Gpu
 from tinyvllm.errors import PluginError, TinyvllmError
 from tinyvllm.interfaces import BindContext, Kernel, Kind, OpSpec, PluginContext, PreparingKernel
@@ -14,29 +17,23 @@ from tinyvllm.ops.checked_kernel import CheckedKernel
 from tinyvllm.ops.table import DEFAULT_KERNELS, OpTable
 from tinyvllm.registry import Registry, State
 from tinyvllm.testing.case import Bench, Case, Mismatch, limits_of, other_bits
-from tinyvllm.testing.fused_cases import GateUpCase, HeadArgmaxCase, LinearResidualCase, NormHeadCase, QkvCase
 from tinyvllm.testing.numbers import BF16_ROUNDOFF, Array
 from tinyvllm.testing.parameters import MODELS, Parameters
-from tinyvllm.testing.rope_cases import RopeAppendCase
-from tinyvllm.testing.simple_cases import (
-    AddCase,
-    ArgmaxCase,
-    EmbeddingCase,
-    LinearCase,
-    LmHeadCase,
-    RmsNormCase,
-    SiluMulCase,
-)
 from tinyvllm.workspace import Workspace
 
 PARTS = "parts"
 """The name of a fused op made of its parts, where others have the name of a plugin."""
 
-_MADE: tuple[type[Case], ...] = (
-    EmbeddingCase, RmsNormCase, LinearCase, AddCase, RopeAppendCase, SiluMulCase, LmHeadCase, ArgmaxCase, QkvCase,
-    LinearResidualCase, GateUpCase, NormHeadCase, HeadArgmaxCase,
-)  # fmt: skip
-CASES = {case.op: case for case in _MADE}
+
+def _cases() -> dict[str, type[Case]]:
+    """From the name of an op to its case, of every module here that ends in ``_cases``."""
+    names = [module.name for module in pkgutil.iter_modules(testing.__path__) if module.name.endswith("_cases")]
+    modules = [import_module(f"{testing.__name__}.{name}") for name in names]
+    found = [each for module in modules for each in vars(module).values() if isinstance(each, type)]
+    return {case.op: case for case in found if issubclass(case, Case) and getattr(case, "op", None) in OPS}
+
+
+CASES = _cases()
 """How each op is checked."""
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
 from tinyvllm.device import BFLOAT16
+from tinyvllm.ops import fused
 from tinyvllm.ops.buffers import check_buffer, check_multiple
-from tinyvllm.plugin import Buffer, Gpu
+from tinyvllm.ops.op import BoundOp
+from tinyvllm.plugin import BindContext, Buffer, Gpu, Linear, Norm
 from tinyvllm_kernels.projection.projection import Projection
 from tinyvllm_kernels.projection.tiling import Tiling, choose_tiling, rows_tier
+from tinyvllm_kernels.tiers import Tiers
 
 
 class GateUpSilu:
@@ -63,3 +68,30 @@ class GateUpSilu:
         check_buffer("gate_up_silu weight", weight, (p.num_outputs, p.size_k), BFLOAT16)
         sizes = (np.int32(num_rows), np.int32(self._size), np.int32(p.num_tiles))
         p.launch(num_rows, (out, p.workspace, p.counters, p.normalised(x, norm), norm, weight, *sizes, self._eps))
+
+
+def bind_gate_up(context: BindContext) -> BoundOp:
+    """``rms_norm_gate_up_silu``."""
+    device, tiers = context.gpu, Tiers(context)
+    composed = fused.compose_gate_up(context) if tiers.has_products else None
+    linear = context.linear
+
+    @cache
+    def made(eps: float, max_rows: int) -> GateUpSilu:
+        return GateUpSilu(
+            device, hidden_size=linear.in_features, intermediate_size=linear.out_features // 2, eps=eps,
+            max_rows=max_rows, tiling=tiers.tiling(max_rows, linear.in_features, linear.out_features),
+        )  # fmt: skip
+
+    def rms_norm_gate_up_silu(out: Buffer, x: Buffer, norm: Norm, gate_up: Linear) -> None:
+        rows = tiers.rows(x.shape[0])
+        if rows is None:
+            assert composed is not None
+            composed(out, x, norm, gate_up)
+        else:
+            made(norm.eps, rows)(out, x, norm.weight, gate_up.weight)
+
+    return rms_norm_gate_up_silu
+
+
+BINDERS = {"rms_norm_gate_up_silu": bind_gate_up}

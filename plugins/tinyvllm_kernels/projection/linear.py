@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
-from tinyvllm.plugin import Buffer, Gpu
+from tinyvllm.ops.op import BoundOp
+from tinyvllm.plugin import BindContext, Buffer, Gpu, Linear
 from tinyvllm_kernels.projection.projection import Projection
 from tinyvllm_kernels.projection.tiling import Tiling, choose_tiling, rows_tier
+from tinyvllm_kernels.tiers import Tiers
 
 
 class LinearRows:
@@ -51,3 +55,27 @@ class LinearRows:
         num_rows = p.check_layer("out", out, x, weight, bias)
         sizes = (np.int32(num_rows), np.int32(p.num_outputs), np.int32(p.num_tiles))
         p.launch(num_rows, (out, p.workspace, p.counters, x, weight, bias, *sizes))
+
+
+def bind_linear(context: BindContext) -> BoundOp:
+    """``linear``."""
+    device, tiers = context.gpu, Tiers(context)
+
+    @cache
+    def made(out_features: int, in_features: int, max_rows: int) -> LinearRows:
+        return LinearRows(
+            device, in_features=in_features, out_features=out_features, max_rows=max_rows,
+            tiling=tiers.tiling(max_rows, in_features, out_features),
+        )  # fmt: skip
+
+    def linear(out: Buffer, x: Buffer, layer: Linear) -> None:
+        rows = tiers.rows(x.shape[0])
+        if rows is None and layer.bias is None:
+            device.gemm(out, x, layer.weight)
+        else:
+            made(layer.out_features, layer.in_features, rows or tiers.max_tokens)(out, x, layer.weight, layer.bias)
+
+    return linear
+
+
+BINDERS = {"linear": bind_linear}

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+
 import numpy as np
 
 from tinyvllm.device import BFLOAT16, FLOAT32, INT32
 from tinyvllm.errors import ShapeError
+from tinyvllm.ops import fused
 from tinyvllm.ops.buffers import check_buffer
-from tinyvllm.plugin import Buffer, Gpu
+from tinyvllm.ops.op import BoundOp
+from tinyvllm.plugin import BindContext, Buffer, Gpu, Linear, Norm
 from tinyvllm_kernels.projection.projection import Projection, zeros
 from tinyvllm_kernels.projection.tiling import Tiling, choose_tiling, rows_tier
+from tinyvllm_kernels.tiers import FUSED_HEAD_ROWS, Tiers
 
 
 class LmHeadLogits:
@@ -141,3 +147,42 @@ def _check_inputs(p: Projection, x: Buffer, norm: Buffer, weight: Buffer) -> int
 
 def _sizes(p: Projection, num_rows: int) -> tuple[np.int32, np.int32, np.int32]:
     return np.int32(num_rows), np.int32(p.num_outputs), np.int32(p.num_tiles)
+
+
+def bind_rms_norm_lm_head(context: BindContext) -> BoundOp:
+    """``rms_norm_lm_head``."""
+    return _bind_head(LmHeadLogits, context, fused.compose_lm_head)
+
+
+def bind_lm_head_argmax(context: BindContext) -> BoundOp:
+    """``lm_head_argmax``."""
+    return _bind_head(LmHeadArgmax, context, fused.compose_lm_head_argmax)
+
+
+def _bind_head(
+    launcher: type[LmHeadLogits] | type[LmHeadArgmax],
+    context: BindContext,
+    compose: Callable[[BindContext], Callable[..., None]],
+) -> BoundOp:
+    device, tiers = context.gpu, Tiers(context, FUSED_HEAD_ROWS)
+    composed = compose(context) if tiers.has_head_products else None
+
+    @cache
+    def made(vocab_size: int, hidden_size: int, eps: float, max_rows: int) -> LmHeadLogits | LmHeadArgmax:
+        return launcher(
+            device, hidden_size=hidden_size, vocab_size=vocab_size, eps=eps, max_rows=max_rows,
+            tiling=tiers.tiling(max_rows, hidden_size, vocab_size, may_split=False),
+        )  # fmt: skip
+
+    def head_of_rows(out: Buffer, x: Buffer, norm: Norm, head: Linear) -> None:
+        rows = tiers.fused_head_rows(x.shape[0])
+        if rows is None:
+            assert composed is not None
+            composed(out, x, norm, head)
+        else:
+            made(head.out_features, head.in_features, norm.eps, rows)(out, x, norm.weight, head.weight)
+
+    return head_of_rows
+
+
+BINDERS = {"rms_norm_lm_head": bind_rms_norm_lm_head, "lm_head_argmax": bind_lm_head_argmax}

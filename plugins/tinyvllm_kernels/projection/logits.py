@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
 from tinyvllm.device import BFLOAT16, FLOAT32
 from tinyvllm.ops.buffers import check_buffer
-from tinyvllm.plugin import Buffer, Gpu
+from tinyvllm.ops.op import BoundOp
+from tinyvllm.plugin import BindContext, Buffer, Gpu, Linear
 from tinyvllm_kernels.projection.projection import Projection
 from tinyvllm_kernels.projection.tiling import Tiling, choose_tiling, rows_tier
+from tinyvllm_kernels.tiers import FUSED_HEAD_ROWS, Tiers
 
 
 class LogitsRows:
@@ -55,3 +59,27 @@ class LogitsRows:
         check_buffer("logits weight", weight, (p.num_outputs, p.size_k), BFLOAT16)
         sizes = (np.int32(num_rows), np.int32(p.num_outputs), np.int32(p.num_tiles))
         p.launch(num_rows, (logits, x, weight, *sizes))
+
+
+def bind_lm_head(context: BindContext) -> BoundOp:
+    """``lm_head``."""
+    device, tiers = context.gpu, Tiers(context, FUSED_HEAD_ROWS)
+
+    @cache
+    def made(vocab_size: int, hidden_size: int, max_rows: int) -> LogitsRows:
+        return LogitsRows(
+            device, hidden_size=hidden_size, vocab_size=vocab_size, max_rows=max_rows,
+            tiling=tiers.tiling(max_rows, hidden_size, vocab_size, may_split=False),
+        )  # fmt: skip
+
+    def lm_head(logits: Buffer, x: Buffer, head: Linear) -> None:
+        rows = tiers.head_rows(x.shape[0])
+        if rows is None:
+            device.gemm(logits, x, head.weight)
+        else:
+            made(head.out_features, head.in_features, rows)(logits, x, head.weight)
+
+    return lm_head
+
+
+BINDERS = {"lm_head": bind_lm_head}

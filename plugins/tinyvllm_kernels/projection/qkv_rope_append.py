@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
 from tinyvllm.device import BFLOAT16
+from tinyvllm.ops import fused
 from tinyvllm.ops.buffers import VECTOR, check_buffer, check_multiple
-from tinyvllm.plugin import Buffer, Gpu
+from tinyvllm.ops.op import BoundOp
+from tinyvllm.plugin import AttentionProjection, BatchTensors, BindContext, Buffer, Gpu, LayerCache, Norm
 from tinyvllm_kernels.projection.projection import Projection
 from tinyvllm_kernels.projection.tiling import Tiling, choose_tiling, rows_tier
 from tinyvllm_kernels.rows.rope_append import check_cache_and_angles
+from tinyvllm_kernels.tiers import Tiers
 
 
 class QkvRopeAppend:
@@ -95,3 +100,38 @@ class QkvRopeAppend:
                 sin, positions, slot_mapping, *map(np.int32, numbers), self._eps,
             ),
         )  # fmt: skip
+
+
+def bind_qkv(context: BindContext) -> BoundOp:
+    """``rms_norm_qkv_rope_append``."""
+    device, tiers = context.gpu, Tiers(context)
+    composed = fused.compose_qkv(context) if tiers.has_products else None
+    linear, heads = context.linear, context.spec.heads
+    assert heads is not None, "the op splits its rows into heads"
+
+    @cache
+    def made(eps: float, max_rows: int) -> QkvRopeAppend:
+        return QkvRopeAppend(
+            device, hidden_size=linear.in_features, num_heads=heads.num_heads, num_kv_heads=heads.num_kv_heads,
+            head_dim=heads.head_dim, eps=eps, max_rows=max_rows,
+            tiling=tiers.tiling(max_rows, linear.in_features, linear.out_features),
+        )  # fmt: skip
+
+    def rms_norm_qkv_rope_append(
+        query: Buffer, cache: LayerCache, x: Buffer, norm: Norm, projection: AttentionProjection, batch: BatchTensors
+    ) -> None:
+        rows = tiers.rows(x.shape[0])
+        if rows is None:
+            assert composed is not None
+            composed(query, cache, x, norm, projection, batch)
+            return
+        qkv, rotary = projection.qkv, projection.rotary
+        made(norm.eps, rows)(
+            query, cache.key, cache.value, x, norm.weight, qkv.weight, qkv.bias, rotary.cos, rotary.sin,
+            batch.positions, batch.slot_mapping,
+        )  # fmt: skip
+
+    return rms_norm_qkv_rope_append
+
+
+BINDERS = {"rms_norm_qkv_rope_append": bind_qkv}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
 from tinyvllm.device import BFLOAT16
 from tinyvllm.ops.buffers import VECTOR, beside, ceil_div, check_buffer, check_multiple
-from tinyvllm.plugin import Buffer, Gpu
+from tinyvllm.ops.op import BoundOp
+from tinyvllm.plugin import BindContext, Buffer, Gpu
 
 _THREADS = 128
 
@@ -39,3 +42,17 @@ class Add:
         num_vectors = residual.shape[0] * self._hidden_size // VECTOR
         grid = (ceil_div(num_vectors, _THREADS), 1, 1)
         self._device.launch(self._function, grid, (_THREADS, 1, 1), (residual, x, np.int32(num_vectors)), pdl=self._pdl)
+
+
+def bind_add(context: BindContext) -> BoundOp:
+    """``add``."""
+    device = context.gpu
+    made = cache(lambda size: Add(device, hidden_size=size))
+
+    def add(residual: Buffer, x: Buffer) -> None:
+        made(x.shape[1])(residual, x)
+
+    return add
+
+
+BINDERS = {"add": bind_add}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
 from tinyvllm.device import BFLOAT16, INT32
 from tinyvllm.ops.buffers import VECTOR, WARP_SIZE, beside, check_buffer, check_multiple, round_up
-from tinyvllm.plugin import Buffer, Gpu
+from tinyvllm.ops.op import BoundOp
+from tinyvllm.plugin import BindContext, Buffer, Gpu
 
 
 class Embedding:
@@ -41,3 +44,17 @@ class Embedding:
         check_buffer("embedding table", table, (None, self._hidden_size), BFLOAT16)
         arguments = (out, token_ids, table, np.int32(table.shape[0]))
         self._device.launch(self._function, (num_tokens, 1, 1), (self._threads, 1, 1), arguments, pdl=self._pdl)
+
+
+def bind_embedding(context: BindContext) -> BoundOp:
+    """``embedding``."""
+    device = context.gpu
+    made = cache(lambda size: Embedding(device, hidden_size=size))
+
+    def embedding(out: Buffer, token_ids: Buffer, table: Buffer) -> None:
+        made(table.shape[1])(out, token_ids, table)
+
+    return embedding
+
+
+BINDERS = {"embedding": bind_embedding}

@@ -6,7 +6,8 @@ import numpy as np
 
 from tinyvllm.device import INT32
 from tinyvllm.ops.buffers import beside, ceil_div, check_buffer
-from tinyvllm.plugin import Buffer, Gpu, SampledBuffers
+from tinyvllm.ops.op import BoundOp
+from tinyvllm.plugin import BindContext, Buffer, Gpu, SampledBuffers
 from tinyvllm_kernels.rows.argmax import Argmax
 
 _THREADS = 128
@@ -47,3 +48,11 @@ class GreedyIds:
         grid = (ceil_div(num_rows, _THREADS), 1, 1)
         arguments = (token_ids, is_corrupt, np.int32(num_rows))
         self._device.launch(self._mark, grid, (_THREADS, 1, 1), arguments, pdl=self._pdl)
+
+
+def bind_argmax(context: BindContext) -> BoundOp:
+    """``argmax``."""
+    return GreedyIds(context.gpu, vocab_size=context.spec.model.vocab_size, max_rows=context.limits.max_logits_rows)
+
+
+BINDERS = {"argmax": bind_argmax}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
 from tinyvllm.device import BFLOAT16
 from tinyvllm.ops.buffers import VECTOR, WARP_SIZE, beside, check_buffer, check_multiple, round_up
-from tinyvllm.plugin import Buffer, Gpu
+from tinyvllm.ops.op import BoundOp
+from tinyvllm.plugin import BindContext, Buffer, Gpu, Norm
 
 
 class RmsNorm:
@@ -72,3 +75,17 @@ class NormedRows:
         normed = self._rows.view(x.shape)
         self._norm(normed, x, weight)
         return normed
+
+
+def bind_rms_norm(context: BindContext) -> BoundOp:
+    """``rms_norm``."""
+    device = context.gpu
+    made = cache(lambda size, eps: RmsNorm(device, hidden_size=size, eps=eps))
+
+    def rms_norm(out: Buffer, x: Buffer, norm: Norm) -> None:
+        made(x.shape[1], norm.eps)(out, x, norm.weight)
+
+    return rms_norm
+
+
+BINDERS = {"rms_norm": bind_rms_norm}

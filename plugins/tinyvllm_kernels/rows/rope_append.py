@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
 from tinyvllm.device import BFLOAT16, FLOAT32, INT32
 from tinyvllm.errors import ShapeError
 from tinyvllm.ops.buffers import VECTOR, beside, ceil_div, check_buffer, check_multiple
-from tinyvllm.plugin import Buffer, Gpu
+from tinyvllm.ops.op import BoundOp
+from tinyvllm.plugin import AttentionProjection, BatchTensors, BindContext, Buffer, Gpu, LayerCache
 
 _THREADS = 128
 
@@ -112,3 +115,24 @@ def check_cache_and_angles(
     check_buffer(f"{what} sin", sin, cos.shape, FLOAT32)
     check_buffer(f"{what} positions", positions, (num_tokens,), INT32)
     check_buffer(f"{what} slot_mapping", slot_mapping, (num_tokens,), INT32)
+
+
+def bind_rope_append(context: BindContext) -> BoundOp:
+    """``rope_append``."""
+    device = context.gpu
+    made = cache(lambda h, k, d, eps: RopeAppend(device, num_heads=h, num_kv_heads=k, head_dim=d, eps=eps))
+
+    def rope_append(
+        query: Buffer, cache: LayerCache, qkv: Buffer, projection: AttentionProjection, batch: BatchTensors
+    ) -> None:
+        p, q_norm, k_norm = projection, projection.q_norm, projection.k_norm
+        launch = made(p.num_heads, p.num_kv_heads, p.head_dim, 0.0 if q_norm is None else q_norm.eps)
+        launch(
+            query, cache.key, cache.value, qkv, p.rotary.cos, p.rotary.sin, batch.positions, batch.slot_mapping,
+            query_norm=None if q_norm is None else q_norm.weight, key_norm=None if k_norm is None else k_norm.weight,
+        )  # fmt: skip
+
+    return rope_append
+
+
+BINDERS = {"rope_append": bind_rope_append}

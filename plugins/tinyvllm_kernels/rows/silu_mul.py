@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from tinyvllm.device import BFLOAT16
 from tinyvllm.ops.buffers import VECTOR, WARP_SIZE, beside, ceil_div, check_buffer, check_multiple, round_up
-from tinyvllm.plugin import Buffer, Gpu
+from tinyvllm.ops.op import BoundOp
+from tinyvllm.plugin import BindContext, Buffer, Gpu
 
 
 class SiluMul:
@@ -41,3 +44,17 @@ class SiluMul:
         self._device.launch(
             self._function, (self._blocks, num_tokens, 1), (self._threads, 1, 1), (out, gate_up), pdl=self._pdl
         )
+
+
+def bind_silu_mul(context: BindContext) -> BoundOp:
+    """``silu_mul``."""
+    device = context.gpu
+    made = cache(lambda size: SiluMul(device, intermediate_size=size))
+
+    def silu_mul(out: Buffer, gate_up: Buffer) -> None:
+        made(out.shape[1])(out, gate_up)
+
+    return silu_mul
+
+
+BINDERS = {"silu_mul": bind_silu_mul}

@@ -1,20 +1,16 @@
-"""What fused ops are made of, on every device; see :class:`~tinyvllm.ops.signatures.Ops` for what they compute.
+"""The fused ops: the signature of each, and what it is made of, the same on every device; see ``simple.py``.
 
 Memory between the parts comes from the workspace when an op is bound; its name says what it holds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias
-
 from tinyvllm.batch import BatchTensors, LayerCache
 from tinyvllm.device import FLOAT32, Tensor
 from tinyvllm.interfaces import BindContext
 from tinyvllm.layers import AttentionProjection, Linear, Norm
-
-BoundOp: TypeAlias = Callable[..., None]
-"""An op that is ready to be called, with the signature of its method in ``Ops``."""
+from tinyvllm.ops.op import BoundOp, fused
+from tinyvllm.shapes import Array
 
 
 def compose_qkv(context: BindContext) -> BoundOp:
@@ -33,6 +29,13 @@ def compose_qkv(context: BindContext) -> BoundOp:
     return rms_norm_qkv_rope_append
 
 
+@fused("everything of a layer before attention", ("rms_norm", "linear", "rope_append"), compose_qkv)
+def rms_norm_qkv_rope_append(
+    query: Array, cache: LayerCache, x: Array, norm: Norm, projection: AttentionProjection, batch: BatchTensors
+) -> None:
+    """Everything of a layer before attention, of the residual stream ``x``, ``[T, E]``; see ``rope_append``."""
+
+
 def compose_linear_residual(context: BindContext) -> BoundOp:
     """``linear``, ``add``."""
     linear, add = context.op("linear"), context.op("add")
@@ -44,6 +47,11 @@ def compose_linear_residual(context: BindContext) -> BoundOp:
         add(residual, product)
 
     return linear_residual
+
+
+@fused("residual + x W + b", ("linear", "add"), compose_linear_residual)
+def linear_residual(residual: Array, x: Array, layer: Linear) -> None:
+    """``residual += x @ W + bias``; ``residual`` ``[T, N]``, ``x`` ``[T, K]``."""
 
 
 def compose_gate_up(context: BindContext) -> BoundOp:
@@ -60,6 +68,11 @@ def compose_gate_up(context: BindContext) -> BoundOp:
     return rms_norm_gate_up_silu
 
 
+@fused("the first half of the MLP", ("rms_norm", "linear", "silu_mul"), compose_gate_up)
+def rms_norm_gate_up_silu(out: Array, x: Array, norm: Norm, gate_up: Linear) -> None:
+    """``silu(gate) * up`` of the normalised stream: ``out`` ``[T, F]``, ``x`` ``[T, E]``, ``2F`` features out."""
+
+
 def compose_lm_head(context: BindContext) -> BoundOp:
     """``rms_norm``, ``lm_head``."""
     rms_norm, lm_head = context.op("rms_norm"), context.op("lm_head")
@@ -71,6 +84,11 @@ def compose_lm_head(context: BindContext) -> BoundOp:
         lm_head(logits, normed, head)
 
     return rms_norm_lm_head
+
+
+@fused("final norm and logits", ("rms_norm", "lm_head"), compose_lm_head)
+def rms_norm_lm_head(logits: Array, x: Array, norm: Norm, head: Linear) -> None:
+    """Final norm and logits: ``[T, V]``, float32, of ``x`` ``[T, E]``."""
 
 
 def compose_lm_head_argmax(context: BindContext) -> BoundOp:
@@ -87,6 +105,11 @@ def compose_lm_head_argmax(context: BindContext) -> BoundOp:
             argmax(token_ids[start:stop], logits)
 
     return lm_head_argmax
+
+
+@fused("final norm and the most likely token", ("rms_norm_lm_head", "argmax"), compose_lm_head_argmax)
+def lm_head_argmax(token_ids: Array, x: Array, norm: Norm, head: Linear) -> None:
+    """Final norm and the most likely token, ``[T]`` int32; -1 where a logit is NaN."""
 
 
 def normed_rows_of(context: BindContext) -> Tensor:
