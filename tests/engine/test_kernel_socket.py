@@ -187,7 +187,7 @@ def test_what_cannot_be_is_refused_by_name(tiny: Path, own_kernel: Path, tmp_pat
     message = refusal(tiny, PluginError, kernels={"rms_norm": "reference"})
     assert message.startswith("kernels.rms_norm: 'reference' cannot serve it: runs on the CPU, not on emulator")
     message = refusal(tiny, ConfigError, kernels={"rope": "reference"})
-    assert "kernels.rope: no such op; the ops are embedding, rms_norm" in message
+    assert "there is no op 'rope'; the ops are embedding, rms_norm" in message
     message = refusal(tiny, ConfigError, kernels={"rms_nrom": "reference"})
     assert "no op 'rms_nrom'; did you mean 'rms_norm'? the ops are" in message
     both = {"linear_residual": "nvrtc", "add": "nvrtc"}
