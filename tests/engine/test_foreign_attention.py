@@ -119,7 +119,7 @@ def test_it_is_refused_where_it_cannot_run(tiny: Path, tmp_path: Path) -> None:
 
 def test_it_is_its_definition_whatever_the_step(tmp_path_factory: pytest.TempPathFactory) -> None:
     registry, device = Registry([str(write_own_attention(tmp_path_factory.mktemp("own")))]), EmulatorDevice()
-    context = PluginContext(Options(), "emulator", MODELS[0], 384, 40, 72, 16, 0, False, 0)
+    context = PluginContext(Options(), "emulator", MODELS[0], 384, 40, 72, 16, False, 0)
     attention: Attention = registry.create(Kind.ATTENTION, "my_attention", context)
 
     @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))

@@ -13,9 +13,9 @@ from tinyvllm.engine.engine import Engine
 from tinyvllm.engine.step_launcher import StepLauncher
 from tinyvllm.engine.step_rows import StepRows
 from tinyvllm.interfaces import Schedule, SchedulerView
+from tinyvllm.packing import pack
 from tinyvllm.request import SamplingParams
 from tinyvllm.step import Step
-from tinyvllm_schedulers.packing import pack
 
 
 class TakesTurns:

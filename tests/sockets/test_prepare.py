@@ -85,6 +85,7 @@ QKV, OUTPUT, GATE_UP, DOWN, HEAD = (48, 128), (64, 48), (48, 160), (80, 48), (48
 
 @pytest.fixture
 def plugin(tmp_path: Path) -> Iterator[Path]:
+    forget()
     yield tmp_path / "mine.py"
     forget()
 

@@ -11,7 +11,6 @@ from statistics import median
 from typing import Any
 
 from tinyvllm.bench.roofline import Machine, measure
-from tinyvllm.errors import ConfigError
 from tinyvllm.shapes import ModelShape
 from tinyvllm.testing.check import find_subjects
 from tinyvllm.testing.parameters import MAX_LOGITS_ROWS, Parameters
