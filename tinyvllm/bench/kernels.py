@@ -11,7 +11,6 @@ from statistics import median
 from typing import Any
 
 from tinyvllm.bench.roofline import Machine, measure
-from tinyvllm.errors import ConfigError
 from tinyvllm.shapes import ModelShape
 from tinyvllm.testing.check import find_subjects
 from tinyvllm.testing.parameters import MAX_LOGITS_ROWS, Parameters
@@ -71,34 +70,30 @@ def measure_kernels(
         op: the op.
         model: whose sizes it has.
         device: ``cpu`` or ``cuda``.
-        rows: tokens of a step: sequences of one token each, or one sequence for ``attention_prefill``.
+        rows: tokens of a step, sequences of one token each.
         context_len: of each sequence, this step included; the same in all.
         block_size: of the cache.
         batch_invariant: as an engine may ask for it.
         implementation, plugins: as of ``check_op``.
     Raises:
-        ConfigError: the device has no clock, or a prefill is longer than its context.
+        ConfigError: the device has no clock.
         PluginError: an implementation does not serve this model.
     """
     subjects = find_subjects(op, device, implementation, plugins)
     machine = measure(subjects[0].device)
     cases = [
-        _parameters(op, model, num_rows, context_len, block_size, batch_invariant=batch_invariant) for num_rows in rows
+        _parameters(model, num_rows, context_len, block_size, batch_invariant=batch_invariant) for num_rows in rows
     ]
     return machine, [_timed(subject, parameters, machine) for parameters in cases for subject in subjects]
 
 
 def _parameters(
-    op: str, model: ModelShape, num_rows: int, context_len: int, block_size: int, *, batch_invariant: bool
+    model: ModelShape, num_rows: int, context_len: int, block_size: int, *, batch_invariant: bool
 ) -> Parameters:
-    is_prefill = op == "attention_prefill"
-    if is_prefill and num_rows > context_len:
-        raise ConfigError(f"{num_rows} rows of one sequence do not fit a context of {context_len}; raise --context-len")
-    counts = (num_rows,) if is_prefill else (1,) * num_rows
     return Parameters(
         model=model,
-        num_tokens=counts,
-        num_known=tuple(context_len - count for count in counts),
+        num_tokens=(1,) * num_rows,
+        num_known=(context_len - 1,) * num_rows,
         block_size=block_size,
         batch_invariant=batch_invariant,
         max_context=context_len,
@@ -181,27 +176,15 @@ def cost(op: str, parameters: Parameters, *, element_bytes: int) -> tuple[float,
     def moved(*columns: int) -> float:
         return float(b * t * sum(columns))
 
-    pairs = sum(
-        position + 1
-        for count, known in zip(parameters.num_tokens, parameters.num_known, strict=True)
-        for position in range(known, known + count)
-    )
-    visible = sum(map(sum, zip(parameters.num_tokens, parameters.num_known, strict=True)))
-    attention = (2.0 * b * visible * kv + moved(2 * query), 4.0 * pairs * query)
     costs: dict[str, tuple[float, float]] = {
         "embedding": (moved(2 * e), 0),
         "rms_norm": (moved(2 * e) + b * e, 0),
         "linear": (product(query, e)[0] + moved(query, e), product(query, e)[1]),
         "add": (moved(3 * e), 0),
-        "rope": (moved(2 * query), 0),
-        "kv_append": (moved(4 * kv), 0),
         "rope_append": (moved(2 * qkv), 0),
         "silu_mul": (moved(3 * f), 0),
         "lm_head": (product(e, v)[0] + moved(e) + 4.0 * t * v, product(e, v)[1]),
         "argmax": (4.0 * t * v, 0),
-        "attention_decode": attention,
-        "attention_prefill": attention,
-        "attention": attention,
         "rms_norm_qkv_rope_append": (product(e, qkv)[0] + moved(e, qkv), product(e, qkv)[1]),
         "linear_residual": (product(f, e)[0] + moved(f, 2 * e), product(f, e)[1]),
         "rms_norm_gate_up_silu": (product(e, 2 * f)[0] + moved(e, f), product(e, 2 * f)[1]),

@@ -111,7 +111,7 @@ class OpTable:
             heads: that its output is split into; None: it is not.
         """
         spec = replace(self._spec, linear=layer.spec, heads=heads)
-        simple = {inner for name in names for inner in self._serving(name, spec)}
+        simple = dict.fromkeys(inner for name in names for inner in self._serving(name, spec))
         for plugin, name in simple:
             kernel = self._kernel(plugin, name)
             if not isinstance(kernel, PreparingKernel):
@@ -178,12 +178,12 @@ class OpTable:
             refusals += [f"{plugin}: {reason}" for reason in reasons]
         return None, refusals
 
-    def _serving(self, name: str, spec: OpSpec) -> set[tuple[str, str]]:
-        """The plugin and op of each kernel that will be called for an op, parts of parts included."""
+    def _serving(self, name: str, spec: OpSpec) -> list[tuple[str, str]]:
+        """The plugin and op of each kernel that will be called for an op, parts of parts included, in order."""
         plugin = self._replacements[name][0] if name in self._replacements else self._default(name, spec)[0]
         if plugin is not None:
-            return {(plugin, name)}
-        return {each for part in OPS[name].parts for each in self._serving(part, spec)}
+            return [(plugin, name)]
+        return [each for part in OPS[name].parts for each in self._serving(part, spec)]
 
     def _kernel(self, plugin: str, name: str) -> Kernel:
         return self._replacements[name][1] if name in self._replacements else self._defaults[plugin]
