@@ -102,4 +102,4 @@ def test_a_step_whose_rows_were_kept_is_the_step_that_is_gathered_anew(
     monkeypatch.setattr(StepLauncher, "kept", None)
     num_gathered.clear()
     assert steps_of(engine(), number) == kept
-    assert len(num_gathered) == len(kept)
+    assert len(num_gathered) >= len(kept)

@@ -31,7 +31,7 @@ class InFlight:
     """A step that was launched and not yet read back.
 
     Attributes:
-        rows: the ``S`` rows that get a new token; of each of these only what does not change from step to step.
+        rows: the ``S`` rows that get a new token, for what does not change from step to step; None: no row gets one.
         num_before: ``[S]``, tokens of each sequence before this step.
         num_tokens: ``[S]``, tokens of each sequence once this step is read back.
         computed: completions of all rows that the step computes.
@@ -123,13 +123,13 @@ class StepLauncher:
 
     def launch(self, schedule: CheckedSchedule) -> InFlight:
         """Carry out a step that computes something; the rows in ``schedule.preempt`` were preempted before."""
-        table, started = self._table, None
+        table, started, sampled = self._table, None, None
         rows, num_tokens, num_needed = schedule.kept, schedule.num_tokens, schedule.num_needed_blocks
         self._last = None
         if rows is None:
             started = self._start(schedule.rows) if schedule.has_starts else None
             order = table.slot.take(schedule.rows).argsort()
-            rows = StepRows.gather(table, schedule.rows, schedule.rows.take(order), self._completions, self._tokens)
+            rows = self._gather(schedule.rows, schedule.rows.take(order))
             num_tokens = num_tokens.take(order)
             num_needed = None if num_needed is None else num_needed.take(order)
         updates = self._extend(rows, num_needed)
@@ -138,12 +138,13 @@ class StepLauncher:
             places, sampled = table.places[: len(num_tokens)], rows
         else:
             places = np.flatnonzero(batch.context_lens == rows.num_tokens)
-            sampled = rows if len(places) == len(num_tokens) else rows.take(places)
-        sampling = self._sampling.gather(sampled.slots, sampled.num_tokens) if len(places) else None
+            few = rows.rows.take(places)
+            if len(few):
+                sampled = rows if len(few) == len(num_tokens) else self._gather(few, few)
+        sampling = None if sampled is None else self._sampling.gather(sampled.slots, sampled.num_tokens)
         prompts = self._prompts(rows, num_tokens, batch.cu_seqlens_q) if self._prompt_rows else []
-        step = Step(
-            batch, places, sampled.slots, sampling, sampled.tokens, started, updates, [each for _, each in prompts]
-        )
+        slots, tokens = (_NO_ROWS, ()) if sampled is None else (sampled.slots, sampled.tokens)
+        step = Step(batch, places, slots, sampling, tokens, started, updates, [each for _, each in prompts])
         self._last_slots = None  # until the device has it
         began = time.perf_counter()
         pending = self._runner.launch(step)
@@ -155,10 +156,13 @@ class StepLauncher:
         if sampled is rows:
             rows.num_computed, rows.num_tokens = in_flight.num_before, in_flight.num_tokens
             self._last = rows
-        if self._forking:
+        if self._forking and sampled is not None:
             for row in sampled.rows.tolist():
                 self._fork(row)
         return in_flight
+
+    def _gather(self, requested: Int32, rows: Int32) -> StepRows:
+        return StepRows.gather(self._table, requested, rows, self._completions, self._tokens)
 
     def _start(self, rows: Int32) -> Started:
         """Give slots to those of the rows that have none; what the runner must know of them."""
@@ -220,15 +224,15 @@ class StepLauncher:
 
     def _advance(
         self,
-        sampled: StepRows,
+        sampled: StepRows | None,
         computed: Sequence[Completion],
         prompt_states: Sequence[RequestState],
         pending: Pending,
     ) -> InFlight:
         """The columns of the rows that were sampled, after a launch."""
+        if sampled is None:
+            return InFlight(None, _NO_ROWS, _NO_ROWS, computed, prompt_states, pending, None, is_stored=True)
         table, rows, num_before = self._table, sampled.rows, sampled.num_tokens
-        if len(rows) == 0:
-            return InFlight(None, num_before, num_before, computed, prompt_states, pending, None, is_stored=True)
         num_tokens = num_before + 1
         table.num_tokens[rows] = num_tokens
         reach_last: NDArray[np.bool_] = num_tokens >= sampled.max_tokens

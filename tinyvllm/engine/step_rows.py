@@ -83,25 +83,6 @@ class StepRows:
             stop_ids=stop_ids[:, :width] if width else None,
         )
 
-    def take(self, places: NDArray[np.intp]) -> StepRows:
-        """Some of the rows, in their order."""
-        is_taken = set(places.tolist())
-        new_place = {place: i for i, place in enumerate(places.tolist())}
-        return StepRows(
-            version=self.version,
-            requested=self.requested,
-            rows=self.rows.take(places),
-            slots=self.slots.take(places),
-            num_computed=self.num_computed.take(places),
-            num_tokens=self.num_tokens.take(places),
-            max_tokens=self.max_tokens.take(places),
-            arrival=self.arrival.take(places),
-            completions=[self.completions[place] for place in places.tolist()],
-            tokens=[self.tokens[place] for place in places.tolist()],
-            watched=[new_place[place] for place in self.watched if place in is_taken],
-            stop_ids=None if self.stop_ids is None else self.stop_ids.take(places, axis=0),
-        )
-
     def is_as_requested(self, rows: object) -> bool:
         """Whether a scheduler names these rows, in the order of the last time."""
         if rows is self.requested:  # the table's own array, which nobody can write
