@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tinyvllm.request import SAMPLING_COLUMNS, SamplingParams
 from tinyvllm.sequence import SequenceTokens
 from tinyvllm.shapes import Array, Float32, Int32
 
@@ -121,9 +122,23 @@ class LayerCache:
         return int(self.key.shape[2])
 
 
-@dataclass(frozen=True, slots=True)
+_OTHER_COLUMNS: Mapping[str, str] = {
+    "seed": "uint64",
+    "completion_index": "int32",
+    "position": "int32",
+    "num_logprobs": "int32",
+    "has_rules": "bool",
+}
+ROW_COLUMNS: Mapping[str, np.dtype[Any]] = {
+    name: np.dtype(dtype) for name, dtype in {**SAMPLING_COLUMNS, **_OTHER_COLUMNS}.items()
+}
+"""Name and dtype of every column of ``SamplingRows``."""
+
+
 class SamplingRows:
     """The sampling parameters of ``B`` rows, as columns.
+
+    Those that ``SamplingParams`` declares to be columns come first, under their names.
 
     Attributes:
         temperature: ``[B]``, float32; 0 is greedy.
@@ -139,6 +154,8 @@ class SamplingRows:
             ``bad_words`` or ``min_tokens`` applies.
     """
 
+    __slots__ = tuple(ROW_COLUMNS)
+
     temperature: Float32
     top_p: Float32
     top_k: Int32
@@ -151,6 +168,38 @@ class SamplingRows:
     position: Int32
     num_logprobs: Int32
     has_rules: NDArray[np.bool_]
+
+    def __init__(self, **columns: NDArray[Any]) -> None:
+        """Every column of ``ROW_COLUMNS``, ``[B]`` each."""
+        for name in ROW_COLUMNS:
+            setattr(self, name, columns[name])
+
+    @classmethod
+    def of(cls, num_rows: int, **columns: Any) -> SamplingRows:
+        """Rows with the defaults of ``SamplingParams``, but for some columns.
+
+        Args:
+            num_rows: ``B``.
+            columns: a scalar for all rows, or ``[B]``, each.
+        """
+        params = SamplingParams()
+        values = {name: getattr(params, name) for name in SAMPLING_COLUMNS}
+        values |= {"seed": 0, "completion_index": 0, "position": 0, "num_logprobs": NO_LOGPROBS, "has_rules": False}
+        assert columns.keys() <= values.keys(), sorted(columns)
+        return cls(
+            **{
+                name: np.broadcast_to(np.asarray(value, ROW_COLUMNS[name]), (num_rows,)).copy()
+                for name, value in (values | columns).items()
+            }
+        )
+
+    def replace(self, **columns: NDArray[Any]) -> SamplingRows:
+        """The same rows with other columns."""
+        return SamplingRows(**({name: getattr(self, name) for name in ROW_COLUMNS} | columns))
+
+    def take(self, rows: NDArray[np.intp] | slice) -> SamplingRows:
+        """Some of the rows, in the order given."""
+        return SamplingRows(**{name: getattr(self, name)[rows] for name in ROW_COLUMNS})
 
     def __len__(self) -> int:
         return int(self.temperature.shape[0])

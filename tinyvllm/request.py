@@ -48,6 +48,17 @@ def _explains_misuse(cls: type[_T]) -> type[_T]:
     return cls
 
 
+def _column(default: float, dtype: str, check: Callable[[str, Any], Any] | None = None) -> Any:
+    """A parameter that is handed to samplers as a column, with an entry for each row of a step.
+
+    Args:
+        default: its value where a request does not say.
+        dtype: of the column, as NumPy calls it.
+        check: what it must be; None: as ``CHECKS`` says.
+    """
+    return field(default=default, metadata={"column": dtype} | ({} if check is None else {"check": check}))
+
+
 @_explains_misuse
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
@@ -90,13 +101,13 @@ class SamplingParams:
     """
 
     n: int = 1
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    repetition_penalty: float = 1.0
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
+    presence_penalty: float = _column(0.0, "float32")
+    frequency_penalty: float = _column(0.0, "float32")
+    repetition_penalty: float = _column(1.0, "float32")
+    temperature: float = _column(1.0, "float32")
+    top_p: float = _column(1.0, "float32")
+    top_k: int = _column(0, "int32")
+    min_p: float = _column(0.0, "float32")
     seed: int | None = None
     stop: Sequence[str] | None = None
     stop_token_ids: Sequence[int] | None = None
@@ -119,7 +130,7 @@ class SamplingParams:
         for name, default in _DEFAULTS.items():
             value = getattr(self, name)
             if value is not default:  # most are their default, and a request's way to its first token begins here
-                object.__setattr__(self, name, CHECKS[name](f"sampling.{name}", value))  # frozen from here on
+                object.__setattr__(self, name, _CHECKS[name](f"sampling.{name}", value))  # frozen from here on
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             refuse("sampling.min_tokens", self.min_tokens, f"at most max_tokens, which is {self.max_tokens}")
         if self.stop and not self.detokenize:
@@ -190,6 +201,11 @@ class SamplingParams:
 
 
 _DEFAULTS = {f.name: f.default for f in fields(SamplingParams)}
+_CHECKS = {f.name: f.metadata.get("check") or CHECKS[f.name] for f in fields(SamplingParams)}
+SAMPLING_COLUMNS: Mapping[str, str] = {
+    f.name: f.metadata["column"] for f in fields(SamplingParams) if "column" in f.metadata
+}
+"""The parameters that samplers get as columns, and the dtype of each; see ``SamplingRows`` in ``batch.py``."""
 
 
 def _known(given: Mapping[Any, Any]) -> dict[str, Any]:

@@ -8,24 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyvllm.batch import SamplingRows
-from tinyvllm.device import FLOAT32, INT32, Buffer, Gpu
+from tinyvllm.batch import ROW_COLUMNS, SamplingRows
+from tinyvllm.device import INT32, Buffer, Gpu
 from tinyvllm.shapes import Int32
 
 NO_RULES = -1
 """In ``rule_row``: no penalty, bias or mask applies."""
 
-# The widest first, so that each column begins at a multiple of its own width.
-_COLUMNS: dict[str, np.dtype[Any]] = {
-    "seed": np.dtype(np.uint64),
-    "temperature": FLOAT32,
-    "top_p": FLOAT32,
-    "min_p": FLOAT32,
-    "top_k": INT32,
-    "completion_index": INT32,
-    "num_logprobs": INT32,
-    "rule_row": INT32,
-}
+_COLUMNS = {name: dtype for name, dtype in ROW_COLUMNS.items() if name not in ("position", "has_rules")}
+_COLUMNS["rule_row"] = INT32
 _FROM_ROWS = tuple(name for name in _COLUMNS if name != "rule_row")
 
 
@@ -34,10 +25,9 @@ class SlotParameters:
 
     The columns lie in one allocation, so that a change is one copy. Call :meth:`upload` after :meth:`write`.
 
+    Each column of :class:`tinyvllm.batch.SamplingRows` but ``position`` and ``has_rules`` is an attribute, ``[S]``.
+
     Attributes:
-        seed: ``[S]``, uint64.
-        temperature, top_p, min_p: ``[S]``, float32.
-        top_k, completion_index, num_logprobs: ``[S]``, int32; as in :class:`tinyvllm.batch.SamplingRows`.
         rule_row: ``[S]``, int32; the slot again where penalties, biases or masks apply, or ``NO_RULES``.
     """
 
@@ -50,20 +40,28 @@ class SlotParameters:
         self._host_columns: dict[str, NDArray[Any]] = {}
         buffers: dict[str, Buffer] = {}
         offset = 0
-        for name, dtype in _COLUMNS.items():
+        # The widest first, so that each column begins at a multiple of its own width.
+        for name, dtype in sorted(_COLUMNS.items(), key=lambda column: -column[1].itemsize):
             end = offset + num_slots * dtype.itemsize
             self._host_columns[name] = self._host[offset:end].view(dtype)
             buffers[name] = self._block.view((num_slots,), dtype, offset)
             offset = end
-        self.seed, self.temperature, self.top_p, self.min_p = (buffers[n] for n in list(_COLUMNS)[:4])
-        self.top_k, self.completion_index, self.num_logprobs, self.rule_row = (buffers[n] for n in list(_COLUMNS)[4:])
+        self._buffers = buffers
+
+    def __getattr__(self, name: str) -> Buffer:
+        """The column ``name`` on the device."""
+        try:
+            return self._buffers[name]
+        except KeyError:
+            known = ", ".join(_COLUMNS)
+            raise AttributeError(f"no sampling parameter {name!r} is uploaded; there are {known}") from None
 
     def write(self, slots: Int32, rows: SamplingRows, rule_rows: Int32 | int = NO_RULES) -> None:
         """Set the parameters of some slots, on the host.
 
         Args:
             slots: ``[n]``.
-            rows: ``n`` rows; ``position`` and the penalties are not looked at.
+            rows: ``n`` rows; ``position`` means nothing.
             rule_rows: ``[n]``, or one for all.
         """
         for name in _FROM_ROWS:

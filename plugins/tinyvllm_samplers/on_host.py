@@ -14,7 +14,7 @@ from tinyvllm.batch import ALL_LOGPROBS, NO_LOGPROBS
 from tinyvllm.plugin import LogprobColumns, SampleCall, Sampled, SamplingRows
 from tinyvllm.reference import penalties
 from tinyvllm.reference.logprobs import logprob_columns
-from tinyvllm.reference.sampling import SamplingColumns, sample
+from tinyvllm.reference.sampling import sample
 from tinyvllm.sequence import SequenceTokens
 from tinyvllm.shapes import Float32, Int32
 
@@ -93,10 +93,7 @@ def _sample_some(token_ids: Int32, logits: Float32, rows: SamplingRows, members:
     """Draw the tokens of the rows ``members``, into ``token_ids``."""
     if len(members) == 0:
         return
-    columns = SamplingColumns(
-        rows.temperature, rows.top_k, rows.top_p, rows.min_p, rows.seed, rows.completion_index, rows.position
-    )
-    token_ids[members] = sample(logits[members], columns.take(members))
+    token_ids[members] = sample(logits[members], rows.take(members))
 
 
 def _logprobs(raw: Float32, token_ids: Int32, num_logprobs: Int32) -> LogprobColumns | None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.engine.fake_runner import fake_engine
+from tinyvllm.batch import ROW_COLUMNS
 from tinyvllm.engine.engine import Engine
 from tinyvllm.engine.step_launcher import StepLauncher
 from tinyvllm.engine.step_rows import StepRows
@@ -47,7 +47,13 @@ def values_of(step: Step) -> list[Any]:
     num_blocks = -(-batch.context_lens // 4)
     tables = [row[:n].tolist() for row, n in zip(batch.block_tables, num_blocks.tolist(), strict=True)]
     plain = [batch.token_ids, batch.positions, batch.cu_seqlens_q, batch.context_lens, batch.slot_mapping]
-    arrays = [*plain, batch.last_token_index, step.sampled, step.slots, *(astuple(sampling) if sampling else ())]
+    arrays = [
+        *plain,
+        batch.last_token_index,
+        step.sampled,
+        step.slots,
+        *([getattr(sampling, name) for name in ROW_COLUMNS] if sampling else ()),
+    ]
     tokens = [each.all.tolist() for each in step.tokens]
     return [tables, tokens, *((array.dtype, array.tolist()) for array in arrays)]
 

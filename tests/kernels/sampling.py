@@ -6,7 +6,7 @@ may decide, it accepts each outcome; everywhere else exactly one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tinyvllm.batch import SamplingRows
 from tinyvllm.device import Argument, Array, Buffer, Gpu
 from tinyvllm.reference.philox import random_words
-from tinyvllm.reference.sampling import SamplingColumns, scaled
+from tinyvllm.reference.sampling import scaled
 from tinyvllm.shapes import Float32, Int32
 from tinyvllm.slots import NO_RULES, SampledBuffers, SlotParameters
 from tinyvllm.testing.sampling_rows import rows_of as rows_of
@@ -38,11 +38,7 @@ make_sample = once(Sample)
 
 
 def take(rows: SamplingRows, pick: Any) -> SamplingRows:
-    return SamplingRows(**{f.name: getattr(rows, f.name)[pick] for f in fields(SamplingRows)})
-
-
-def reference_columns(rows: SamplingRows) -> SamplingColumns:
-    return SamplingColumns(**{f.name: getattr(rows, f.name) for f in fields(SamplingColumns)})
+    return rows.take(pick)
 
 
 @dataclass
@@ -182,8 +178,7 @@ def logits_and_rows(
         position=rng.integers(0, 2**31, num_rows),
     )
     if cut:
-        rows = replace(
-            rows,
+        rows = rows.replace(
             top_k=rng.choice([0, 0, 1, 2, 5, 39, 100, 100_000], num_rows).astype(np.int32),
             top_p=rng.choice([1, 1, 1e-6, 0.1, 0.5, 0.9, 0.999], num_rows).astype(np.float32),
             min_p=rng.choice([0, 0, 0.001, 0.05, 0.5, 1.0], num_rows).astype(np.float32),

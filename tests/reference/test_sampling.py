@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tinyvllm.batch import SamplingRows
 from tinyvllm.reference.philox import gumbel
-from tinyvllm.reference.sampling import SamplingColumns, sample
+from tinyvllm.reference.sampling import sample
 from tinyvllm.shapes import Float32
 
 EPS = 2.0**-24  # half a unit in the last place of float32, relative
@@ -29,18 +30,16 @@ def columns(
     seed: Any = 0,
     completion_index: Any = 0,
     position: Any = None,
-) -> SamplingColumns:
-    def column(value: Any, dtype: Any) -> Any:
-        return np.broadcast_to(np.asarray(value, dtype), (rows,)).copy()
-
-    return SamplingColumns(
-        column(temperature, np.float32),
-        column(top_k, np.int32),
-        column(top_p, np.float32),
-        column(min_p, np.float32),
-        column(seed, np.uint64),
-        column(completion_index, np.int32),
-        column(np.arange(rows) if position is None else position, np.int32),
+) -> SamplingRows:
+    return SamplingRows.of(
+        rows,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        seed=seed,
+        completion_index=completion_index,
+        position=np.arange(rows) if position is None else position,
     )
 
 
@@ -205,7 +204,7 @@ def test_draws_have_the_distribution_of_the_kept_tokens(parameter: dict[str, Any
     assert ((got[kept] - expected) ** 2 / expected).sum() < chi_squared_bound(len(kept) - 1)
 
 
-def random_batch(rng: np.random.Generator, rows: int, vocab_size: int) -> tuple[Float32, SamplingColumns]:
+def random_batch(rng: np.random.Generator, rows: int, vocab_size: int) -> tuple[Float32, SamplingRows]:
     logits = (rng.standard_normal((rows, vocab_size)) * 4).astype(np.float32)
     return logits, columns(
         rows,

@@ -30,13 +30,13 @@ def negate(out: Array, x: Array) -> None:
 
     out[...] = _negate(x)
 '''
-KERNEL = '''#include "tinyvllm/prelude.cuh"
+KERNEL = """#include "tinyvllm/prelude.cuh"
 
 extern "C" __global__ void negate(bf16* out, const bf16* x, int size) {
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i < size) out[i] = from_float<bf16>(SIGN to_float(x[i]));
 }
-'''
+"""
 LAUNCHER = '''"""Launches ``negate.cu``."""
 
 from __future__ import annotations

@@ -7,24 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyvllm.batch import NO_LOGPROBS, SamplingRows
-from tinyvllm.request import SamplingParams
+from tinyvllm.batch import NO_LOGPROBS, ROW_COLUMNS, SamplingRows
+from tinyvllm.request import SAMPLING_COLUMNS, SamplingParams
 from tinyvllm.shapes import Int32
 
-_COLUMNS = {
-    "temperature": np.float32,
-    "top_p": np.float32,
-    "top_k": np.int32,
-    "min_p": np.float32,
-    "presence_penalty": np.float32,
-    "frequency_penalty": np.float32,
-    "repetition_penalty": np.float32,
-    "seed": np.uint64,
-    "completion_index": np.int32,
-    "num_logprobs": np.int32,
-    "has_rules": np.bool_,
-}
-_FROM_PARAMS = tuple(_COLUMNS)[:7]
+_COLUMNS = {name: dtype for name, dtype in ROW_COLUMNS.items() if name != "position"}  # which every step has anew
 
 
 class SamplingColumns:
@@ -39,7 +26,7 @@ class SamplingColumns:
     def set(self, slot: int, params: SamplingParams, seed: int, completion_index: int) -> None:
         """Write the parameters of the sequence that starts in ``slot``."""
         self._last = None
-        for name in _FROM_PARAMS:
+        for name in SAMPLING_COLUMNS:
             self._columns[name][slot] = getattr(params, name)
         self._columns["seed"][slot] = seed
         self._columns["completion_index"][slot] = completion_index

@@ -15,13 +15,12 @@ computed row by row along the last axis, so a row gives the same token, bit for 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-
 import numpy as np
 from numpy.typing import NDArray
 
+from tinyvllm.batch import SamplingRows
 from tinyvllm.reference.order import most_likely
-from tinyvllm.reference.philox import GUMBEL_RANGE, UInt64, gumbel, gumbel_at
+from tinyvllm.reference.philox import GUMBEL_RANGE, gumbel, gumbel_at
 from tinyvllm.shapes import Float32, Int32
 
 # Elements of the largest temporaries: they stay in the caches.
@@ -33,37 +32,12 @@ _LARGE_VOCABULARY = 1 << 14
 _FEW = 8
 
 
-@dataclass(frozen=True, slots=True)
-class SamplingColumns:
-    """How to draw each of ``B`` rows; a column each, as in :class:`tinyvllm.batch.SamplingRows`.
-
-    Attributes:
-        temperature: ``[B]``, float32, above 0.
-        top_k: ``[B]``, int32; 0 keeps all.
-        top_p, min_p: ``[B]``, float32.
-        seed: ``[B]``, uint64.
-        completion_index, position: ``[B]``, int32.
-    """
-
-    temperature: Float32
-    top_k: Int32
-    top_p: Float32
-    min_p: Float32
-    seed: UInt64
-    completion_index: Int32
-    position: Int32
-
-    def take(self, rows: NDArray[np.intp] | slice) -> SamplingColumns:
-        """Some of the rows, in the order given."""
-        return SamplingColumns(*(getattr(self, f.name)[rows] for f in fields(self)))
-
-
-def sample(logits: Float32, columns: SamplingColumns) -> Int32:
+def sample(logits: Float32, columns: SamplingRows) -> Int32:
     """One token a row, drawn at random as the columns say.
 
     Args:
         logits: ``[B, V]``, float32; every row has a finite maximum and no NaN. -inf is never chosen.
-        columns: ``B`` rows.
+        columns: ``B`` rows, of temperature above 0.
     Returns:
         ``[B]``, int32.
     """
@@ -97,7 +71,7 @@ def _without_unlikely(z: Float32, min_p: Float32) -> Float32:
     return z
 
 
-def _choose_uncut(z: Float32, columns: SamplingColumns) -> Int32:
+def _choose_uncut(z: Float32, columns: SamplingRows) -> Int32:
     """The race over the whole vocabulary."""
     if z.shape[-1] < _LARGE_VOCABULARY:
         return _race(z, None, columns)
@@ -113,7 +87,7 @@ def _choose_uncut(z: Float32, columns: SamplingColumns) -> Int32:
     return chosen
 
 
-def _choose_cut(z: Float32, columns: SamplingColumns) -> Int32:
+def _choose_cut(z: Float32, columns: SamplingRows) -> Int32:
     """The race over what ``top_k`` and ``top_p`` keep."""
     chosen = np.empty(len(z), np.int32)
     vocab_size = z.shape[-1]
@@ -167,7 +141,7 @@ def _nucleus(
     return keep, is_settled
 
 
-def _race(z: Float32, token_ids: Int32 | None, columns: SamplingColumns) -> Int32:
+def _race(z: Float32, token_ids: Int32 | None, columns: SamplingRows) -> Int32:
     """The token with the largest ``z + g`` of each row; ``token_ids``: what the entries are, None for 0 to V - 1."""
     stream = (columns.seed, columns.completion_index, columns.position)
     if token_ids is None:

@@ -8,10 +8,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-import numpy as np
-
 from tinyvllm._terminal import each_shown
-from tinyvllm.batch import NO_LOGPROBS, SamplingRows
+from tinyvllm.batch import SamplingRows
 from tinyvllm.runner.gpu_runner import GpuRunner, decode_sizes
 from tinyvllm.runner.prompt_graphs import StepSize
 from tinyvllm.runner.token_sampling import MAX_LISTED
@@ -34,7 +32,7 @@ def rehearse(runner: GpuRunner, limits: StepLimits) -> str:
     sizes = decode_sizes(limits.max_seqs)
     simplest = fullest = None
     if runner.is_sampling_here:
-        simplest, fullest = runner.kind_of(row(temperature=0)), runner.kind_of(EVERYTHING)
+        simplest, fullest = runner.kind_of(COMMON[0]), runner.kind_of(EVERYTHING)
     decodes = [(size, simplest) for size in sizes] + [(size, fullest) for size in {sizes[0], sizes[-1]}]
     for step in each_shown("preparing kernels", steps):
         runner.rehearse_prompts(step, fullest)
@@ -70,26 +68,6 @@ def _prompt_steps(limits: StepLimits) -> Iterator[StepSize]:
             yield StepSize(num_tokens, min(num_tokens, limits.max_seqs), has_decodes)
 
 
-def row(
-    *, temperature: float, top_p: float = 1.0, num_logprobs: int = NO_LOGPROBS, has_rules: bool = False
-) -> SamplingRows:
-    """A row of a step, as a request might have it."""
-    return SamplingRows(
-        temperature=np.array([temperature], np.float32),
-        top_p=np.array([top_p], np.float32),
-        top_k=np.zeros(1, np.int32),
-        min_p=np.zeros(1, np.float32),
-        presence_penalty=np.zeros(1, np.float32),
-        frequency_penalty=np.zeros(1, np.float32),
-        repetition_penalty=np.ones(1, np.float32),
-        seed=np.zeros(1, np.uint64),
-        completion_index=np.zeros(1, np.int32),
-        position=np.zeros(1, np.int32),
-        num_logprobs=np.array([num_logprobs], np.int32),
-        has_rules=np.array([has_rules]),
-    )
-
-
-COMMON = (row(temperature=0), row(temperature=1), row(temperature=1, top_p=0.9))
+COMMON = tuple(SamplingRows.of(1, **each) for each in ({"temperature": 0}, {}, {"top_p": 0.9}))
 """Requests of the kinds whose graphs are recorded at start: greedy, random, and cut; others when they first come."""
-EVERYTHING = row(temperature=1, top_p=0.9, num_logprobs=MAX_LISTED, has_rules=True)
+EVERYTHING = SamplingRows.of(1, temperature=1, top_p=0.9, num_logprobs=MAX_LISTED, has_rules=True)
