@@ -6,21 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
 
 from tests.engine.test_kernel_socket import TINY, assert_agree, tokens
 from tests.engine.tiny import write_checkpoint
 from tests.testing.own_kernel import write_own_attention
-from tinyvllm.devices.emulator.device import EmulatorDevice
 from tinyvllm.errors import KernelError, PluginError
-from tinyvllm.interfaces import Attention, Kind, Options, PluginContext
 from tinyvllm.llm import LLM
-from tinyvllm.registry import Registry
 from tinyvllm.request import SamplingParams
 from tinyvllm.start import model
-from tinyvllm.testing.attention_cases import AttentionCase
-from tinyvllm.testing.case import Bench
-from tinyvllm.testing.parameters import MODELS, Parameters, drawn
+from tinyvllm.testing import check_op
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=8)
 OWN: dict[str, Any] = {"attention": {"name": "my_attention"}}
@@ -117,16 +111,7 @@ def test_it_is_refused_where_it_cannot_run(tiny: Path, tmp_path: Path) -> None:
         LLM(str(tiny), device="cpu", plugins=[str(write_own_attention(tmp_path))], **OWN, **TINY)
 
 
-def test_it_is_its_definition_whatever_the_step(tmp_path_factory: pytest.TempPathFactory) -> None:
-    registry, device = Registry([str(write_own_attention(tmp_path_factory.mktemp("own")))]), EmulatorDevice()
-    context = PluginContext(Options(), "emulator", MODELS[0], 384, 40, 72, 16, False, 0)
-    attention: Attention = registry.create(Kind.ATTENTION, "my_attention", context)
-
-    @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(parameters=drawn())
-    def check(parameters: Parameters) -> None:
-        case = AttentionCase(parameters)
-        got = device.memory.download(case.run(attention, Bench(device))["out"])
-        assert not case.mismatches({"out": got}, 0.0)
-
-    check()
+def test_it_is_its_definition_whatever_the_step(tmp_path: Path) -> None:
+    (outcome,) = check_op("attention", device="emulator", plugins=[write_own_attention(tmp_path)], num_cases=12)
+    assert outcome.implementation == "my_attention"
+    assert outcome.is_right, outcome.failure

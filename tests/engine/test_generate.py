@@ -12,7 +12,7 @@ import pytest
 from tests.engine.tiny import write_checkpoint
 from tinyvllm import LLM, SamplingParams
 from tinyvllm.devices.cuda import probe
-from tinyvllm.errors import ConfigError, DeviceError, RequestError
+from tinyvllm.errors import ConfigError, DeviceError, PluginError, RequestError
 
 STORY = "Once upon a time there was a"
 
@@ -230,7 +230,9 @@ def test_a_gpu_that_is_not_there_is_one_clear_error() -> None:
 
 
 def test_what_a_device_cannot_do_is_refused_before_anything_is_loaded_there() -> None:
-    with pytest.raises(ConfigError, match="block_size is 4; on device emulator it is 8, 16, 32 or 64"):
+    with pytest.raises(
+        PluginError, match=r"attention 'paged' cannot serve .*: knows cache.block_size 8, 16, 32, 64, not 4"
+    ):
         LLM("demo", device="emulator", cache={"block_size": 4})
     with pytest.raises(ConfigError, match="dtype is float32; on device emulator weights are bfloat16"):
         LLM("demo", device="emulator", dtype="float32")

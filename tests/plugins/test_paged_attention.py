@@ -4,21 +4,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.plugins.paged import make_step
 from tests.reference import loops
 from tinyvllm.batch import Batch, BatchTensors, LayerCache
-from tinyvllm.device import Array, Device
 from tinyvllm.devices.cpu import CpuDevice
-from tinyvllm.devices.emulator.device import EmulatorDevice
+from tinyvllm.errors import DeviceError
 from tinyvllm.interfaces import AttentionCall, AttentionContext, AttentionSpec, PluginContext
 from tinyvllm.reference.paged_attention import paged_attention
 from tinyvllm.shapes import Float32, ModelShape
-from tinyvllm.testing.attention_cases import AttentionCase
-from tinyvllm.testing.case import Bench
-from tinyvllm.testing.parameters import Parameters, drawn
+from tinyvllm.testing import check_op
 from tinyvllm.workspace import StepLimits, Workspace
 from tinyvllm_attention.paged import PagedAttention
 
@@ -171,60 +168,10 @@ def test_it_says_what_it_cannot_serve() -> None:
     assert attention.supports(replace(refused, device="cpu")) == []
 
 
-@settings(max_examples=40, deadline=None)
-@given(parameters=drawn())
-def test_on_the_cpu_it_is_its_definition_whatever_the_step(parameters: Parameters) -> None:
-    """What lies before a window is NaN in these cases, and finite in an engine, as NumPy needs it: see above."""
-    check_case(CpuDevice(), replace(parameters, sliding_window=None))
-
-
-EMULATOR = EmulatorDevice()
-
-
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
-@given(parameters=drawn())
-def test_on_the_emulator_it_is_its_definition_whatever_the_step(parameters: Parameters) -> None:
-    check_case(EMULATOR, parameters)
-
-
-def check_case(device: Device, parameters: Parameters) -> None:
-    """The result is the definition's, within the bound of its sums."""
-    case = AttentionCase(parameters)
-    attention = plugin(device.name, batch_invariant=parameters.batch_invariant)
-    got = computed(case, attention, device)
-    assert not case.mismatches({"out": got}, 0.0)
-
-
-def computed(case: AttentionCase, attention: PagedAttention, device: Device) -> Array:
-    """What the plugin gives for the real rows."""
-    assert attention.supports(case.spec(device)) == []
-    return device.memory.download(case.run(attention, Bench(device))["out"])
-
-
-@pytest.mark.parametrize("device", [CpuDevice(), EMULATOR], ids=lambda device: str(device.name))
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
-@given(parameters=drawn(has_steps_of_many=False))
-def test_with_batch_invariant_a_sequence_has_the_same_bits_alone_and_in_company(
-    device: Device, parameters: Parameters
-) -> None:
-    """Every sequence of the step, computed alone from the same cache."""
-    window = None if device.name == "cpu" else parameters.sliding_window
-    whole = replace(parameters, batch_invariant=True, num_padding=0, sliding_window=window)
-    attention, case = plugin(device.name, batch_invariant=True), AttentionCase(whole)
-    together = computed(case, attention, device)
-    for b in range(0, len(whole.num_tokens), 7):
-        alone = AttentionCase(whole)
-        alone.query = case.query[b : b + 1]
-        alone.num_real = 1
-        batch = one_sequence(case.step.batch, b)
-        alone.step = replace(case.step, batch=batch, padded=batch)
-        assert computed(alone, attention, device).tobytes() == together[b].tobytes(), b
-
-
-def one_sequence(batch: Batch, b: int) -> Batch:
-    """A step of one token of one sequence out of a step of one token each."""
-    one = slice(b, b + 1)
-    return Batch(
-        batch.token_ids[one], batch.positions[one], np.array([0, 1], np.int32), batch.context_lens[one],
-        batch.block_tables[one], batch.slot_mapping[one], np.zeros(1, np.int32),
-    )  # fmt: skip
+@pytest.mark.parametrize(("device", "num_cases"), [("cpu", 60), ("emulator", 10), ("cuda", 100)])
+def test_it_is_its_definition_on_every_device_and_the_same_bits_in_any_company(device: str, num_cases: int) -> None:
+    try:
+        (outcome,) = check_op("attention", device=device, implementation="paged", num_cases=num_cases)
+    except DeviceError as error:
+        pytest.skip(str(error))
+    assert outcome.is_right, outcome.failure

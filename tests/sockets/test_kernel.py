@@ -35,7 +35,7 @@ WRONG = [
     (
         "rms_norm",
         "Mine.bind = lambda self, op, context: lambda out: None",
-        "bind('rms_norm') returned a callable that does not take (out: 'Tensor', x: 'Tensor', norm: 'Norm') -> 'None';",
+        "bind('rms_norm') returned a callable that does not take (out: 'Array', x: 'Array', norm: 'Norm') -> 'None';",
     ),
     ("rms_norm", "Mine.bind = lambda self, op, context: context.op('rms_nrom')", "no such op; did you mean 'rms_norm'"),
     ("rms_norm", "Mine.bind = lambda self, op, context: context.gpu", "raised AssertionError: no kernel is launched o"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.testing.own_kernel import write_own_kernel
+from tests.testing.own_kernel import write_own_attention, write_own_kernel
 from tinyvllm.devices.emulator import Sanitizer
 from tinyvllm.errors import ConfigError, DeviceError, PluginError
 from tinyvllm.ops.catalogue import OPS
@@ -254,6 +254,50 @@ def test_nothing_is_found_in_the_built_in_kernels(op: str, sanitizer: Sanitizer)
         assert outcome.is_right, outcome.failure
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("block_tables + size_t(sequence_of[token])", "block_tables + size_t(0 * sequence_of[token])"),
+        (", scratch) * scale", ", scratch)"),
+        ("position <= last", "position < last"),
+        ("last + 1 - window", "last - window"),
+        ("last + 1 - window", "last + 2 - window"),
+        ("+ kv_head;", "+ 0;"),
+        ("mixed = mixed * kept", "mixed = mixed"),
+        ("if (is_inside) out[row]", "if (is_inside && threadIdx.x != 15) out[row]"),
+    ],
+)
+def test_a_wrong_attention_is_shown_with_its_input_block_and_thread(change: tuple[str, str], tmp_path: Path) -> None:
+    plugin = write_own_attention(tmp_path, change)
+    (outcome,) = check_op("attention", device="emulator", plugins=[plugin], num_cases=30)
+    assert outcome.failure is not None
+    assert "input: E=" in outcome.failure
+    assert "written by kernel my_attention, block (" in outcome.failure or "written by nobody" in outcome.failure
+
+
+def test_an_attention_whose_rows_depend_on_their_company_is_wrong_where_they_must_not(tmp_path: Path) -> None:
+    change = ("from_float<bf16>(mixed / total)", "from_float<bf16>(mixed / total * (gridDim.x > 1 ? 1.000002f : 1.0f))")
+    (subject,) = find_subjects("attention", "emulator", None, [write_own_attention(tmp_path, change)])
+
+    def found(*, batch_invariant: bool) -> str:
+        cases = (
+            Parameters(MODELS[4], (1,) * 7, (3,) * 7, batch_invariant=batch_invariant, seed=seed) for seed in range(20)
+        )
+        return "".join(str(mismatch) for case in cases for mismatch in subject.mismatches(case))
+
+    assert "of the last row, alone and in company (batch_invariant)" in found(batch_invariant=True)
+    assert not found(batch_invariant=False)
+
+
+def test_a_race_of_an_attention_is_named(tmp_path: Path) -> None:
+    line = "const float score = block_sum(product, scratch) * scale"
+    change = (line, "scratch[0] = product;\n        const float score = scratch[0] * scale")
+    (outcome,) = check_sanitized("attention", Sanitizer.RACE, plugins=[write_own_attention(tmp_path, change)])
+    assert outcome.failure is not None
+    assert "my_attention.cu" in outcome.failure
+    assert "race: write of size 4" in outcome.failure
+
+
 def test_what_cannot_be_checked_says_so(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no op 'rms_nrom'; did you mean 'rms_norm'"):
         check_op("rms_nrom")
@@ -263,7 +307,11 @@ def test_what_cannot_be_checked_says_so(tmp_path: Path) -> None:
         check_op("rms_norm", device="emulator", implementation="reference")
     with pytest.raises(ConfigError, match="linear is not made of parts on cpu"):
         check_op("linear", device="cpu", implementation="parts")
+    with pytest.raises(ConfigError, match="attention my_attention cannot serve: is a CUDA source, for"):
+        check_op("attention", device="cpu", plugins=[write_own_attention(tmp_path)])
+    with pytest.raises(PluginError, match="no attention plugin 'pagd'; did you mean 'paged'"):
+        check_op("attention", implementation="pagd")
     with pytest.raises(PluginError, match="no kernel plugin 'nvrcc'; did you mean 'nvrtc'"):
         check_op("linear", implementation="nvrcc")
-    with pytest.raises(ConfigError, match="there is no op 'rope'; the ops are embedding"):
+    with pytest.raises(ConfigError, match=r"there is no op 'rope'; the ops are embedding, .*, attention"):
         check_op("rope")

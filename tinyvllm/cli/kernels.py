@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_plugin(lists)
     lists.set_defaults(run=run_list)
     check = verbs.add_parser("check", help="property tests of an op against its NumPy definition")
-    check.add_argument("op", metavar="NAME", help="the op")
+    check.add_argument("op", metavar="NAME", help="the op, or attention")
     check.add_argument(
         "--device", choices=["cpu", "emulator", "cuda"], help="only there; default: each that is present"
     )

@@ -1,21 +1,21 @@
-"""Cases of attention over the paged cache: unseen slots are NaN, rows that are not computed stay NaN."""
+"""Cases of attention over the paged cache: what no query may see is NaN, or huge where it lies before a window."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from tinyvllm.batch import LayerCache
-from tinyvllm.device import Device, Gpu
-from tinyvllm.interfaces import Attention, AttentionCall, AttentionContext, AttentionSpec
+from tinyvllm.batch import Batch, BatchTensors, LayerCache, protected
+from tinyvllm.interfaces import AttentionCall, AttentionSpec, BoundAttention
 from tinyvllm.reference.paged_attention import paged_attention
-from tinyvllm.testing.case import Bench, Case, limits_of
+from tinyvllm.testing.case import Bench, Case
 from tinyvllm.testing.numbers import BF16_ROUNDOFF, Array, Float64, attention_error, bf16, f64
 from tinyvllm.testing.parameters import Parameters
 from tinyvllm.testing.step import random_step
-from tinyvllm.workspace import Workspace
 
 
 class AttentionCase(Case):
@@ -30,34 +30,53 @@ class AttentionCase(Case):
         self.query = bf16(self.rng.standard_normal(shape) * 2)
         self.num_real = self.step.batch.num_tokens
 
-    def spec(self, device: Device) -> AttentionSpec:
+    def spec(self, device_name: str) -> AttentionSpec:
         """What the attention must be able to do."""
         m = self.model
         return AttentionSpec(
-            device=device.name,
+            device=device_name,
             num_heads=m.num_heads,
             num_kv_heads=m.num_kv_heads,
             head_dim=m.head_dim,
             block_size=self.parameters.block_size,
-            dtype="bfloat16" if isinstance(device, Gpu) else "float32",
+            dtype="float32" if device_name == "cpu" else "bfloat16",
             scale=m.head_dim**-0.5,
             sliding_window=self.parameters.sliding_window,
             batch_invariant=self.parameters.batch_invariant,
         )
 
-    def run(self, op: Any, bench: Bench) -> Mapping[str, Any]:
-        """``out``, of the real rows, by a plugin."""
-        attention: Attention = op
-        spec = self.spec(bench.device)
-        workspace = Workspace(bench.device, limits_of(self.parameters))
-        bound = attention.bind(AttentionContext((spec,), workspace))
+    def attend(self, attention: BoundAttention) -> Callable[..., None]:
+        """What :meth:`run` calls: a step of one layer, by an attention that is bound to the case's spec."""
+
+        def attend(out: Any, query: Any, cache: LayerCache, batch: BatchTensors, host: Batch, bench: Bench) -> None:
+            host_plan = attention.host_plan(host.read_only())
+            plan = attention.plan(batch, None if host_plan is None else bench.put(host_plan))
+            spec = self.spec(bench.device.name)
+            attention.forward(AttentionCall(out, protected(query), cache, batch, plan, spec, is_first=True))
+
+        return attend
+
+    def run(self, op: Callable[..., None], bench: Bench) -> Mapping[str, Any]:
+        """``out``, of the real rows."""
         query = bench.rows(self.query, self.num_real)
         out, cache = bench.poisoned(query.shape), bench.cache(self.step.cache)
         batch = bench.batch(self.step, is_decode=self.parameters.is_decode)
-        host_plan = bound.host_plan(self.step.batch)
-        plan = bound.plan(batch, None if host_plan is None else bench.put(host_plan))
-        bound.forward(AttentionCall(out, query, cache, batch, plan, spec, is_first=True))
+        op(out, query, cache, batch, self.step.batch, bench)
         return {"out": out[: self.num_real]}
+
+    def last_row(self) -> Case | None:
+        """The last sequence alone, over the same cache, if all compute one token."""
+        if not self.parameters.is_decode:
+            return None
+        alone, batch = copy.copy(self), self.step.batch
+        last, end = slice(self.num_real - 1, self.num_real), np.array([0, 1], np.int32)
+        one = Batch(
+            batch.token_ids[last], batch.positions[last], end, batch.context_lens[last], batch.block_tables[last],
+            batch.slot_mapping[last], end[:1],
+        )  # fmt: skip
+        alone.query, alone.num_real = self.query[last], 1
+        alone.step = replace(self.step, batch=one, padded=one)
+        return alone
 
     def expected(self) -> Mapping[str, Float64]:
         """By the definition, in float64."""

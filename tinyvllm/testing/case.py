@@ -77,8 +77,10 @@ class Case(ABC):
         )
         return [each for each in found if each is not None]
 
-    def last_row(self) -> Case:
-        """The same case with only its last row."""
+    def last_row(self) -> Case | None:
+        """The same case with only its last row; None: its rows have to do with one another."""
+        if not self.row_arrays:
+            return None
         alone = copy.copy(self)
         for name in self.row_arrays:
             setattr(alone, name, getattr(self, name)[-1:])

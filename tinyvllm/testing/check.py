@@ -14,9 +14,10 @@ from tinyvllm.errors import ConfigError, DeviceError, KernelError, TinyvllmError
 from tinyvllm.interfaces import Kind
 from tinyvllm.ops.catalogue import OPS
 from tinyvllm.registry import Registry, State
+from tinyvllm.testing.attention_subject import ATTENTION, attention_subjects, why_no_attention
 from tinyvllm.testing.case import Mismatch
 from tinyvllm.testing.parameters import Parameters, drawn, strategies
-from tinyvllm.testing.subject import CASES, Subject, subjects, why_not
+from tinyvllm.testing.subject import Subject, subjects, why_not
 
 DEVICES = ("cpu", "emulator", "cuda")
 _NUM_RUNS = 40
@@ -50,9 +51,9 @@ def check_op(
     """Compare implementations of ``op`` with its NumPy definition.
 
     Args:
-        op: the op.
+        op: the op, or ``attention``.
         device: ``cpu``, ``emulator`` or ``cuda``; None: each that is present.
-        implementation: a kernel plugin, or ``parts`` for a fused op made of its parts; None: each, or those of
+        implementation: a plugin of the socket, or ``parts`` for a fused op made of its parts; None: each, or those of
             ``plugins`` if there are any.
         plugins: local plugins, ``./file.py`` or ``package.module``.
         num_cases: of each implementation on each device.
@@ -72,10 +73,12 @@ def find_subjects(
     op: str, device: str | None, implementation: str | None, plugins: Sequence[str | Path]
 ) -> list[Subject]:
     """What :func:`check_op` checks; raises as it does."""
-    if op not in OPS:
-        raise ConfigError(f"there is no op {op!r}{did_you_mean(op, OPS) or ';'} the ops are {', '.join(OPS)}")
+    names = (*OPS, ATTENTION)
+    if op not in names:
+        raise ConfigError(f"there is no op {op!r}{did_you_mean(op, names) or ';'} the ops are {', '.join(names)}")
     registry = Registry([str(plugin) for plugin in plugins])
-    local = [info.name for info in registry.available() if info.kind is Kind.KERNEL and info.state is State.LOCAL]
+    kind = Kind.ATTENTION if op == ATTENTION else Kind.KERNEL
+    local = [info.name for info in registry.available() if info.kind is kind and info.state is State.LOCAL]
     only = [implementation] if implementation else local
     found: list[Subject] = []
     for name in [device] if device else DEVICES:
@@ -85,13 +88,25 @@ def find_subjects(
             if device:
                 raise
             continue
-        found += subjects(op, name, registry, opened, only)
+        found += subjects_of(op, name, registry, opened, only)
     if not found:
         where = f"on {device}" if device else "on any device that is present"
         if not only:
             raise ConfigError(f"nothing implements {op} {where}; see python -m tinyvllm kernels list --op {op}")
-        raise ConfigError("; ".join(why_not(op, name, registry, [device] if device else DEVICES) for name in only))
+        asked = [device] if device else DEVICES
+        if op == ATTENTION:
+            raise ConfigError("; ".join(why_no_attention(name, registry, asked) for name in only))
+        raise ConfigError("; ".join(why_not(op, name, registry, asked) for name in only))
     return found
+
+
+def subjects_of(
+    op: str, device_name: str, registry: Registry, device: Device, only: Sequence[str]
+) -> Sequence[Subject]:
+    """Implementations of an op, or of attention, on a device; see :func:`~tinyvllm.testing.subject.subjects`."""
+    if op == ATTENTION:
+        return attention_subjects(device_name, registry, device, only)
+    return subjects(op, device_name, registry, device, only)
 
 
 def open_device(name: str) -> Device:
@@ -198,7 +213,7 @@ def writer_of(subject: Subject, parameters: Parameters, mismatch: Mismatch) -> l
     device = EmulatorDevice(can_watch=True)
     again = subject.on(device)
     queued: list[tuple[Any, ...]] = []
-    buffers = CASES[subject.op](parameters).run(lambda *arguments: queued.append(arguments), again.bench(parameters))
+    buffers = subject.case(parameters).run(lambda *arguments: queued.append(arguments), again.bench(parameters))
     if mismatch.result not in buffers:
         return []
     watch = device.watch(_element(buffers[mismatch.result], mismatch.index))

@@ -12,9 +12,8 @@ from tinyvllm.devices.emulator.check import check
 from tinyvllm.errors import ConfigError, KernelError, TinyvllmError
 from tinyvllm.registry import Registry
 from tinyvllm.shapes import ModelShape
-from tinyvllm.testing.check import Outcome, find_subjects
+from tinyvllm.testing.check import Outcome, find_subjects, subjects_of
 from tinyvllm.testing.parameters import MAX_CONTEXT, Parameters
-from tinyvllm.testing.subject import subjects
 
 _SMALL = ModelShape(1, 136, 6, 2, 16, 72, 70, MAX_CONTEXT)
 """Ragged, and of few blocks: every thread is a fibre of the sanitizer's own, which take milliseconds to make."""
@@ -54,7 +53,7 @@ def run_cases(device: Gpu, op: str, implementation: str, plugins: list[str]) -> 
     Raises:
         KernelError: a result is wrong.
     """
-    (subject,) = subjects(op, "emulator", Registry(plugins), device, [implementation])
+    (subject,) = subjects_of(op, "emulator", Registry(plugins), device, [implementation])
     ran = 0
     for case in _CASES:
         for parameters in (case, replace(case, has_qk_norm=True)) if op in _WITH_HEAD_NORMS else (case,):

@@ -1,4 +1,4 @@
-"""A step over a paged cache with permuted blocks: everything that no query may see is NaN."""
+"""A step over a paged cache with permuted blocks: what no query may see is NaN, or huge if a window has passed it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from tinyvllm.batch import Batch, LayerCache
 from tinyvllm.layers import RotaryTable
 from tinyvllm.testing.numbers import BF16, Array, bf16
 from tinyvllm.testing.parameters import Parameters
+
+_HUGE = np.float32(2.0**20)
+"""Of values that a sliding window has passed: the smallest weight of one shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +50,13 @@ def random_step(parameters: Parameters, rng: np.random.Generator, *, has_step_in
         blocks, offsets = tables[b, places // p.block_size], places % p.block_size
         positions.append(places[known[b] :])
         slots.append((blocks * p.block_size + offsets)[known[b] :])
-        first = 0 if p.sliding_window is None else max(0, int(known[b]) - p.sliding_window + 1)
-        seen = slice(first, int(length) if has_step_in_cache else int(known[b]))
-        filled = (len(places[seen]), model.num_kv_heads, model.head_dim)
-        key[blocks[seen], :, offsets[seen]] = bf16(rng.standard_normal(filled, np.float32) * 2)
-        value[blocks[seen], :, offsets[seen]] = bf16(rng.standard_normal(filled, np.float32))
+        stop = int(length) if has_step_in_cache else int(known[b])
+        filled = (stop, model.num_kv_heads, model.head_dim)
+        key[blocks[:stop], :, offsets[:stop]] = bf16(rng.standard_normal(filled, np.float32) * 2)
+        value[blocks[:stop], :, offsets[:stop]] = bf16(rng.standard_normal(filled, np.float32))
+        if p.sliding_window is not None:  # keys and values as in an engine, finite: a weight of 0 may meet them
+            passed = slice(0, max(0, int(known[b]) - p.sliding_window + 1))
+            value[blocks[passed], :, offsets[passed]] = bf16(_HUGE)
     real = _batch(
         rng, model.vocab_size, np.concatenate(positions), np.concatenate(slots), lens, counts, tables[: len(lens)]
     )

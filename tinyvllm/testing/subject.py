@@ -63,6 +63,10 @@ class Subject:
         """The same implementation on another device of the same name."""
         return Subject(self.op, self.implementation, self.device_name, self._registry, device)
 
+    def case(self, parameters: Parameters) -> Case:
+        """What it is checked by."""
+        return CASES[self.op](parameters)
+
     def refusals(self, parameters: Parameters) -> list[str]:
         """Reasons why it does not serve an engine of these parameters."""
         if self.implementation == PARTS:
@@ -87,11 +91,12 @@ class Subject:
         Raises:
             KernelError: a launch was refused, or failed.
         """
-        case = CASES[self.op](parameters)
+        case = self.case(parameters)
         got = self._results(case)
         wrong = case.mismatches(got, BF16_ROUNDOFF if isinstance(self.device, Gpu) else 0.0)
-        if not wrong and parameters.batch_invariant and case.row_arrays:
-            alone = self._results(case.last_row())
+        last = case.last_row() if parameters.batch_invariant and not wrong else None
+        if last is not None:
+            alone = self._results(last)
             wrong = [each for name in got for each in other_bits(name, got[name][-1:], alone[name])]
         return wrong
 
@@ -191,14 +196,24 @@ def create_kernel(registry: Registry, name: str, device_name: str, parameters: P
     Raises:
         PluginError: it does not exist, cannot be created, or its options have no defaults.
     """
-    plugin = registry.get(Kind.KERNEL, name)
+    kernel: Kernel = create_plugin(registry, Kind.KERNEL, name, device_name, parameters)
+    return CheckedKernel(kernel, registry.named(Kind.KERNEL, name))
+
+
+def create_plugin(registry: Registry, kind: Kind, name: str, device_name: str, parameters: Parameters) -> Any:
+    """What a plugin creates with its default options for an engine of these parameters.
+
+    Raises:
+        PluginError: it does not exist, cannot be created, or its options have no defaults.
+    """
+    plugin = registry.get(kind, name)
     try:
         options = plugin.options()
     except ValueError as error:
-        raise PluginError(f"kernel {name!r} needs options: {error}") from error
+        raise PluginError(f"{kind.value} {name!r} needs options: {error}") from error
     limits = limits_of(parameters)
-    kernel: Kernel = registry.create(
-        Kind.KERNEL,
+    return registry.create(
+        kind,
         name,
         PluginContext(
             options=options,
@@ -212,7 +227,6 @@ def create_kernel(registry: Registry, name: str, device_name: str, parameters: P
             seed=0,
         ),
     )
-    return CheckedKernel(kernel, registry.named(Kind.KERNEL, name))
 
 
 def spec_of(device_name: str, parameters: Parameters, device: Device | None, case: type[Case]) -> OpSpec:
