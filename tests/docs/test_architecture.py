@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = ["docs/architecture.md", "docs/glossary.md", "README.md"]
+PAGES = ["docs/architecture.md", "docs/forward.md", "docs/glossary.md", "README.md"]
 SOURCES = "\n".join(
     path.read_text(encoding="utf-8") for folder in ("tinyvllm", "plugins") for path in (ROOT / folder).rglob("*.py")
 )
