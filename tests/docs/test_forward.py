@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from pathlib import Path
 
+from tinyvllm.models import blocks
 from tinyvllm.models.decoder import Decoder
 from tinyvllm.ops.catalogue import OPS
 
@@ -24,12 +26,12 @@ def test_every_op_of_the_picture_exists_and_is_made_of_the_parts_that_it_shows()
         assert OPS[name].parts == tuple(parts.strip().split(", ")), name
 
 
-def test_the_tensors_are_the_decoders() -> None:
-    import inspect
-
+def test_the_tensors_are_those_of_the_decoder_and_its_parts() -> None:
     source = inspect.getsource(Decoder.__init__)
-    for name in ("x", "query", "mixed", "active", "rows", "logits"):
+    for name in ("x", "rows", "logits"):
         assert f"self._{name} = alloc(" in source, name
+    for name in ("query", "mixed", "active"):
+        assert f'context.rows("{name}", ' in inspect.getsource(blocks), name
 
 
 def test_the_sizes_are_those_of_the_shape() -> None:
@@ -41,7 +43,7 @@ def test_the_sizes_are_those_of_the_shape() -> None:
     )}  # fmt: skip
     assert f"| `x` | `Decoder` | as long as the engine | {mib['x']:.0f} MiB |" in PAGE
     assert f"| {mib['query']:.0f} MiB each |" in PAGE
-    assert f"| `active` | `Decoder` | as long as the engine | {mib['active']:.0f} MiB |" in PAGE
+    assert f"| `active` | the MLP of `blocks.py` | shared by the layers | {mib['active']:.0f} MiB |" in PAGE
     assert f"{mib['x']:.0f}, {mib['qkv']:.0f}, {mib['x']:.0f} and {mib['gate_up']:.0f} MiB" in PAGE
     assert f"{NUM_LOGITS_ROWS * v * 4 / 2**20:.0f} MiB for {NUM_LOGITS_ROWS} rows" in PAGE
     assert f"{2 * shape['num_hidden_layers'] * kv_heads * d * 2 // 1024} KiB a token" in PAGE

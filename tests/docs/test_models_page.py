@@ -9,7 +9,8 @@ import pytest
 
 from tinyvllm._json_file import MAX_JSON_BYTES
 from tinyvllm.models import MODEL_TYPES, config_reader, hf_config, read_config
-from tinyvllm.models.rotary import ROPE_TYPES, longest_context, read_rotary
+from tinyvllm.models.harmless_keys import NEUTRAL_VALUES
+from tinyvllm.models.rotary import ROPE_TYPES, RopeDefaults, longest_context, read_rotary
 from tinyvllm.start import build, generation_config
 from tinyvllm.text import tokenizer_files
 from tinyvllm_loaders import layout
@@ -40,11 +41,10 @@ def test_every_family_is_listed_with_its_defaults() -> None:
         assert str(config.rms_norm_eps) == eps
 
 
-def test_every_key_that_is_refused_is_listed_with_what_changes_nothing() -> None:
-    harmless = {"null": None, "false": False, '"silu"': "silu", '"swish"': "swish", "0": 0, "1": 1}
-    listed = {key: [harmless[word] for word in words(row[1])] for row in rows("key") for key in words(row[0])}
-    known = {key: list(dict.fromkeys(values)) for key, (values, _) in config_reader._UNSUPPORTED.items()}
-    assert listed == known
+def test_every_value_that_changes_nothing_is_listed() -> None:
+    values = {'"silu"': "silu", '"swish"': "swish", "0": 0, "1": 1}
+    listed = {key: tuple(values[word] for word in words(row[1])) for row in rows("key") for key in words(row[0])}
+    assert listed == dict(NEUTRAL_VALUES)
 
 
 def test_every_rope_type_is_listed_with_its_keys_and_its_longest_sequence() -> None:
@@ -55,7 +55,7 @@ def test_every_rope_type_is_listed_with_its_keys_and_its_longest_sequence() -> N
         scaling = {key: numbers.get(key, 4.0) for key in words(keys)}
         scaling |= {"original_max_position_embeddings": 32} if "original_max_position_embeddings" in scaling else {}
         rope = {"rope_scaling": {"rope_type": rope_type, **scaling}}
-        rotary = read_rotary(config_reader.ConfigReader(rope, "config.json"), 2, 64)
+        rotary = read_rotary(config_reader.ConfigReader(rope, "config.json"), 2, 64, RopeDefaults())
         start = 32 if longest.startswith("`original_max_position_embeddings`") else 64
         assert longest_context(rotary, 64) == start * (4 if longest.endswith("times `factor`") else 1)
 

@@ -10,7 +10,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from tinyvllm.models import read_config
-from tinyvllm.models.decoder import expected_tensors
+from tinyvllm.models.model import expected_tensors
 
 VOCAB_SIZE = 61
 

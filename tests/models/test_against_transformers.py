@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tinyvllm.models import MODEL_TYPES, read_config
-from tinyvllm.models.decoder import expected_tensors
+from tinyvllm.models.model import expected_tensors
 from tinyvllm.models.rotary import ROPE_TYPES, inverse_frequencies
 
 GOLDEN = Path(__file__).parents[1] / "golden"

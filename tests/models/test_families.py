@@ -9,7 +9,7 @@ import pytest
 from tests.models.test_read_config import read
 from tinyvllm.errors import LoadError
 from tinyvllm.models import MODEL_TYPES
-from tinyvllm.models.decoder import expected_tensors
+from tinyvllm.models.model import expected_tensors
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 

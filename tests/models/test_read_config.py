@@ -7,7 +7,7 @@ import pytest
 from tests.engine.tiny import CONFIG
 from tinyvllm.errors import LoadError
 from tinyvllm.models import read_config
-from tinyvllm.models.decoder import expected_tensors
+from tinyvllm.models.model import expected_tensors
 
 
 def read(**changes: Any) -> Any:

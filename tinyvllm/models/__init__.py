@@ -1,24 +1,21 @@
-"""The models, one file each, named as ``model_type`` in ``config.json``.
-
-A model file says how its ``config.json`` reads as a :class:`~tinyvllm.models.decoder.DecoderConfig`; the decoder
-itself, where it is really the same, is shared.
-"""
+"""The models, one file each, named as ``model_type`` in ``config.json``: the file is the model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib import import_module
-from typing import Any, cast
+from typing import Any
 
 from tinyvllm.models.architectures import check_architectures, check_model_type
-from tinyvllm.models.decoder import DecoderConfig
+from tinyvllm.models.config_reader import ConfigReader
+from tinyvllm.models.model import Model
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "ministral", "seed_oss", "internlm3", "iquestcoder")
 """Every ``model_type`` that is served."""
 
 
-def read_config(raw: Mapping[str, Any], where: str = "config.json") -> DecoderConfig:
-    """The decoder that a ``config.json`` describes.
+def read_config(raw: Mapping[str, Any], where: str = "config.json") -> Model:
+    """The model that a ``config.json`` describes.
 
     Args:
         raw: the parsed file.
@@ -29,8 +26,7 @@ def read_config(raw: Mapping[str, Any], where: str = "config.json") -> DecoderCo
     """
     model_type = check_model_type(raw, MODEL_TYPES, where)
     check_architectures(raw, where)
-    read = cast(
-        Callable[[Mapping[str, Any], str], DecoderConfig],
-        import_module(f"tinyvllm.models.{model_type}").read_config,
-    )
-    return read(raw, where)
+    reader = ConfigReader(raw, where)
+    model: Model = import_module(f"tinyvllm.models.{model_type}").Model(reader)
+    reader.check_all_read(model_type)
+    return model

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tinyvllm._shown import shown
 from tinyvllm.errors import LoadError
+from tinyvllm.models.harmless_keys import REMEDIES, changes_nothing
 
 MAX_SIZE = 2**40
 """Of a dimension. Whether weights of such sizes fit is asked elsewhere; beyond it a size is no size."""
@@ -21,50 +22,49 @@ MAX_POSITIONS = 2**31 - 1
 MAX_NUMBER = 1e15
 """Of anything that is no size: far beyond every base and factor, far below what float32 arithmetic could lose."""
 
-# Values that change what a model computes and that no model here implements, with the values that change nothing, and
-# what to do: never "leave it out" where the weights were trained with it.
-_OTHER_MODEL = "a model that needs it is not served"
-_UNSUPPORTED: Mapping[str, tuple[tuple[Any, ...], str]] = {
-    "quantization_config": ((None,), "quantized weights are not served; use the checkpoint that they were made from"),
-    "compression_config": ((None,), "quantized weights are not served; use the checkpoint that they were made from"),
-    "quantization": ((None,), "quantized weights are not served; use the checkpoint that they were made from"),
-    "rope_interleaved": ((None, False), _OTHER_MODEL),
-    "rope_interleave": ((None, False), _OTHER_MODEL),
-    "partial_rotary_factor": ((None, 1, 1.0), _OTHER_MODEL),
-    "hidden_act": ((None, "silu", "swish"), 'a model with another activation than "silu" is not served'),
-    "is_encoder_decoder": ((None, False), _OTHER_MODEL),
-    "add_cross_attention": ((None, False), _OTHER_MODEL),
-    "attn_logit_softcapping": ((None,), _OTHER_MODEL),
-    "final_logit_softcapping": ((None,), _OTHER_MODEL),
-    "attention_multiplier": ((None,), _OTHER_MODEL),
-    "embedding_multiplier": ((None, 1, 1.0), _OTHER_MODEL),
-    "residual_multiplier": ((None, 1, 1.0), _OTHER_MODEL),
-    "logits_scaling": ((None, 1, 1.0), _OTHER_MODEL),
-    "logit_scale": ((None, 1, 1.0), _OTHER_MODEL),
-    "attention_chunk_size": ((None,), _OTHER_MODEL),
-    "clip_qkv": ((None,), _OTHER_MODEL),
-    "use_qk_norm": ((None, False), _OTHER_MODEL),
-    "num_local_experts": ((None, 0, 1), _OTHER_MODEL),
-    "num_experts": ((None, 0, 1), _OTHER_MODEL),
-    "use_dual_chunk_attention": ((None, False), _OTHER_MODEL),
-    "dual_chunk_attention_config": ((None,), _OTHER_MODEL),
-    "no_rope_layers": ((None,), _OTHER_MODEL),
-}
-
 
 class ConfigReader:
-    """Reads values of one ``config.json``.
+    """Reads values of one ``config.json``, and takes note of which keys were read.
 
-    Raises:
-        LoadError: at once, if a value is not supported by any model.
+    Args:
+        raw: the parsed file.
+        where: its name, for error messages.
     """
 
     def __init__(self, raw: Mapping[str, Any], where: str) -> None:
-        self.raw = raw
+        self._raw = raw
+        self._read: set[str] = set()
         self.where = where
-        for key, (harmless, remedy) in _UNSUPPORTED.items():
-            if raw.get(key) not in harmless:
-                raise self.unsupported(key, raw[key], remedy)
+
+    def get(self, key: str, default: object = None) -> Any:
+        """The value as it is; absent: the default."""
+        self._read.add(key)
+        return self._raw.get(key, default)
+
+    def has(self, key: str) -> bool:
+        """Whether the key is there."""
+        self._read.add(key)
+        return key in self._raw
+
+    def ignore(self, *keys: str) -> None:
+        """Take no notice of keys, as the family's own configuration class does."""
+        self._read.update(keys)
+
+    def check_all_read(self, model_type: str) -> None:
+        """Return if every key was read, or changes nothing.
+
+        Args:
+            model_type: the family that read them, for the message.
+        Raises:
+            LoadError: a key that may change the result was not, naming the family.
+        """
+        for key, value in self._raw.items():
+            if key not in self._read and not changes_nothing(key, value):
+                name = key if key.isidentifier() and key.isascii() and len(key) < 80 else shown(key)
+                remedy = REMEDIES.get(
+                    key, f"the family {model_type} has no such key, and a model that needs it is not served"
+                )
+                raise self.unsupported(name, value, remedy)
 
     def unsupported(self, key: str, value: object, remedy: str) -> LoadError:
         """The error for a value that would change the result and is not implemented."""
@@ -92,11 +92,11 @@ class ConfigReader:
             null: where the value is null; None: that is an error.
             minimum, maximum: bounds of a value that is there.
         """
-        if key not in self.raw:
+        if not self.has(key):
             if default is None:
                 raise LoadError(f"{self.where}: {key} is missing; expected a whole number")
             return default
-        value = self.raw[key]
+        value = self.get(key)
         if value is None and null is not None:
             return null
         if not isinstance(value, int) or isinstance(value, bool):
@@ -112,7 +112,7 @@ class ConfigReader:
         key: str,
         default: float | None = None,
         *,
-        source: str | None = None,
+        within: tuple[str, Mapping[str, Any]] | None = None,
         minimum: float = 0.0,
         maximum: float = MAX_NUMBER,
     ) -> float:
@@ -121,17 +121,20 @@ class ConfigReader:
         Args:
             key: its name.
             default: where the key is absent; None: that is an error.
-            source: the key of the mapping that holds it; None: the file itself.
+            within: name and values of the mapping that holds it; None: the file itself.
             minimum, maximum: bounds of a value that is there.
         """
-        holder, name = (self.raw, key) if source is None else (self.raw[source], f"{source}.{key}")
-        if key not in holder:
+        if within is None:
+            is_there, found, name = self.has(key), self.get(key), key
+        else:
+            is_there, found, name = key in within[1], within[1].get(key), f"{within[0]}.{key}"
+        if not is_there:
             if default is None:
                 raise LoadError(f"{self.where}: {name} is missing; expected a number")
             return default
-        value = self.positive(holder[key])
+        value = self.positive(found)
         if value is None:
-            raise self.wrong(name, holder[key], "a positive number", default)
+            raise self.wrong(name, found, "a positive number", default)
         if not minimum <= value <= maximum:
             raise self.wrong(name, value, f"a number from {minimum:g} to {maximum:g}", default)
         return value
@@ -149,7 +152,7 @@ class ConfigReader:
 
     def flag(self, key: str, default: bool) -> bool:
         """True or false; absent: the default. Null is false, as in Python, where that is the default as well."""
-        value = self.raw.get(key, default)
+        value = self.get(key, default)
         if value is None and not default:
             return False
         if not isinstance(value, bool):
@@ -158,16 +161,16 @@ class ConfigReader:
 
     def mapping(self, key: str) -> Mapping[str, Any] | None:
         """A mapping; None if absent or null."""
-        value = self.raw.get(key)
+        value = self.get(key)
         if value is not None and not isinstance(value, dict):
             raise self.wrong(key, value, "a mapping")
         return value
 
-    def must_be_off(self, *keys: str) -> None:
-        """Return if each key is absent, null or false: other engines obey it, and this family has no such thing."""
-        for key in keys:
-            if self.raw.get(key) not in (None, False):
-                raise self.unsupported(key, self.raw[key], f"the model {self.raw['model_type']!r} has no such thing")
+    def activation(self, key: str, served: Sequence[str]) -> None:
+        """Return if the activation is absent, null or one of the names of what the family computes."""
+        value = self.get(key)
+        if value is not None and value not in served:
+            raise self.unsupported(key, value, f'a model with another activation than "{served[0]}" is not served')
 
 
 def as_json(value: object) -> str:

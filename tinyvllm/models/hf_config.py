@@ -1,4 +1,4 @@
-"""What the ``config.json`` files of the Llama family have in common."""
+"""What the ``config.json`` files of decoders have in common."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from tinyvllm.errors import LoadError
 from tinyvllm.models.config_reader import MAX_LAYERS, MAX_POSITIONS, ConfigReader, as_json
-from tinyvllm.models.decoder import DecoderConfig
-from tinyvllm.models.rotary import longest_context, read_rotary
+from tinyvllm.models.rotary import RopeDefaults, RotaryConfig, longest_context, read_rotary
 from tinyvllm.shapes import ModelShape
 
 _MAX_VOCAB_SIZE = 2**31  # token ids are int32
@@ -40,6 +39,8 @@ class Defaults:
         is_null_head_dim_derived: null for ``head_dim`` means ``hidden_size / num_attention_heads``; otherwise it is an
             error, as in the configuration class.
         rms_norm_eps: of every norm.
+        has_tied_embeddings: the head is the embedding table.
+        rope: of the RoPE.
     """
 
     max_position_embeddings: int
@@ -47,60 +48,56 @@ class Defaults:
     head_dim: int | None = None
     is_null_head_dim_derived: bool = True
     rms_norm_eps: float = 1e-6
+    has_tied_embeddings: bool = False
+    rope: RopeDefaults = RopeDefaults()  # noqa: RUF009 - frozen
 
 
-def decoder_config(
-    reader: ConfigReader,
-    defaults: Defaults,
-    *,
-    has_qkv_bias: bool = False,
-    has_output_bias: bool = False,
-    has_mlp_bias: bool = False,
-    has_qk_norm: bool = False,
-    sliding_windows: tuple[int | None, ...] | None = None,
-) -> DecoderConfig:
-    """The decoder, from the keys that all models share and what a model's own file says of the rest.
+def read_shape(reader: ConfigReader, defaults: Defaults) -> tuple[ModelShape, RotaryConfig]:
+    """The sizes of a decoder, and its RoPE, which says how far positions reach.
 
     Args:
         reader: the file.
         defaults: for absent keys.
-        has_qkv_bias, has_output_bias, has_mlp_bias, has_qk_norm: as in :class:`DecoderConfig`.
-        sliding_windows: of each layer; None: no layer has one.
     Raises:
         LoadError: a key is missing or wrong, or sizes do not fit together.
     """
-    num_layers = num_hidden_layers(reader)
     num_heads, num_kv_heads, head_dim = _heads(reader, defaults)
     # What the file says; how far the positions go depends on the scaling of RoPE as well.
     positions = reader.integer("max_position_embeddings", defaults.max_position_embeddings, maximum=MAX_POSITIONS)
-    rotary = read_rotary(reader, head_dim, positions)
+    rotary = read_rotary(reader, head_dim, positions, defaults.rope)
     limit = longest_context(rotary, positions)
     if limit > MAX_POSITIONS:
         raise LoadError(
             f"{reader.where}: max_position_embeddings = {positions} times the factor {rotary.factor:g} of RoPE "
             f"is {limit} positions, at most {MAX_POSITIONS} can be counted"
         )
-    return DecoderConfig(
-        shape=ModelShape(
-            num_layers=num_layers,
-            hidden_size=reader.integer("hidden_size"),
-            num_heads=num_heads,
-            num_kv_heads=num_kv_heads,
-            head_dim=head_dim,
-            intermediate_size=reader.integer("intermediate_size"),
-            vocab_size=reader.integer("vocab_size", maximum=_MAX_VOCAB_SIZE),
-            max_position_embeddings=limit,
-        ),
-        dtype=_dtype(reader),
-        rms_norm_eps=reader.number("rms_norm_eps", defaults.rms_norm_eps),
-        rotary=rotary,
-        has_qkv_bias=has_qkv_bias,
-        has_output_bias=has_output_bias,
-        has_mlp_bias=has_mlp_bias,
-        has_qk_norm=has_qk_norm,
-        has_tied_embeddings=reader.flag("tie_word_embeddings", False),
-        sliding_windows=sliding_windows or (None,) * num_layers,
+    shape = ModelShape(
+        num_layers=num_hidden_layers(reader),
+        hidden_size=reader.integer("hidden_size"),
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        intermediate_size=reader.integer("intermediate_size"),
+        vocab_size=reader.integer("vocab_size", maximum=_MAX_VOCAB_SIZE),
+        max_position_embeddings=limit,
     )
+    return shape, rotary
+
+
+def read_dtype(reader: ConfigReader) -> str:
+    """The dtype that ``dtype`` or, as files before transformers 5 call it, ``torch_dtype`` names."""
+    reader.ignore("torch_dtype")  # where the file has both, the new name wins
+    key = "dtype" if reader.get("dtype") is not None else "torch_dtype"
+    word = reader.get(key)
+    if word is None:
+        return _DTYPES["auto"]
+    known = _DTYPES.get(word.removeprefix("torch.")) if isinstance(word, str) else None
+    if known is None:
+        raise LoadError(
+            f"{reader.where}: {key} = {as_json(word)} is not supported; expected one of {', '.join(_DTYPES)}. It is "
+            "what the weights were made in: correct it where it is wrong"
+        )
+    return known
 
 
 def num_hidden_layers(reader: ConfigReader) -> int:
@@ -110,7 +107,7 @@ def num_hidden_layers(reader: ConfigReader) -> int:
 
 def sliding_window(reader: ConfigReader) -> int | None:
     """``sliding_window``: absent, the 4,096 of the configuration classes; null, none."""
-    if reader.raw.get("sliding_window", DEFAULT_WINDOW) is None:
+    if reader.get("sliding_window", DEFAULT_WINDOW) is None:
         return None
     return reader.integer("sliding_window", DEFAULT_WINDOW, maximum=MAX_POSITIONS)
 
@@ -121,7 +118,7 @@ def layer_types(reader: ConfigReader, known: Sequence[str]) -> list[str] | None:
     Raises:
         LoadError: it is no such list, naming the first type that is unknown.
     """
-    types = reader.raw.get("layer_types")
+    types = reader.get("layer_types")
     if types is None:
         return None
     if not isinstance(types, list):
@@ -137,6 +134,16 @@ def layer_types(reader: ConfigReader, known: Sequence[str]) -> list[str] | None:
     return types
 
 
+def no_windows(reader: ConfigReader) -> None:
+    """Return if every layer sees all positions: a window that is named in the file is used by nobody.
+
+    Raises:
+        LoadError: ``layer_types`` names another attention.
+    """
+    reader.ignore("sliding_window")
+    layer_types(reader, (FULL,))
+
+
 def switched_sliding_windows(reader: ConfigReader) -> tuple[int | None, ...]:
     """Qwen's windows, where ``use_sliding_window`` is set: of the layers that ``layer_types`` names, or of all from
     ``max_window_layers`` on.
@@ -145,6 +152,7 @@ def switched_sliding_windows(reader: ConfigReader) -> tuple[int | None, ...]:
         LoadError: ``layer_types`` has the wrong length, a type that is not implemented, or a window that is off.
     """
     num_layers = num_hidden_layers(reader)
+    reader.ignore("sliding_window")  # where it is switched off
     window = sliding_window(reader) if reader.flag("use_sliding_window", False) else None
     types = layer_types(reader, (FULL, SLIDING))
     if types is None:
@@ -171,7 +179,7 @@ def _heads(reader: ConfigReader, defaults: Defaults) -> tuple[int, int, int]:
     absent = num_heads if defaults.num_kv_heads is None else defaults.num_kv_heads
     num_kv_heads = reader.integer("num_key_value_heads", absent, null=num_heads, maximum=_MAX_HEADS)
     if num_heads % num_kv_heads:
-        said = "" if reader.raw.get("num_key_value_heads") is not None else " (the default where it is absent)"
+        said = "" if reader.get("num_key_value_heads") is not None else " (the default where it is absent)"
         raise LoadError(
             f"{reader.where}: num_attention_heads = {num_heads} is not a multiple of "
             f"num_key_value_heads = {num_kv_heads}{said}"
@@ -179,7 +187,7 @@ def _heads(reader: ConfigReader, defaults: Defaults) -> tuple[int, int, int]:
     derived = max(1, hidden_size // num_heads)
     null = derived if defaults.is_null_head_dim_derived else None
     head_dim = reader.integer("head_dim", defaults.head_dim or derived, null=null, maximum=_MAX_HEADS)
-    is_derived = reader.raw.get("head_dim") is None and (defaults.head_dim is None or "head_dim" in reader.raw)
+    is_derived = reader.get("head_dim") is None and (defaults.head_dim is None or reader.has("head_dim"))
     if is_derived and hidden_size % num_heads:
         raise LoadError(
             f"{reader.where}: head_dim is missing, and hidden_size = {hidden_size} is not a multiple of "
@@ -188,18 +196,3 @@ def _heads(reader: ConfigReader, defaults: Defaults) -> tuple[int, int, int]:
     if head_dim % 2:
         raise reader.unsupported("head_dim", head_dim, "rotary embedding needs an even head size")
     return num_heads, num_kv_heads, head_dim
-
-
-def _dtype(reader: ConfigReader) -> str:
-    """The dtype that ``dtype`` or, as files before transformers 5 call it, ``torch_dtype`` names."""
-    key = "dtype" if reader.raw.get("dtype") is not None else "torch_dtype"
-    word = reader.raw.get(key)
-    if word is None:
-        return _DTYPES["auto"]
-    known = _DTYPES.get(word.removeprefix("torch.")) if isinstance(word, str) else None
-    if known is None:
-        raise LoadError(
-            f"{reader.where}: {key} = {as_json(word)} is not supported; expected one of {', '.join(_DTYPES)}. It is "
-            "what the weights were made in: correct it where it is wrong"
-        )
-    return known

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from tinyvllm.errors import LoadError
 from tinyvllm.models.config_reader import ConfigReader, as_json
-from tinyvllm.models.decoder import DecoderConfig
-from tinyvllm.models.hf_config import FULL, Defaults, decoder_config, layer_types
-
-_DEFAULTS = Defaults(max_position_embeddings=32768, num_kv_heads=2, head_dim=128, rms_norm_eps=1e-5)
+from tinyvllm.models.hf_config import Defaults, no_windows
+from tinyvllm.models.llama_family import Biases, LlamaFamily
 
 
-def read_config(raw: Mapping[str, Any], where: str) -> DecoderConfig:
-    """The decoder that an InternLM3 ``config.json`` describes: ``qkv_bias`` and ``bias``, or Llama's names for them.
+class Model(LlamaFamily):
+    """Biases by ``qkv_bias`` and ``bias``, or Llama's names for them; all layers have one or none has.
 
     Raises:
-        LoadError: a key is missing, wrong, or asks for what is not supported.
+        LoadError: the two differ.
     """
-    reader = ConfigReader(raw, where)
-    reader.must_be_off("attention_out_bias")
-    layer_types(reader, (FULL,))
-    qkv, mlp = (own if own in raw else llamas for own, llamas in (("qkv_bias", "attention_bias"), ("bias", "mlp_bias")))
-    has_bias, has_mlp_bias = reader.flag(qkv, False), reader.flag(mlp, False)
-    if has_bias != has_mlp_bias:
-        raise LoadError(
-            f"{where}: {qkv} = {as_json(has_bias)} and {mlp} = {as_json(has_mlp_bias)} differ; "
-            "only models in which all layers have biases or none has are served"
+
+    def __init__(self, config: ConfigReader) -> None:
+        no_windows(config)
+        names = (("qkv_bias", "attention_bias"), ("bias", "mlp_bias"))
+        qkv, mlp = (own if config.has(own) else llamas for own, llamas in names)
+        has_bias, has_mlp_bias = config.flag(qkv, False), config.flag(mlp, False)
+        if has_bias != has_mlp_bias:
+            raise LoadError(
+                f"{config.where}: {qkv} = {as_json(has_bias)} and {mlp} = {as_json(has_mlp_bias)} differ; "
+                "only models in which all layers have biases or none has are served"
+            )
+        super().__init__(
+            config,
+            Defaults(max_position_embeddings=32768, num_kv_heads=2, head_dim=128, rms_norm_eps=1e-5),
+            biases=Biases(qkv=has_bias, output=has_bias, mlp=has_bias),
         )
-    return decoder_config(reader, _DEFAULTS, has_qkv_bias=has_bias, has_output_bias=has_bias, has_mlp_bias=has_mlp_bias)

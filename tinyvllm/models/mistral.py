@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from tinyvllm.models.config_reader import ConfigReader
-from tinyvllm.models.decoder import DecoderConfig
-from tinyvllm.models.hf_config import (
-    FULL,
-    SLIDING,
-    Defaults,
-    decoder_config,
-    layer_types,
-    num_hidden_layers,
-    sliding_window,
-)
-
-_DEFAULTS = Defaults(max_position_embeddings=131072, num_kv_heads=8)
+from tinyvllm.models.hf_config import FULL, SLIDING, Defaults, layer_types, num_hidden_layers, sliding_window
+from tinyvllm.models.llama_family import LlamaFamily
 
 
-def read_config(raw: Mapping[str, Any], where: str) -> DecoderConfig:
-    """The decoder that a Mistral ``config.json`` describes.
+class Model(LlamaFamily):
+    """``sliding_window`` in every layer.
 
     Raises:
-        LoadError: a key is missing, wrong, or asks for what is not supported.
+        LoadError: ``layer_types`` asks for another attention in some layers.
     """
-    reader = ConfigReader(raw, where)
-    reader.must_be_off("attention_bias", "mlp_bias", "bias", "qkv_bias", "attention_out_bias")
-    window = sliding_window(reader)
-    # transformers ignores layer_types here and other engines obey them: only those that change nothing are taken.
-    mixed = set(layer_types(reader, (FULL, SLIDING)) or ()) - {FULL if window is None else SLIDING}
-    if mixed:
-        raise reader.unsupported(
-            "layer_types",
-            mixed.pop(),
-            "a Mistral model has the same attention in all layers; see model_type: ministral",
+
+    def __init__(self, config: ConfigReader) -> None:
+        window = sliding_window(config)
+        # transformers ignores layer_types here and other engines obey them: only those that change nothing are taken.
+        mixed = set(layer_types(config, (FULL, SLIDING)) or ()) - {FULL if window is None else SLIDING}
+        if mixed:
+            raise config.unsupported(
+                "layer_types",
+                mixed.pop(),
+                "a Mistral model has the same attention in all layers; see model_type: ministral",
+            )
+        super().__init__(
+            config,
+            Defaults(max_position_embeddings=131072, num_kv_heads=8),
+            windows=(window,) * num_hidden_layers(config),
         )
-    return decoder_config(reader, _DEFAULTS, sliding_windows=(window,) * num_hidden_layers(reader))

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
+from tinyvllm.layers import Norm
 from tinyvllm.models.config_reader import ConfigReader
-from tinyvllm.models.decoder import DecoderConfig
-from tinyvllm.models.hf_config import Defaults, decoder_config, switched_sliding_windows
+from tinyvllm.models.hf_config import Defaults, switched_sliding_windows
+from tinyvllm.models.llama_family import Biases, LlamaFamily
+from tinyvllm.models.weights import WeightReader
 
-_DEFAULTS = Defaults(max_position_embeddings=32768, num_kv_heads=32, head_dim=128, is_null_head_dim_derived=False)
 
+class Model(LlamaFamily):
+    """Windows where ``use_sliding_window`` is set; biases by ``attention_bias``."""
 
-def read_config(raw: Mapping[str, Any], where: str) -> DecoderConfig:
-    """The decoder that a Qwen3 ``config.json`` describes.
+    def __init__(self, config: ConfigReader) -> None:
+        has_bias = config.flag("attention_bias", False)
+        super().__init__(
+            config,
+            Defaults(max_position_embeddings=32768, num_kv_heads=32, head_dim=128, is_null_head_dim_derived=False),
+            biases=Biases(qkv=has_bias, output=has_bias),
+            windows=switched_sliding_windows(config),
+        )
 
-    Raises:
-        LoadError: a key is missing, wrong, or asks for what is not supported.
-    """
-    reader = ConfigReader(raw, where)
-    reader.must_be_off("mlp_bias", "attention_out_bias")
-    has_bias = reader.flag("attention_bias", False)
-    return decoder_config(
-        reader,
-        _DEFAULTS,
-        has_qkv_bias=has_bias,
-        has_output_bias=has_bias,
-        has_qk_norm=True,
-        sliding_windows=switched_sliding_windows(reader),
-    )
+    def head_norms(self, weights: WeightReader, name: str) -> tuple[Norm | None, Norm | None]:
+        """``q_norm`` and ``k_norm``, over each head."""
+        q_norm, k_norm = (self.norm(weights, f"{name}.{each}_norm", self.shape.head_dim) for each in "qk")
+        return q_norm, k_norm

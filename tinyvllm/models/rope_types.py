@@ -27,6 +27,7 @@ class RotaryConfig:
         attention_factor: cosines and sines are multiplied by it; of ``yarn`` and ``longrope``.
         short_factor, long_factor: of ``longrope``: what each frequency is divided by, ``[D / 2]``, in an engine whose
             longest sequence is within the original length, or beyond it.
+        rotated_share: the part of a head that is rotated: its first numbers.
     """
 
     theta: float
@@ -41,6 +42,11 @@ class RotaryConfig:
     attention_factor: float = 1.0
     short_factor: tuple[float, ...] = ()
     long_factor: tuple[float, ...] = ()
+    rotated_share: float = 1.0
+
+    def num_rotated(self, head_dim: int) -> int:
+        """How many numbers of a head are rotated."""
+        return int(head_dim * self.rotated_share)
 
 
 def inverse_frequencies(config: RotaryConfig, head_dim: int, max_model_len: int = 1) -> Float64:

@@ -7,7 +7,7 @@ letting it read from nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,14 +25,19 @@ _DTYPES: Mapping[str, np.dtype[Any]] = {
 }
 
 
+Change: TypeAlias = Callable[[NDArray[Any]], NDArray[Any]]
+"""What a model makes of a tensor, of the same shape, when it is loaded rather than in every step."""
+
+
 class TensorReader(Protocol):
     """Reads tensors of a checkpoint by name, as a model asks for them."""
 
-    def rows(self, shapes: Mapping[str, tuple[int, ...]]) -> Any:
+    def rows(self, shapes: Mapping[str, tuple[int, ...]], change: Change | None) -> Any:
         """Some tensors one below the other, as one tensor of the device.
 
         Args:
             shapes: name and shape of each; all but the first size are the same.
+            change: of each tensor, in float32, before it is rounded to the device's type; None: none.
         """
         ...
 
@@ -40,8 +45,8 @@ class TensorReader(Protocol):
         """The layer as whoever serves these ops wants it; ``heads``: what its output is split into."""
         ...
 
-    def rotary(self, config: RotaryConfig, head_dim: int) -> RotaryTable:
-        """Cosines and sines of every position that a sequence can have."""
+    def rotary(self, config: RotaryConfig | None, head_dim: int) -> RotaryTable:
+        """Cosines and sines of every position that a sequence can have; None: nothing is rotated."""
         ...
 
 
@@ -54,15 +59,16 @@ class WeightReader:
 
     def __init__(self, tensors: TensorReader) -> None:
         self._tensors = tensors
+        self._rotary: dict[tuple[RotaryConfig | None, int], RotaryTable] = {}
 
     def table(self, name: str, num_rows: int, num_columns: int) -> Tensor:
         """The matrix ``name``."""
-        tensor: Tensor = self._tensors.rows({name: (num_rows, num_columns)})
+        tensor: Tensor = self._tensors.rows({name: (num_rows, num_columns)}, None)
         return tensor
 
-    def norm(self, name: str, size: int, eps: float) -> Norm:
-        """The norm ``name``, whose weight has so many numbers."""
-        return Norm(self._tensors.rows({f"{name}.weight": (size,)}), eps)
+    def norm(self, name: str, size: int, eps: float, change: Change | None = None) -> Norm:
+        """The norm ``name``, whose weight has so many numbers; ``change``: of the weight."""
+        return Norm(self._tensors.rows({f"{name}.weight": (size,)}, change), eps)
 
     def linear(
         self,
@@ -72,6 +78,7 @@ class WeightReader:
         *,
         has_bias: bool = False,
         heads: HeadSpec | None = None,
+        change: Change | None = None,
     ) -> Linear:
         """One layer out of several that take the same input, their outputs side by side.
 
@@ -81,16 +88,26 @@ class WeightReader:
             ops: the ops that the model calls with the layer.
             has_bias: every one of them has one.
             heads: that the output is split into; None: it is not.
+            change: of each weight ``[out, in]`` and of each bias ``[out]``.
         """
-        weight = self._tensors.rows({f"{name}.weight": (size, in_features) for name, size in out_features.items()})
+        shapes = {f"{name}.weight": (size, in_features) for name, size in out_features.items()}
+        weight = self._tensors.rows(shapes, change)
         bias = None
         if has_bias:
-            bias = self._tensors.rows({f"{name}.bias": (size,) for name, size in out_features.items()})
+            bias = self._tensors.rows({f"{name}.bias": (size,) for name, size in out_features.items()}, change)
         return self._tensors.prepared(ops, linear_of(weight, bias), heads)
 
-    def rotary(self, config: RotaryConfig, head_dim: int) -> RotaryTable:
-        """Cosines and sines of every position that a sequence can have."""
-        return self._tensors.rotary(config, head_dim)
+    def rotary(self, config: RotaryConfig | None, head_dim: int) -> RotaryTable:
+        """Cosines and sines of every position that a sequence can have, one table for all layers of the same RoPE.
+
+        Args:
+            config: which RoPE; None: nothing is rotated.
+            head_dim: ``D``.
+        """
+        key = config, head_dim
+        if key not in self._rotary:
+            self._rotary[key] = self._tensors.rotary(config, head_dim)
+        return self._rotary[key]
 
 
 class CheckpointReader:
@@ -120,7 +137,7 @@ class CheckpointReader:
         self._checkpoint, self._device, self._dtype = checkpoint, device, _DTYPES[dtype]
         self._max_model_len, self._num_positions, self._prepare = max_model_len, num_positions, prepare
 
-    def rows(self, shapes: Mapping[str, tuple[int, ...]]) -> Any:
+    def rows(self, shapes: Mapping[str, tuple[int, ...]], change: Change | None) -> Any:
         """Some tensors one below the other."""
         first = next(iter(shapes.values()))
         memory, dtype = self._device.memory, self._device.activation_dtype
@@ -128,6 +145,8 @@ class CheckpointReader:
         start = 0
         for name, shape in shapes.items():
             rounded = _converted(self._checkpoint.read(name), self._dtype)
+            if change is not None:
+                rounded = change(_converted(rounded, FLOAT32))
             memory.upload(whole[start : start + shape[0]], _converted(rounded, dtype))
             start += shape[0]
         return protected(whole)
@@ -139,7 +158,7 @@ class CheckpointReader:
             prepared.weight.setflags(write=False)
         return prepared
 
-    def rotary(self, config: RotaryConfig, head_dim: int) -> RotaryTable:
+    def rotary(self, config: RotaryConfig | None, head_dim: int) -> RotaryTable:
         """Cosines and sines of the positions, float32."""
         tables = []
         for values in rotary_table(config, head_dim, self._max_model_len, self._num_positions):
@@ -155,7 +174,7 @@ class _Shapes:
     def __init__(self) -> None:
         self.shapes: dict[str, tuple[int, ...]] = {}
 
-    def rows(self, shapes: Mapping[str, tuple[int, ...]]) -> Any:
+    def rows(self, shapes: Mapping[str, tuple[int, ...]], change: Change | None) -> Any:
         self.shapes.update(shapes)
         first = next(iter(shapes.values()))
         return _NoTensor((sum(shape[0] for shape in shapes.values()), *first[1:]))
@@ -163,7 +182,7 @@ class _Shapes:
     def prepared(self, ops: Sequence[str], layer: Linear, heads: HeadSpec | None) -> Linear:
         return layer
 
-    def rotary(self, config: RotaryConfig, head_dim: int) -> RotaryTable:
+    def rotary(self, config: RotaryConfig | None, head_dim: int) -> RotaryTable:
         return RotaryTable(None, None)
 
 

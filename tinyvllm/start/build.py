@@ -17,7 +17,7 @@ from tinyvllm.engine.sequence_table import SequenceTable
 from tinyvllm.errors import CapacityError, ConfigError
 from tinyvllm.interfaces import OpenCall, PluginContext
 from tinyvllm.models import read_config
-from tinyvllm.models.decoder import DecoderConfig, expected_tensors
+from tinyvllm.models.model import Model, expected_tensors
 from tinyvllm.registry import Registry
 from tinyvllm.request import SamplingParams
 from tinyvllm.shapes import ModelShape
@@ -93,14 +93,14 @@ class _Builder:
         files = resolve_model(config.model, self._base)
         raw = files.read_json("config.json")
         assert raw is not None
-        decoder_config = read_config(raw, str(files.folder / "config.json"))
-        tensors = expected_tensors(decoder_config)
+        model = read_config(raw, str(files.folder / "config.json"))
+        tensors = expected_tensors(model)
         check_weights_fit(tensors, self._device_name)
         context = PluginContext(
             options=None,
             device=self._device_name,
-            model=decoder_config.shape,
-            max_model_len=self._max_model_len(decoder_config),
+            model=model.shape,
+            max_model_len=self._max_model_len(model),
             max_num_seqs=config.scheduler.max_num_seqs,
             max_num_batched_tokens=config.scheduler.max_num_batched_tokens,
             block_size=config.cache.block_size,
@@ -109,24 +109,24 @@ class _Builder:
         )
         sockets = Sockets(config, self._registry, self._options, context)
         tokenizer = self._tokenizer(files)
-        call = OpenCall(files.folder, tensors, _SAFETENSORS_NAMES[decoder_config.dtype], config.seed)
+        call = OpenCall(files.folder, tensors, _SAFETENSORS_NAMES[model.dtype], config.seed)
         with open_checkpoint(*sockets.loader(), call) as checkpoint:
             if checkpoint.unexpected:
                 unexpected = checkpoint.unexpected
                 self._report.append(f"checkpoint: {len(unexpected)} tensors not used: {some(unexpected)}")
             device = open_device(self._device_name, batch_invariant=config.batch_invariant)
-            started = start_model(device, decoder_config, checkpoint, context, config, sockets, self._report.append)
+            started = start_model(device, model, checkpoint, context, config, sockets, self._report.append)
         defaults = generation_defaults(
             raw,
             files.read_json("generation_config.json") or {},
             None if tokenizer is None else tokenizer.eos_token_id,
-            vocab_size=decoder_config.shape.vocab_size,
+            vocab_size=model.shape.vocab_size,
             takes_sampling=config.generation_config == "auto",
         )
         self._report += defaults.left_out
         engine = self._engine(started, sockets, context, tokenizer, defaults)
         return Built(
-            engine, tokenizer, defaults, decoder_config.shape, device, files.folder, context.max_model_len,
+            engine, tokenizer, defaults, model.shape, device, files.folder, context.max_model_len,
             self._report,
         )  # fmt: skip
 
@@ -169,10 +169,10 @@ class _Builder:
             lag=int(self._device_name != "cpu" if runs_ahead is None else runs_ahead),
         )
 
-    def _max_model_len(self, decoder_config: DecoderConfig) -> int:
-        limit = decoder_config.shape.max_position_embeddings
+    def _max_model_len(self, model: Model) -> int:
+        limit = model.shape.max_position_embeddings
         wanted = self._config.max_model_len
-        rotary = decoder_config.rotary
+        rotary = model.rotary
         scaled = "" if rotary.rope_type == "default" else f", its {rotary.rope_type} RoPE included"
         if wanted is not None and wanted > limit:
             raise ConfigError(

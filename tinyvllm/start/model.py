@@ -10,7 +10,8 @@ from tinyvllm.config.schema import CacheConfig, Config
 from tinyvllm.device import Device, Gpu
 from tinyvllm.errors import ConfigError
 from tinyvllm.interfaces import AttentionSpec, Checkpoint, PluginContext
-from tinyvllm.models.decoder import Decoder, DecoderConfig, load_weights
+from tinyvllm.models.decoder import Decoder
+from tinyvllm.models.model import Model
 from tinyvllm.models.weights import CheckpointReader, WeightReader
 from tinyvllm.ops.table import OpTable
 from tinyvllm.runner.caches import allocate_caches
@@ -45,7 +46,7 @@ class StartedModel:
 
 def start_model(
     device: Device,
-    model: DecoderConfig,
+    model: Model,
     checkpoint: Checkpoint,
     context: PluginContext,
     config: Config,
@@ -56,7 +57,7 @@ def start_model(
 
     Args:
         device: where to.
-        model: the architecture.
+        model: what it is.
         checkpoint: its weights.
         context: what plugins were told.
         config: what the user chose.
@@ -77,8 +78,7 @@ def start_model(
     specs = attention_specs(model, context)
     attention = sockets.attention(specs, workspace)
     room = _Room(device, config.cache, context)
-    weights = load_weights(
-        model,
+    weights = model.load(
         WeightReader(
             CheckpointReader(
                 checkpoint,
@@ -92,7 +92,7 @@ def start_model(
     )
     sampler = sockets.sampler(workspace)
     samples_here = isinstance(sampler, CheckedGpuSampler)
-    decoder = Decoder(model.shape, weights, ops, attention, specs, workspace, is_greedy_here=samples_here)
+    decoder = Decoder(model, weights, ops, attention, specs, workspace, is_greedy_here=samples_here)
     ops.check_used()
     if isinstance(device, Gpu):
         if not samples_here:

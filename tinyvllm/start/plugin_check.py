@@ -12,7 +12,7 @@ from tinyvllm.config import Resolved
 from tinyvllm.errors import PluginError, TinyvllmError
 from tinyvllm.interfaces import Kernel, Kind, OpSpec, PluginContext
 from tinyvllm.models import read_config
-from tinyvllm.models.decoder import DecoderConfig
+from tinyvllm.models.model import Model
 from tinyvllm.ops.checked_kernel import CheckedKernel
 from tinyvllm.plugin_call import PluginName
 from tinyvllm.registry import PluginInfo, State
@@ -59,7 +59,7 @@ def check_plugins(resolved: Resolved, kind: Kind | None = None, name: str | None
     return [_verdict(info, resolved, model) for info in infos]
 
 
-def _verdict(info: PluginInfo, resolved: Resolved, model: DecoderConfig) -> Verdict:
+def _verdict(info: PluginInfo, resolved: Resolved, model: Model) -> Verdict:
     if info.kind is None:
         return Verdict(info, "broken", f"{info.group} is not an entry point group of tinyvllm")
     if info.state is State.INCOMPATIBLE:
@@ -89,7 +89,7 @@ def _options(resolved: Resolved, info: PluginInfo, model: Any) -> Any:
     return model()
 
 
-def _context(resolved: Resolved, model: DecoderConfig) -> PluginContext:
+def _context(resolved: Resolved, model: Model) -> PluginContext:
     config = resolved.config
     return PluginContext(
         options=None,
@@ -104,7 +104,7 @@ def _context(resolved: Resolved, model: DecoderConfig) -> PluginContext:
     )
 
 
-def _reasons(plugin: PluginName, filled: Any, context: PluginContext, model: DecoderConfig) -> Iterator[str]:
+def _reasons(plugin: PluginName, filled: Any, context: PluginContext, model: Model) -> Iterator[str]:
     """Why it cannot serve; loaders, schedulers and samplers serve everything."""
     if plugin.kind is Kind.ATTENTION:
         attention = CheckedAttention(filled, plugin)

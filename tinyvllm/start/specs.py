@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tinyvllm.interfaces import AttentionSpec, OpSpec, PluginContext
-from tinyvllm.models.decoder import DecoderConfig
+from tinyvllm.models.model import Model
 
 _DTYPES = {"cpu": "float32"}
 
@@ -25,21 +25,21 @@ def op_spec(context: PluginContext, arch: int | None = None) -> OpSpec:
     )
 
 
-def attention_specs(config: DecoderConfig, context: PluginContext) -> list[AttentionSpec]:
+def attention_specs(model: Model, context: PluginContext) -> list[AttentionSpec]:
     """What attention must be able to do, for each layer."""
     return [
         AttentionSpec(
             device=context.device,
-            num_heads=config.shape.num_heads,
-            num_kv_heads=config.shape.num_kv_heads,
-            head_dim=config.shape.head_dim,
+            num_heads=layer.num_heads,
+            num_kv_heads=layer.num_kv_heads,
+            head_dim=layer.head_dim,
             block_size=context.block_size,
             dtype=_dtype(context),
-            scale=config.shape.head_dim**-0.5,
-            sliding_window=window,
+            scale=layer.scale,
+            sliding_window=layer.sliding_window,
             batch_invariant=context.batch_invariant,
         )
-        for window in config.sliding_windows
+        for layer in model.attention_layers
     ]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from tinyvllm._terminal import announce
 from tinyvllm.device import BFLOAT16, FLOAT32, Buffer, Gpu
-from tinyvllm.models.decoder import DecoderWeights
+from tinyvllm.models.model import Weights
 from tinyvllm.workspace import StepLimits
 
 _ROWS = (16, 32, 64, 128, 192, 256, 512, 1024, 2048, 4096, 8192)
@@ -30,7 +30,7 @@ class TunableProducts(Protocol):
         ...
 
 
-def tune_products(device: Gpu, weights: DecoderWeights, limits: StepLimits) -> str:
+def tune_products(device: Gpu, weights: Weights, limits: StepLimits) -> str:
     """Time what was never timed on this card: some tenths of a second for each layer and number of rows.
 
     Returns:
@@ -39,12 +39,10 @@ def tune_products(device: Gpu, weights: DecoderWeights, limits: StepLimits) -> s
     if not isinstance(device, TunableProducts):
         return "matrix products: the device's own, in one version"
     began, num_timed = time.perf_counter(), 0
-    layer = weights.layers[0]
+    of_model = [product for layer in weights.layers for block in layer for product in block.products]
+    of_each_size = {(layer.in_features, layer.out_features, adds): (layer, adds) for layer, adds in of_model}
     layers: list[tuple[Buffer, bool, int]] = [
-        (layer.projection.qkv.weight, False, limits.max_tokens),
-        (layer.output.weight, True, limits.max_tokens),
-        (layer.gate_up.weight, False, limits.max_tokens),
-        (layer.down.weight, True, limits.max_tokens),
+        *((layer.weight, adds, limits.max_tokens) for layer, adds in of_each_size.values()),
         (weights.head.weight, False, limits.max_logits_rows),
     ]
     for weight, accumulate, most_rows in layers:

@@ -16,7 +16,7 @@ from tinyvllm.config.resolve import Resolved
 from tinyvllm.interfaces import Checkpoint, Kind, Loader, OpenCall, PluginContext
 from tinyvllm.llm import LLM
 from tinyvllm.models import read_config
-from tinyvllm.models.decoder import DecoderConfig, expected_tensors
+from tinyvllm.models.model import Model, expected_tensors
 from tinyvllm.start.checked_loader import open_checkpoint
 
 _SAFETENSORS_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
@@ -28,13 +28,13 @@ class WeightSource:
 
     Attributes:
         folder: in Hugging Face layout; of dummy weights it need hold ``config.json`` only.
-        config: of the decoder.
+        config: of the model.
         resolved: names the loader.
         context: what the loader is created with.
     """
 
     folder: Path
-    config: DecoderConfig
+    config: Model
     resolved: Resolved
     context: PluginContext
 

@@ -22,7 +22,8 @@ from tinyvllm.bench.peers.source import WeightSource, as_torch
 from tinyvllm.bench.workload import Job
 from tinyvllm.errors import ConfigError
 from tinyvllm.interfaces import Checkpoint
-from tinyvllm.models.decoder import DecoderConfig
+from tinyvllm.models.llama_family import LlamaFamily
+from tinyvllm.models.model import Model, expected_tensors
 from tinyvllm.models.rotary import rotary_table
 
 Tensor: TypeAlias = Any
@@ -218,7 +219,7 @@ class TorchLoopPeer:
         compiled = torch.compile(decode_step, mode="max-autotune-no-cudagraphs", fullgraph=True, dynamic=False)
         return _Run(state, _captured(lambda: compiled(self._weights, s, state)))
 
-    def _load(self, config: DecoderConfig, checkpoint: Checkpoint) -> _Weights:
+    def _load(self, config: Model, checkpoint: Checkpoint) -> _Weights:
         def read(*names: str) -> Tensor:
             parts = [as_torch(torch, checkpoint.read(name)).to(self._device, self._dtype) for name in names]
             return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -350,13 +351,16 @@ def _num_steps(jobs: Sequence[Job]) -> int:
     return max(job.num_output for job in jobs) - 1
 
 
-def _check(config: DecoderConfig) -> None:
+def _check(config: Model) -> None:
+    tensors = expected_tensors(config)
     unknown = [
         what
         for what, is_there in (
-            ("biases", config.has_qkv_bias or config.has_output_bias or config.has_mlp_bias),
-            ("norms of queries and keys", config.has_qk_norm),
+            ("layers of another kind", not isinstance(config, LlamaFamily)),
+            ("biases", any(name.endswith(".bias") for name in tensors)),
+            ("norms of queries and keys", any(name.endswith("q_norm.weight") for name in tensors)),
             ("a sliding window", any(window is not None for window in config.sliding_windows)),
+            ("layers without RoPE", any(layer.rotary != config.rotary for layer in config.attention_layers)),
         )
         if is_there
     ]
