@@ -49,13 +49,13 @@ def table_of(cls: type) -> str:
 
 def members_of(cls: type) -> Iterator[tuple[str, str, str]]:
     """Name, type and meaning of every public member."""
-    if is_dataclass(cls):
+    public = [(name, kind) for name, kind in fields_of(cls) if not name.startswith("_")]
+    if public:
         meanings = attributes_of(cls)
-        public = [field for field in fields(cls) if not field.name.startswith("_")]
-        missing = {field.name for field in public} ^ set(meanings)
+        missing = {name for name, _ in public} ^ set(meanings)
         assert not missing, f"{cls.__name__}: {missing} are fields without a docstring, or the reverse"
-        for field in public:
-            yield field.name, f"{field.type}{default_of(field)}", capitalised(meanings[field.name])
+        for name, kind in public:
+            yield name, kind, capitalised(meanings[name])
     is_protocol = bool(getattr(cls, "_is_protocol", False))
     for name, member in vars(cls).items():
         if name.startswith("_"):
@@ -66,6 +66,14 @@ def members_of(cls: type) -> Iterator[tuple[str, str, str]]:
         elif is_protocol and inspect.isfunction(member):
             names = list(inspect.signature(member).parameters)[1:]
             yield f"{name}({', '.join(names)})", returned_by(member), capitalised(prose_of(member))
+
+
+def fields_of(cls: type) -> list[tuple[str, str]]:
+    """Name and type of each field of a dataclass, or of a class with slots whose types are declared."""
+    if is_dataclass(cls):
+        return [(field.name, f"{field.type}{default_of(field)}") for field in fields(cls)]
+    declared = getattr(cls, "__annotations__", {}) if "__slots__" in vars(cls) else {}
+    return [(name, str(kind)) for name, kind in declared.items()]
 
 
 def attributes_of(cls: type) -> dict[str, str]:

@@ -29,11 +29,11 @@ PARAMS = {
 PLACES: dict[str, Callable[[Any], tuple[Any, str]]] = {
     "computing a prompt": lambda runner: (runner, "_compute"),
     "sending a step": lambda runner: (runner._inputs, "upload_decode"),
-    "taking parameters": lambda runner: (runner._sampling, "start"),
+    "taking parameters": lambda runner: (runner._tokens, "start"),
     "choosing tokens": lambda runner: (runner, "_queue_sampling"),
-    "ending a step": lambda runner: (runner._sampling, "queue_end"),
+    "ending a step": lambda runner: (runner._tokens, "queue_end"),
     "after a step was queued": lambda runner: (runner, "_in_flight"),
-    "counting its copy": lambda runner: (runner._sampling._on_host, "last"),
+    "counting its copy": lambda runner: (runner._tokens._on_host, "last"),
     "recording a graph": lambda runner: (runner, "_queue_decode"),
 }
 

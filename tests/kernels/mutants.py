@@ -10,7 +10,6 @@ from __future__ import annotations
 import faulthandler
 import os
 import re
-import shutil
 import traceback
 from collections.abc import Callable, Mapping
 from enum import IntEnum
@@ -65,9 +64,7 @@ def device_of(device: Gpu, folder: str | Path | None) -> Gpu:
 
 def copy_kernels(folder: Path) -> Path:
     """All kernels, and those of the tests, in one folder."""
-    for path in all_sources():
-        shutil.copy(path, folder)
-    for path in TEST_KERNELS.glob("*.cu"):
+    for path in (*all_sources(), *TEST_KERNELS.glob("*.cu")):
         (folder / path.name).write_text(_OTHER_FOLDER.sub("", path.read_text()))
     return folder
 

@@ -41,7 +41,7 @@ WRONG = [
     ("rms_norm", "Mine.bind = lambda self, op, context: context.gpu", "raised AssertionError: no kernel is launched o"),
     ("rms_norm", "Mine.bind = lambda self, op, context: context.linear", "AssertionError: the op applies no linear la"),
     ("linear", f"{PREPARE}None", "prepare('linear') returned None; expected a Linear"),
-    ("linear", f"{PREPARE}layer.weight", "prepare('linear') returned float32 of shape (128, 48); expected a Linear"),
+    ("linear", f"{PREPARE}layer.weight", "prepare('linear') returned float32 of shape (160, 48); expected a Linear"),
     ("linear", f"{PREPARE}(layer, 0)", "prepare('linear') returned a tuple of 2; expected a Linear"),
     ("linear", f"{PREPARE}fail()", "prepare('linear') raised ValueError: spoilt"),
     ("linear", "Mine.prepare = lambda self, layer: layer", "prepare('linear') raised TypeError: <lambda>() takes 2"),
@@ -49,7 +49,7 @@ WRONG = [
     (
         "linear",
         f"{PREPARE}replace(layer, in_features=49)",
-        "prepare('linear') returned a layer of (49, 128) features; expected one of (48, 128), in and out",
+        "prepare('linear') returned a layer of (49, 160) features; expected one of (48, 160), in and out",
     ),
     ("linear", f"{PREPARE}replace(layer, scheme=4)", "returned a layer whose scheme is the int 4; expected the name o"),
     ("rms_norm", "after = fail", "rms_norm raised ValueError: spoilt"),
