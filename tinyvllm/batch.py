@@ -33,7 +33,6 @@ class Batch:
         context_lens: ``[B]``, int32; tokens of the sequence whose K and V are in the cache *after* this step.
         block_tables: ``[B, M]``, int32; entries past the sequence's blocks are meaningless.
         slot_mapping: ``[T]``, int32; ``block * block_size + offset`` where K and V of each token go.
-        last_token_index: ``[B]``, int32; row of each sequence's last token, for the logits.
     """
 
     token_ids: Int32
@@ -42,7 +41,6 @@ class Batch:
     context_lens: Int32
     block_tables: Int32
     slot_mapping: Int32
-    last_token_index: Int32
 
     @property
     def num_tokens(self) -> int:

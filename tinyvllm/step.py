@@ -61,8 +61,11 @@ class Step:
     Attributes:
         batch: the arrays. A token id of ``-1 - slot`` is not known to the host yet: it is the newest token of the
             sequence in that slot (:func:`~tinyvllm.engine.sequence_table.unseen_token`).
-        sampled: ``[S]``, which of the ``B`` sequences get a new token.
-        slots: ``[S]``, theirs.
+        sampled: ``[S]``, which of the ``B`` sequences get a new token. With ``offsets`` these are pairs, ascending, no
+            pair twice.
+        offsets: ``[S]``, int32; the new token follows this one of the tokens that its sequence computes in this step,
+            counted from 0. The engine samples after the last of them.
+        slots: ``[S]``, slots of the sampled sequences.
         sampling: the parameters of those, or None if there is none.
         tokens: tokens of those.
         started: sequences that were given a slot since the last step that was launched; None: none was.
@@ -73,12 +76,19 @@ class Step:
 
     batch: Batch
     sampled: NDArray[np.intp]
+    offsets: Int32
     slots: Int32
     sampling: SamplingRows | None
     tokens: Sequence[SequenceTokens]
     started: Started | None = None
     table_updates: TableUpdates | None = None
     prompt_logprobs: Sequence[PromptLogprobs] = ()
+
+    @property
+    def sampled_rows(self) -> Int32:
+        """``[S]``, int32: for each pair of ``sampled`` and ``offsets``, its index in the step's ``T`` tokens."""
+        rows: Int32 = self.batch.cu_seqlens_q.take(self.sampled) + self.offsets
+        return rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -173,8 +173,8 @@ class FakeRunner:
         token_ids = [self._newest[-1 - t] if t < 0 else t for t in batch.token_ids.tolist()]
         self._stored[batch.slot_mapping] = token_ids
         chosen, before = [], []
-        for b, tokens in zip(step.sampled.tolist(), step.tokens, strict=True):
-            positions = np.arange(batch.context_lens[b])
+        for b, row, tokens in zip(step.sampled.tolist(), step.sampled_rows.tolist(), step.tokens, strict=True):
+            positions = np.arange(batch.positions[row] + 1)
             slots = batch.block_tables[b, positions // self._block_size] * self._block_size
             seen = self._stored[slots + positions % self._block_size].tolist()
             known = tokens.all.tolist()

@@ -49,8 +49,9 @@ def values_of(step: Step) -> list[Any]:
     plain = [batch.token_ids, batch.positions, batch.cu_seqlens_q, batch.context_lens, batch.slot_mapping]
     arrays = [
         *plain,
-        batch.last_token_index,
         step.sampled,
+        step.offsets,
+        step.sampled_rows,
         step.slots,
         *([getattr(sampling, name) for name in ROW_COLUMNS] if sampling else ()),
     ]

@@ -135,16 +135,17 @@ class StepLauncher:
         updates = self._extend(rows, num_needed)
         batch = build_batch(table, rows, num_tokens, is_decode=schedule.is_decode)
         if schedule.is_decode:
-            places, sampled = table.places[: len(num_tokens)], rows
+            places, offsets, sampled = table.places[: len(num_tokens)], table.zeros[: len(num_tokens)], rows
         else:
             places = np.flatnonzero(batch.context_lens == rows.num_tokens)
+            offsets = num_tokens.take(places) - 1
             few = rows.rows.take(places)
             if len(few):
                 sampled = rows if len(few) == len(num_tokens) else self._gather(few, few)
         sampling = None if sampled is None else self._sampling.gather(sampled.slots, sampled.num_tokens)
         prompts = self._prompts(rows, num_tokens, batch.cu_seqlens_q) if self._prompt_rows else []
         slots, tokens = (_NO_ROWS, ()) if sampled is None else (sampled.slots, sampled.tokens)
-        step = Step(batch, places, slots, sampling, tokens, started, updates, [each for _, each in prompts])
+        step = Step(batch, places, offsets, slots, sampling, tokens, started, updates, [each for _, each in prompts])
         self._last_slots = None  # until the device has it
         began = time.perf_counter()
         pending = self._runner.launch(step)

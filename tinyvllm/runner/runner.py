@@ -80,7 +80,7 @@ class ModelRunner:
         """The step's tokens, by the host's sampler."""
         assert step.sampling is not None
         assert self._host_sampler is not None, "the runner has no sampler of the host"
-        logits = self._host_logits(tensors.sampled.rows, step.batch.last_token_index[step.sampled])
+        logits = self._host_logits(tensors.sampled.rows, step.sampled_rows)
         return self._host_sampler.sample(SampleCall(logits, step.sampling, step.tokens))
 
     def _host_logits(self, rows: Any, indices: Int32) -> Float32:
