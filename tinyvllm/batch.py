@@ -210,12 +210,13 @@ class SampleCall:
     Attributes:
         logits: ``[B, V]``, float32, as the model gave them; read-only for the sampler.
         rows: the parameters of each row.
-        tokens: ``B`` of them, the tokens of each sequence; needed only where ``rows.has_rules``.
+        tokens: ``B`` of them, the tokens of each sequence with its parameters and rules; None where ``rows.has_rules``
+            is false.
     """
 
     logits: Array
     rows: SamplingRows
-    tokens: Sequence[SequenceTokens] = field(repr=False)
+    tokens: Sequence[SequenceTokens | None] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ from tinyvllm.ops.cuda_kernel import BoundKernel, cuda_kernel
 from tinyvllm.packing import pack
 from tinyvllm.shapes import ModelShape
 from tinyvllm.slots import LogprobBuffers, SampledBuffers, SlotParameters
-from tinyvllm.step import Started
+from tinyvllm.step import Started, StartedSequence
 from tinyvllm.workspace import StepLimits, Workspace
 
 __all__ = [
@@ -55,6 +55,6 @@ __all__ = [
     "LinearSpec", "LoadError", "Loader", "LogprobBuffers", "LogprobColumns", "ModelShape", "Norm", "OpSpec",
     "OpenCall", "Options", "Plugin", "PluginContext", "PluginError", "PreparingKernel", "RotaryTable",
     "SampleCall", "SampleKind", "Sampled", "SampledBuffers", "Sampler", "SamplerContext", "SamplerSpec",
-    "SamplingRows", "Schedule", "Scheduler", "SchedulerView", "SlotParameters", "Started", "StepLimits", "Tensor",
-    "TensorMeta", "Workspace", "cuda_kernel", "hookimpl", "pack",
+    "SamplingRows", "Schedule", "Scheduler", "SchedulerView", "SlotParameters", "Started", "StartedSequence",
+    "StepLimits", "Tensor", "TensorMeta", "Workspace", "cuda_kernel", "hookimpl", "pack",
 ]  # fmt: skip
