@@ -33,7 +33,6 @@ class Batch:
         context_lens: ``[B]``, int32; tokens of the sequence whose K and V are in the cache *after* this step.
         block_tables: ``[B, M]``, int32; entries past the sequence's blocks are meaningless.
         slot_mapping: ``[T]``, int32; ``block * block_size + offset`` where K and V of each token go.
-        last_token_index: ``[B]``, int32; row of each sequence's last token, for the logits.
     """
 
     token_ids: Int32
@@ -42,7 +41,6 @@ class Batch:
     context_lens: Int32
     block_tables: Int32
     slot_mapping: Int32
-    last_token_index: Int32
 
     @property
     def num_tokens(self) -> int:
@@ -212,12 +210,13 @@ class SampleCall:
     Attributes:
         logits: ``[B, V]``, float32, as the model gave them; read-only for the sampler.
         rows: the parameters of each row.
-        tokens: ``B`` of them, the tokens of each sequence; needed only where ``rows.has_rules``.
+        tokens: ``B`` of them, the tokens of each sequence with its parameters and rules; None where ``rows.has_rules``
+            is false.
     """
 
     logits: Array
     rows: SamplingRows
-    tokens: Sequence[SequenceTokens] = field(repr=False)
+    tokens: Sequence[SequenceTokens | None] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,16 +45,17 @@ from tinyvllm.ops.cuda_kernel import BoundKernel, CudaSource, cuda_kernel
 from tinyvllm.packing import pack
 from tinyvllm.shapes import ModelShape
 from tinyvllm.slots import LogprobBuffers, SampledBuffers, SlotParameters
-from tinyvllm.step import Started
+from tinyvllm.step import Started, StartedSequence
 from tinyvllm.workspace import StepLimits, Workspace
 
 __all__ = [
-    "API_VERSION", "Attention", "AttentionCall", "AttentionContext", "AttentionProjection", "AttentionSpec", "Batch",
-    "BatchTensors", "BindContext", "BoundAttention", "BoundKernel", "Buffer", "CapacityError", "Checkpoint",
-    "CudaSource", "Device", "Gpu", "GpuSampleCall", "GpuSampler", "HeadSpec", "HostSampler", "Kernel", "KernelError",
-    "LayerCache", "Linear", "LinearSpec", "LoadError", "Loader", "LogprobBuffers", "LogprobColumns", "ModelShape",
-    "Norm", "OpSpec", "OpenCall", "Options", "Plugin", "PluginContext", "PluginError", "PreparingKernel", "RotaryTable",
-    "SampleCall", "SampleKind", "Sampled", "SampledBuffers", "Sampler", "SamplerContext", "SamplerSpec", "SamplingRows",
-    "Schedule", "Scheduler", "SchedulerView", "SlotParameters", "Started", "StepLimits", "Tensor", "TensorMeta",
-    "Workspace", "cuda_kernel", "hookimpl", "pack",
+    "API_VERSION", "Attention", "AttentionCall", "AttentionContext", "AttentionProjection", "AttentionSpec",
+    "Batch", "BatchTensors", "BindContext", "BoundAttention", "BoundKernel", "Buffer", "CapacityError",
+    "Checkpoint", "CudaSource", "Device", "Gpu", "GpuSampleCall", "GpuSampler", "HeadSpec", "HostSampler", "Kernel",
+    "KernelError", "LayerCache", "Linear", "LinearSpec", "LoadError", "Loader", "LogprobBuffers", "LogprobColumns",
+    "ModelShape", "Norm", "OpSpec", "OpenCall", "Options", "Plugin", "PluginContext", "PluginError",
+    "PreparingKernel", "RotaryTable", "SampleCall", "SampleKind", "Sampled", "SampledBuffers", "Sampler",
+    "SamplerContext", "SamplerSpec", "SamplingRows", "Schedule", "Scheduler", "SchedulerView", "SlotParameters",
+    "Started", "StartedSequence", "StepLimits", "Tensor", "TensorMeta", "Workspace", "cuda_kernel", "hookimpl",
+    "pack",
 ]  # fmt: skip

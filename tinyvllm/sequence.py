@@ -33,7 +33,14 @@ class SequenceTokens:
     @classmethod
     def from_prompt(cls, prompt: Int32, params: SamplingParams, rules: SamplingRules | None = None) -> SequenceTokens:
         """A sequence that holds ``prompt``, which nobody may change from now on, and has generated nothing."""
-        return cls(params, rules or SamplingRules(), len(prompt), prompt, np.array([len(prompt)], np.int32))
+        return cls.from_tokens(prompt, len(prompt), params, rules or SamplingRules())
+
+    @classmethod
+    def from_tokens(
+        cls, token_ids: Int32, num_prompt_tokens: int, params: SamplingParams, rules: SamplingRules
+    ) -> SequenceTokens:
+        """A sequence that holds ``token_ids``, prompt and output, which nobody may change from now on."""
+        return cls(params, rules, num_prompt_tokens, token_ids, np.array([len(token_ids)], np.int32))
 
     @property
     def num_tokens(self) -> int:

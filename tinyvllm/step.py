@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from tinyvllm.batch import Batch, LogprobColumns, Sampled, SamplingRows
 from tinyvllm.request import SamplingParams, SamplingRules
-from tinyvllm.sequence import SequenceTokens
 from tinyvllm.shapes import Int32
 
 
@@ -40,31 +39,55 @@ class TableUpdates:
 
 
 @dataclass(frozen=True, slots=True)
+class StartedSequence:
+    """One sequence as it was when it was given a slot.
+
+    Attributes:
+        params: how the sequence is sampled.
+        rules: what the tokenizer and checkpoint add to ``params``.
+        token_ids: ``[n]``, int32, read-only: the prompt; after a preemption, what was generated before it too.
+        num_prompt_tokens: how many of the tokens are the prompt.
+    """
+
+    params: SamplingParams
+    rules: SamplingRules
+    token_ids: Int32
+    num_prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Started:
     """Sequences that have just been given a slot.
 
     Attributes:
         slots: ``[n]``, which.
         sampling: their parameters, ``n`` rows; ``position`` means nothing.
-        tokens: their tokens, parameters and rules; after a preemption, what they had generated too.
+        sequences: ``n`` of them: tokens, parameters and rules. Whoever needs the tokens of later steps keeps these and
+            adds what each step chooses.
     """
 
     slots: Int32
     sampling: SamplingRows
-    tokens: Sequence[SequenceTokens]
+    sequences: Sequence[StartedSequence]
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Everything that one step needs.
+    """Everything that one step needs, as plain values that could be sent to another process.
+
+    What a runner needs of earlier steps (tokens, parameters, block tables), it keeps. No array changes after ``launch``
+    has returned, except ``batch.block_tables``, which may be a view of the engine's own: a copy would cost each step
+    the length of its contexts, and a runner that keeps block tables needs them only without ``table_updates``.
 
     Attributes:
         batch: the arrays. A token id of ``-1 - slot`` is not known to the host yet: it is the newest token of the
             sequence in that slot (:func:`~tinyvllm.engine.sequence_table.unseen_token`).
-        sampled: ``[S]``, which of the ``B`` sequences get a new token.
-        slots: ``[S]``, theirs.
+        sampled: ``[S]``, which of the ``B`` sequences get a new token. With ``offsets`` these are pairs, ascending, no
+            pair twice.
+        offsets: ``[S]``, int32; the new token follows this one of the tokens that its sequence computes in this step,
+            counted from 0. The engine samples after the last of them.
+        slots: ``[S]``, slots of the sampled sequences.
         sampling: the parameters of those, or None if there is none.
-        tokens: tokens of those.
         started: sequences that were given a slot since the last step that was launched; None: none was.
         table_updates: what is new in ``batch.block_tables`` since the last step that was launched, if both steps have
             the same sequences in the same places; None: the tables may differ everywhere.
@@ -73,12 +96,18 @@ class Step:
 
     batch: Batch
     sampled: NDArray[np.intp]
+    offsets: Int32
     slots: Int32
     sampling: SamplingRows | None
-    tokens: Sequence[SequenceTokens]
     started: Started | None = None
     table_updates: TableUpdates | None = None
     prompt_logprobs: Sequence[PromptLogprobs] = ()
+
+    @property
+    def sampled_rows(self) -> Int32:
+        """``[S]``, int32: for each pair of ``sampled`` and ``offsets``, its index in the step's ``T`` tokens."""
+        rows: Int32 = self.batch.cu_seqlens_q.take(self.sampled) + self.offsets
+        return rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,9 @@ from tinyvllm.plugin import (
     SamplingRows,
     SlotParameters,
     Started,
+    StartedSequence,
 )
 from tinyvllm.request import SamplingParams, SamplingRules
-from tinyvllm.sequence import SequenceTokens
 from tinyvllm.shapes import Int32
 from tinyvllm_samplers.gpu.logprobs import MAX_LISTED, Logprobs
 from tinyvllm_samplers.gpu.penalties import Penalties
@@ -76,10 +76,10 @@ class DefaultOnGpu:
         """Send the rules of those sequences that have any."""
         has_rules: list[bool] = started.sampling.has_rules.tolist()
         is_served = [
-            has and self.can_sample(tokens.params, tokens.rules)
-            for has, tokens in zip(has_rules, started.tokens, strict=True)
+            has and self.can_sample(each.params, each.rules)
+            for has, each in zip(has_rules, started.sequences, strict=True)
         ]
-        self._rules.start(started.slots, started.tokens, is_served)
+        self._rules.start(started.slots, started.sequences, is_served)
 
     def kind(self, rows: SamplingRows) -> SampleKind:
         """What these rows need."""
@@ -130,19 +130,19 @@ class _Rules:
         self._tokens = device.memory.alloc((max_context_len,), INT32)
         self._in_use: set[int] = set()  # slots whose rule row holds rules
 
-    def start(self, slots: Int32, tokens: Sequence[SequenceTokens], has_rules: Sequence[bool]) -> None:
+    def start(self, slots: Int32, sequences: Sequence[StartedSequence], has_rules: Sequence[bool]) -> None:
         if not any(has_rules) and self._in_use.isdisjoint(slots.tolist()):
             return  # as nearly always: nothing to send
         self._in_use -= set(slots.tolist())
         self._in_use |= {slot for slot, has in zip(slots.tolist(), has_rules, strict=True) if has}
-        for slot, each, has in zip(slots.tolist(), tokens, has_rules, strict=True):
+        for slot, each, has in zip(slots.tolist(), sequences, has_rules, strict=True):
             if has:
                 self._state.set(slot, each.params, each.rules)
             else:
                 self._state.clear(slot)
         self._state.upload()
-        for slot, each, has in zip(slots.tolist(), tokens, has_rules, strict=True):
+        for slot, each, has in zip(slots.tolist(), sequences, has_rules, strict=True):
             if has:
-                known = self._tokens.view((each.num_tokens,))
-                self._device.memory.upload(known, each.all)
+                known = self._tokens.view((len(each.token_ids),))
+                self._device.memory.upload(known, each.token_ids)
                 self.penalties.start(slot, known, each.num_prompt_tokens)

@@ -55,15 +55,17 @@ class DefaultOnHost:
         return self._row_numbers[:count]
 
 
-def with_rules(logits: Float32, rows: SamplingRows, tokens: Sequence[SequenceTokens]) -> Float32:
+def with_rules(logits: Float32, rows: SamplingRows, tokens: Sequence[SequenceTokens | None]) -> Float32:
     """A copy of ``[B, V]`` logits with the biases, masks and penalties of the rows that have any, in vLLM's order."""
     logits = logits.copy()
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is reported as a corrupt row
         for row in np.flatnonzero(rows.has_rules).tolist():
+            sequence = tokens[row]
+            assert sequence is not None, "a row with rules has its tokens"
             # A NaN must not be masked out of sight: such a row stays as it is, and is found.
             if np.isfinite(logits[row].max()):
-                _apply_rules(logits[row], tokens[row])
-                _apply_penalties(logits[row], tokens[row], rows, row)
+                _apply_rules(logits[row], sequence)
+                _apply_penalties(logits[row], sequence, rows, row)
     return logits
 
 

@@ -19,8 +19,9 @@ from tinyvllm.interfaces import HostSampler, Kind, PluginContext, Schedule, Sche
 from tinyvllm.plugin_call import PluginName
 from tinyvllm.request import SamplingParams, SamplingRules
 from tinyvllm.runner.checked_sampler import CheckedHostSampler
+from tinyvllm.runner.histories import Histories, StepHistories
 from tinyvllm.shapes import ModelShape
-from tinyvllm.step import Pending, PromptLogprobs, Step, StepResult
+from tinyvllm.step import Pending, PromptLogprobs, StartedSequence, Step, StepResult
 from tinyvllm_schedulers.continuous import ContinuousScheduler
 from tinyvllm_schedulers.static import StaticScheduler
 
@@ -119,19 +120,45 @@ def _with_preemption(decision: Schedule, view: SchedulerView) -> Schedule:
     return Schedule(decision.rows[~is_preempted], decision.num_tokens[~is_preempted], preempt)
 
 
+@dataclass
+class History:
+    """A sequence as its slot got it, and the tokens that were chosen since."""
+
+    started: StartedSequence
+    tokens: list[int]
+
+    def add(self, position: int, token: int) -> None:
+        """A token; nothing if it is there, or if a step before it has failed, which ends the sequence."""
+        if len(self.tokens) == position:
+            self.tokens.append(token)
+
+
 @dataclass(frozen=True)
 class Launched:
-    """A step that was launched. A late one shows its tokens only to who waits for them, as a device's."""
+    """A step that was launched. A late one shows its tokens only to who waits for them, as a device's.
+
+    Attributes:
+        histories: those that its rows had when it was launched.
+        kept: what the product keeps of them.
+    """
 
     result: StepResult
     is_done: bool
     faults: Faults
     watch: Watch
     request_ids: frozenset[str]
+    positions: list[int]
+    histories: list[History]
+    kept: StepHistories | None
 
     def wait(self) -> StepResult:
         self.watch.touched |= self.request_ids
         self.faults.pass_through("wait")
+        if self.result.sampled is not None and self.kept is not None:
+            token_ids = self.result.sampled.token_ids
+            for history, position, token in zip(self.histories, self.positions, token_ids.tolist(), strict=True):
+                history.add(position, token)
+            self.kept.append(token_ids)
         return self.result
 
 
@@ -139,7 +166,8 @@ class FakeRunner:
     """Writes token ids where keys would go, reads whole contexts through the block tables, and continues them.
 
     With ``is_late`` it keeps what it chose to itself until it is asked, as a device does, and cannot do so for
-    requests with a penalty. It keeps block tables as a device does, and holds them against the step's.
+    requests with a penalty. It keeps block tables and tokens by slot as a device does. It holds the tables against the
+    step's, the tokens against its cache, and against them those that the product's runners keep of rows with rules.
     """
 
     def __init__(
@@ -159,6 +187,8 @@ class FakeRunner:
         self._newest: dict[int, int] = {}  # by slot
         self._is_lost = False
         self._tables = np.zeros((0, 0), np.int32)
+        self._histories: dict[int, History] = {}  # by slot
+        self._kept = Histories()
 
     def can_run_ahead(self, params: SamplingParams, rules: SamplingRules) -> bool:
         self._faults.pass_through("can_run_ahead")
@@ -168,42 +198,48 @@ class FakeRunner:
         self._faults.pass_through("launch")
         batch = step.batch
         self._follow(step)
+        self._start(step)
         assert len(np.unique(batch.slot_mapping)) == batch.num_tokens, "two tokens go to one slot"
         assert self._is_late or (batch.token_ids >= 0).all()
         token_ids = [self._newest[-1 - t] if t < 0 else t for t in batch.token_ids.tolist()]
         self._stored[batch.slot_mapping] = token_ids
-        chosen, before = [], []
-        for b, tokens in zip(step.sampled.tolist(), step.tokens, strict=True):
-            positions = np.arange(batch.context_lens[b])
+        histories = [self._histories[slot] for slot in step.slots.tolist()]
+        chosen, before, positions_after = [], [], []
+        can_be_late = all(self.can_run_ahead(each.started.params, each.started.rules) for each in histories)
+        num_unknown = (0, 1) if self._is_late and can_be_late else (0,)
+        for b, row, history in zip(step.sampled.tolist(), step.sampled_rows.tolist(), histories, strict=True):
+            positions = np.arange(batch.positions[row] + 1)
             slots = batch.block_tables[b, positions // self._block_size] * self._block_size
             seen = self._stored[slots + positions % self._block_size].tolist()
-            known = tokens.all.tolist()
-            assert len(seen) - len(known) in ((0, 1) if self._is_late else (0,))
+            known = history.tokens
+            assert len(seen) - len(known) in num_unknown
             assert seen[: len(known)] == known, "the cache does not hold the sequence's tokens"
             chosen.append(next_token(seen))
             before.append(seen[-1])
+            positions_after.append(len(seen))
         self._faults.pass_through("sample")
         self._newest |= dict(zip(step.slots.tolist(), chosen, strict=True))
-        sampled = None
+        sampled = kept = None
         if step.sampling is not None:
-            self._check_parameters(step)
+            kept = self._kept.of(step.slots, step.sampling)
+            _check_rows(step.sampling, histories, kept)
             sampled = Sampled(np.array(chosen, np.int32), _listed(before, chosen, step.sampling))
             if self._sampler is not None:
                 logits = np.zeros((len(chosen), VOCAB_SIZE), np.float32)
                 logits[np.arange(len(chosen)), chosen] = 5
-                sampled = self._sampler.sample(SampleCall(logits, step.sampling, step.tokens))
+                sampled = self._sampler.sample(SampleCall(logits, step.sampling, kept.tokens))
         prompts = [_of_prompt(token_ids, wanted) for wanted in step.prompt_logprobs]
-        can_be_late = all(self.can_run_ahead(tokens.params, tokens.rules) for tokens in step.tokens)
         is_done = not (self._is_late and chosen and can_be_late)
         self._faults.pass_through("launched")
         request_ids = frozenset(self._watch.decided)
-        return Launched(StepResult(sampled, prompts), is_done, self._faults, self._watch, request_ids)
+        result = StepResult(sampled, prompts)
+        return Launched(result, is_done, self._faults, self._watch, request_ids, positions_after, histories, kept)
 
-    def _check_parameters(self, step: Step) -> None:
-        assert step.sampling is not None
-        given = [(float(p), int(s)) for p, s in zip(step.sampling.min_p, step.sampling.top_k, strict=True)]
-        wanted = [(float(np.float32(each.params.min_p)), each.params.top_k) for each in step.tokens]
-        assert given == wanted, "the parameters are those of another sequence"
+    def _start(self, step: Step) -> None:
+        if step.started is not None:
+            self._kept.start(step.started)
+            for slot, each in zip(step.started.slots.tolist(), step.started.sequences, strict=True):
+                self._histories[slot] = History(each, each.token_ids.tolist())
 
     def _follow(self, step: Step) -> None:
         """Keeps block tables of its own, as a device does, and holds them against the step's."""
@@ -229,6 +265,17 @@ class FakeRunner:
         except BaseException:
             self._is_lost = True  # for good, as a device: whoever is interrupted as it hears of it may ask again
             raise
+
+
+def _check_rows(rows: SamplingRows, histories: list[History], kept: StepHistories) -> None:
+    given = [(float(p), int(s)) for p, s in zip(rows.min_p, rows.top_k, strict=True)]
+    params = [each.started.params for each in histories]
+    assert given == [(float(np.float32(each.min_p)), each.top_k) for each in params], "parameters of another sequence"
+    for history, tokens in zip(histories, kept.tokens, strict=True):
+        assert (tokens is not None) == history.started.params.has_rules
+        if tokens is not None:
+            assert tokens.all.tolist() == history.tokens
+            assert tokens.num_prompt_tokens == history.started.num_prompt_tokens
 
 
 def _listed(before: list[int], chosen: list[int], rows: SamplingRows) -> LogprobColumns | None:

@@ -88,6 +88,7 @@ class EngineMachine(RuleBasedStateMachine):
             {"max_tokens": st.integers(1, 24), "n": st.sampled_from([1, 1, 1, 2, 3])},
             optional={
                 "presence_penalty": st.just(1.0),
+                "frequency_penalty": st.just(0.5),  # a rule with which a step may be launched ahead
                 "logprobs": st.integers(0, 2),
                 "prompt_logprobs": st.integers(0, 2),
                 "min_p": st.sampled_from([0.25, 0.5]),

@@ -49,13 +49,22 @@ def values_of(step: Step) -> list[Any]:
     plain = [batch.token_ids, batch.positions, batch.cu_seqlens_q, batch.context_lens, batch.slot_mapping]
     arrays = [
         *plain,
-        batch.last_token_index,
         step.sampled,
+        step.offsets,
+        step.sampled_rows,
         step.slots,
         *([getattr(sampling, name) for name in ROW_COLUMNS] if sampling else ()),
     ]
-    tokens = [each.all.tolist() for each in step.tokens]
-    return [tables, tokens, *((array.dtype, array.tolist()) for array in arrays)]
+    started = step.started
+    new = (
+        []
+        if started is None
+        else [
+            (slot, each.token_ids.tolist())
+            for slot, each in zip(started.slots.tolist(), started.sequences, strict=True)
+        ]
+    )
+    return [tables, new, *((array.dtype, array.tolist()) for array in arrays)]
 
 
 def steps_of(engine: Engine, number: int) -> list[list[Any]]:

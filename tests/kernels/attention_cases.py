@@ -65,7 +65,6 @@ class Case:
             context_lens=self.context_lens,
             block_tables=self.block_tables,
             slot_mapping=np.zeros(len(self.query), np.int32),
-            last_token_index=self.cu_seqlens_q[1:] - 1,
         )
         value = f64(self.value_cache if value_cache is None else value_cache)
         scale = self.sizes.scale or self.sizes.head_dim**-0.5

@@ -35,7 +35,6 @@ def make_step(
         context_lens=np.array([context for _, context in spans], np.int32),
         block_tables=tables,
         slot_mapping=slots.astype(np.int32),
-        last_token_index=cu_seqlens_q[1:] - 1,
     )
     size = (num_blocks, num_kv_heads, block_size, head_dim)
     cache = LayerCache(np.full(size, np.nan, np.float32), np.full(size, np.nan, np.float32))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,18 +34,11 @@ def sampler() -> HostSampler:
     return bound
 
 
-class NoTokens:
-    """In place of the tokens of a row that has no rules: looking is an error."""
-
-    def __getattr__(self, name: str) -> Any:
-        raise AssertionError(f"looked at .{name} of a row without rules")
-
-
 def sequence(
     params: SamplingParams, prompt: Any = (0,), output: Any = (), rules: SamplingRules | None = None
-) -> SequenceTokens:
+) -> SequenceTokens | None:
     if not params.has_rules:
-        return cast(SequenceTokens, NoTokens())
+        return None
     tokens = SequenceTokens.from_prompt(np.array(prompt, np.int32), params, rules or SamplingRules())
     for token in output:
         tokens.append(token)
@@ -55,7 +48,7 @@ def sequence(
 def call(
     logits: Any,
     params: Sequence[SamplingParams],
-    sequences: Sequence[SequenceTokens] | None = None,
+    sequences: Sequence[SequenceTokens | None] | None = None,
     completion_index: Any = 0,
     position: Any = 7,
 ) -> SampleCall:
@@ -191,7 +184,7 @@ def test_logprob_columns_are_as_wide_as_the_row_that_asks_for_most(
 
 def mixed_batch(
     rng: np.random.Generator, rows: int, vocab_size: int
-) -> tuple[Float32, list[SamplingParams], list[SequenceTokens]]:
+) -> tuple[Float32, list[SamplingParams], list[SequenceTokens | None]]:
     choices: list[dict[str, Any]] = [
         {"temperature": 0},
         {"temperature": 0, "repetition_penalty": 1.3, "logprobs": 4},

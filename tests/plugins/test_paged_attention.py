@@ -128,7 +128,6 @@ def test_permuting_blocks_changes_nothing(batch_invariant: bool) -> None:
         batch.context_lens,
         tables,
         order[blocks] * 8 + offsets,
-        batch.last_token_index,
     )
     assert np.array_equal(attend(shuffled, moved, query, None, batch_invariant=batch_invariant), before)
 

@@ -81,7 +81,7 @@ def test_the_size_of_a_batch_says_whether_it_holds_a_decode() -> None:
     def size_of(*counts: int) -> StepSize:
         empty, ends = np.zeros(0, np.int32), np.cumsum([0, *counts]).astype(np.int32)
         tokens, sequences = np.zeros(sum(counts), np.int32), np.zeros(len(counts), np.int32)
-        return StepSize.of(Batch(tokens, tokens, ends, sequences, empty, tokens, sequences))
+        return StepSize.of(Batch(tokens, tokens, ends, sequences, empty, tokens))
 
     assert size_of(5, 2) == StepSize(7, 2, False)
     assert size_of(5, 1) == StepSize(6, 2, True)

@@ -18,6 +18,7 @@ from tinyvllm.llm import LLM
 from tinyvllm.outputs import OutputAssembler
 from tinyvllm.reference.logprobs import logprob_columns
 from tinyvllm.request import SamplingParams
+from tinyvllm.sequence import SequenceTokens
 
 NUM_ROWS = 2
 K = 2  # log-probabilities that the rows ask for
@@ -61,6 +62,11 @@ def failing(error: BaseException) -> Callable[[SampleCall], Any]:
         raise error
 
     return sample
+
+
+def first_tokens(call: SampleCall) -> SequenceTokens:
+    assert call.tokens[0] is not None
+    return call.tokens[0]
 
 
 def writing(what: Callable[[SampleCall], np.ndarray]) -> Callable[[SampleCall], Any]:
@@ -155,8 +161,8 @@ WRONG: dict[str, tuple[Callable[[SampleCall], Any], str]] = {
     "writing to the parameters": (writing(lambda call: call.rows.temperature), READ_ONLY),
     "writing to the seeds": (writing(lambda call: call.rows.seed), READ_ONLY),
     "writing to the positions": (writing(lambda call: call.rows.position), READ_ONLY),
-    "writing to the tokens": (writing(lambda call: call.tokens[0].all), READ_ONLY),
-    "writing to the prompt": (writing(lambda call: call.tokens[0].prompt), READ_ONLY),
+    "writing to the tokens": (writing(lambda call: first_tokens(call).all), READ_ONLY),
+    "writing to the prompt": (writing(lambda call: first_tokens(call).prompt), READ_ONLY),
 }
 
 
@@ -177,7 +183,8 @@ class ErrsOnce:
 def test_a_wrong_answer_is_named_and_the_engine_goes_on(case: str, num_good: int, lag: int) -> None:
     answer, message = WRONG[case]
     engine = fake_engine(lag=lag, sampler=ErrsOnce(answer, num_good))
-    params = SamplingParams(max_tokens=5, logprobs=K, ignore_eos=True)
+    # The penalty changes nothing here, but a sampler is given the tokens of such rows alone.
+    params = SamplingParams(max_tokens=5, logprobs=K, ignore_eos=True, frequency_penalty=0.5)
     prompts = {"alice": [5, 3], "bob": [7, 1]}
     for name, prompt in prompts.items():
         engine.add_request(name, prompt, params, stream=False)

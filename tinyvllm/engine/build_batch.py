@@ -31,7 +31,6 @@ def build_batch(table: SequenceTable, rows: StepRows, num_tokens: Int32, *, is_d
             context_lens=rows.num_tokens,
             block_tables=_block_tables(table, rows),
             slot_mapping=rows.num_computed + rows.blocks_in(table).offset,
-            last_token_index=counting[:num_rows],
         )
     starts, total = rows.num_computed, int(num_tokens.sum())
     ends: Int32 = starts + num_tokens
@@ -54,7 +53,6 @@ def build_batch(table: SequenceTable, rows: StepRows, num_tokens: Int32, *, is_d
         context_lens=ends,
         block_tables=_block_tables(table, rows),
         slot_mapping=blocks * table.block_size + positions % table.block_size,
-        last_token_index=cu_seqlens_q[1:] - 1,
     )
 
 

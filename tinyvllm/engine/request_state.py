@@ -68,8 +68,8 @@ class RequestState:
         return ALL_LOGPROBS if num_logprobs is None else num_logprobs
 
     def prompt_after(self, start: int, stop: int) -> Int32:
-        """The prompt tokens that positions ``start`` to ``stop - 1`` predict."""
-        return self.completions[0].tokens.prompt[start + 1 : stop + 1]
+        """The prompt tokens that positions ``start`` to ``stop - 1`` predict; a copy."""
+        return self.completions[0].tokens.prompt[start + 1 : stop + 1].copy()
 
     def add_prompt_logprobs(self, columns: LogprobColumns) -> None:
         """Keep the log-probabilities of the next prompt tokens."""

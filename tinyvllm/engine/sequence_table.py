@@ -21,6 +21,7 @@ class SequenceTable(Columns):
             their slots, or of who is watched. Copies of their columns may be kept while it is the same.
         counting: ``0, 1, 2, ...``, read-only, as many as there are slots and one more.
         places: the same as indices of NumPy, ``intp``.
+        zeros: read-only, as many as there are slots.
 
     Args:
         blocks: the free list.
@@ -50,6 +51,8 @@ class SequenceTable(Columns):
         self.counting.flags.writeable = False
         self.places = np.arange(max_num_seqs)
         self.places.flags.writeable = False
+        self.zeros = np.zeros(max_num_seqs, np.int32)
+        self.zeros.flags.writeable = False
         self._next_arrival = 0
 
     # ------------------------------------------------------------ what schedulers see (interfaces.SchedulerView)

@@ -20,7 +20,7 @@ from tinyvllm.engine.step_rows import StepRows
 from tinyvllm.engine.validate import CheckedSchedule
 from tinyvllm.sequence import SequenceTokens
 from tinyvllm.shapes import Int32
-from tinyvllm.step import Pending, PromptLogprobs, Runner, Started, Step, TableUpdates
+from tinyvllm.step import Pending, PromptLogprobs, Runner, Started, StartedSequence, Step, TableUpdates
 
 _NO_ROWS = np.zeros(0, np.int32)
 _NO_UPDATES = TableUpdates(_NO_ROWS, _NO_ROWS, _NO_ROWS)
@@ -135,16 +135,17 @@ class StepLauncher:
         updates = self._extend(rows, num_needed)
         batch = build_batch(table, rows, num_tokens, is_decode=schedule.is_decode)
         if schedule.is_decode:
-            places, sampled = table.places[: len(num_tokens)], rows
+            places, offsets, sampled = table.places[: len(num_tokens)], table.zeros[: len(num_tokens)], rows
         else:
             places = np.flatnonzero(batch.context_lens == rows.num_tokens)
+            offsets = num_tokens.take(places) - 1
             few = rows.rows.take(places)
             if len(few):
                 sampled = rows if len(few) == len(num_tokens) else self._gather(few, few)
         sampling = None if sampled is None else self._sampling.gather(sampled.slots, sampled.num_tokens)
         prompts = self._prompts(rows, num_tokens, batch.cu_seqlens_q) if self._prompt_rows else []
-        slots, tokens = (_NO_ROWS, ()) if sampled is None else (sampled.slots, sampled.tokens)
-        step = Step(batch, places, slots, sampling, tokens, started, updates, [each for _, each in prompts])
+        slots = _NO_ROWS if sampled is None else sampled.slots
+        step = Step(batch, places, offsets, slots, sampling, started, updates, [each for _, each in prompts])
         self._last_slots = None  # until the device has it
         began = time.perf_counter()
         pending = self._runner.launch(step)
@@ -167,7 +168,7 @@ class StepLauncher:
     def _start(self, rows: Int32) -> Started:
         """Give slots to those of the rows that have none; what the runner must know of them."""
         table = self._table
-        started: list[SequenceTokens] = []
+        started: list[StartedSequence] = []
         slots: list[int] = []
         self._last_slots = None  # these slots may have been another sequence's in the last step
         for row in rows[table.slot.take(rows) < 0].tolist():
@@ -177,7 +178,7 @@ class StepLauncher:
             tokens.move_to(table.token_store[slot], table.num_stored[slot : slot + 1])
             self._sampling.set(slot, tokens.params, completion.request.seed, completion.index)
             completion.request.scheduled()
-            started.append(tokens)
+            started.append(_as_started(tokens))
             slots.append(slot)
         array = np.array(slots, np.int32)
         return Started(array, self._sampling.gather(array, np.zeros(len(array), np.int32)), started)
@@ -258,3 +259,10 @@ class StepLauncher:
                 # At least one token is left to compute, for the logits; the last, partly filled block is not shared.
                 self._table.share_prompt(row, completion.row, completion.tokens.num_prompt_tokens - 1)
                 self._table.wait(completion.row)
+
+
+def _as_started(tokens: SequenceTokens) -> StartedSequence:
+    """A sequence as it is now: the token store, where its tokens lie, is written in later steps."""
+    token_ids = tokens.all.copy()
+    token_ids.flags.writeable = False
+    return StartedSequence(tokens.params, tokens.rules, token_ids, tokens.num_prompt_tokens)

@@ -16,6 +16,7 @@ from tinyvllm.interfaces import SampleKind
 from tinyvllm.models.decoder import Decoder
 from tinyvllm.request import SamplingParams, SamplingRules
 from tinyvllm.runner.checked_sampler import CheckedHostSampler
+from tinyvllm.runner.histories import StepHistories
 from tinyvllm.runner.inputs import GpuInputs, SampledRows, StepTensors
 from tinyvllm.runner.prompt_graphs import PromptGraphs, StepSize
 from tinyvllm.runner.runner import ModelRunner
@@ -94,7 +95,7 @@ class GpuRunner(ModelRunner):
             kind = self._prepare_sampling(tokens, step)
             if kind is not None:
                 self._decode(tokens, step, kind)
-                return self._in_flight(tokens, kind, num_sampled, ())
+                return self._in_flight(tokens, kind, step, ())
         tensors = self._compute(step)
         if not are_decodes:  # only now: the GPU is at work meanwhile
             kind = self._prepare_sampling(tokens, step)
@@ -108,7 +109,7 @@ class GpuRunner(ModelRunner):
         self._upload_parameters(tokens, kind, num_sampled)
         self._queue_sampling(tensors.sampled, kind)
         tokens.queue_end(tensors.sampled.slots)
-        return self._in_flight(tokens, kind, num_sampled, prompts)
+        return self._in_flight(tokens, kind, step, prompts)
 
     # ------------------------------------------------------------ before the first request
 
@@ -153,6 +154,7 @@ class GpuRunner(ModelRunner):
         """Take the parameters of what has started; what the step's rows need, or None if the host samples them."""
         if step.started is not None:
             tokens.start(step.started)
+            self._histories.start(step.started)
         if step.sampling is None:
             return None
         temperature, kind = self._last_kind
@@ -234,23 +236,30 @@ class GpuRunner(ModelRunner):
         return np.concatenate(parts)
 
     def _in_flight(
-        self, tokens: TokenSampling, kind: SampleKind, num_rows: int, prompts: Sequence[LogprobColumns]
+        self, tokens: TokenSampling, kind: SampleKind, step: Step, prompts: Sequence[LogprobColumns]
     ) -> Pending:
-        has_flags = not _is_one_kernel(kind, num_rows)
-        return _InFlight(tokens.pending(kind, num_rows, has_flags=has_flags), prompts)
+        assert step.sampling is not None
+        num_rows = len(step.sampled)
+        pending = tokens.pending(kind, num_rows, has_flags=not _is_one_kernel(kind, num_rows))
+        # Now: once the tokens are here, a slot may be another sequence's.
+        histories = self._histories.of(step.slots, step.sampling)
+        return _InFlight(pending, prompts, histories)
 
 
 @dataclass(frozen=True, slots=True)
 class _InFlight:
-    """A step whose tokens are on their way."""
+    """A step whose tokens are on their way; ``histories`` are those that its rows had when it was launched."""
 
     tokens: PendingTokens
     prompt_logprobs: Sequence[LogprobColumns]
+    histories: StepHistories
     is_done: bool = False
 
     def wait(self) -> StepResult:
         """What the step gave."""
-        return StepResult(self.tokens.wait(), self.prompt_logprobs)
+        sampled = self.tokens.wait()
+        self.histories.append(sampled.token_ids)
+        return StepResult(sampled, self.prompt_logprobs)
 
 
 def decode_sizes(max_seqs: int) -> Sequence[int]:

@@ -29,7 +29,7 @@ class HostInputs:
             batch.cu_seqlens_q,
         )  # fmt: skip
         # A step that samples every one of its tokens needs no row gathered.
-        rows = None if len(step.sampled) == batch.num_tokens else batch.last_token_index[step.sampled]
+        rows = None if len(step.sampled) == batch.num_tokens else step.sampled_rows
         positions = np.zeros(0, np.int32) if step.sampling is None else step.sampling.position
         return StepTensors(tensors, SampledRows(rows, step.slots, positions), self._attention.host_plan(batch))
 

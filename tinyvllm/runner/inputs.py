@@ -23,7 +23,7 @@ _ALIGNMENT = 64
 _MOST_KEPT = 64
 _NONE = np.zeros(0, np.int32)
 _NO_UPDATES = TableUpdates(_NONE, _NONE, _NONE)
-_NO_TOKENS = Batch(_NONE, _NONE, np.zeros(1, np.int32), _NONE, np.zeros((0, 1), np.int32), _NONE, _NONE)
+_NO_TOKENS = Batch(_NONE, _NONE, np.zeros(1, np.int32), _NONE, np.zeros((0, 1), np.int32), _NONE)
 """A step of padding alone, as the host sees it."""
 _NO_SLOT = -1
 _DECODE_PADDING = (0, 0, _NO_SLOT, 0, _NO_SLOT, 0)
@@ -176,7 +176,7 @@ class GpuInputs:
             (starts[3], batch.context_lens, b, 0),
             (starts[4], step.slots, 0, 0),
             (starts[5], new_positions, 0, 0),
-            (starts[6], batch.last_token_index[step.sampled], 0, 0),
+            (starts[6], step.sampled_rows, 0, 0),
             (starts[7], batch.cu_seqlens_q, b + 1, batch.num_tokens),
         ):
             end = start + len(values)

@@ -13,6 +13,7 @@ from tinyvllm.models.decoder import Decoder
 from tinyvllm.reference.logprobs import logprob_columns
 from tinyvllm.request import SamplingParams, SamplingRules
 from tinyvllm.runner.checked_sampler import CheckedHostSampler
+from tinyvllm.runner.histories import Histories
 from tinyvllm.runner.inputs import StepTensors
 from tinyvllm.shapes import Float32, Int32
 from tinyvllm.step import Done, Pending, PromptLogprobs, Step, StepResult
@@ -54,16 +55,23 @@ class ModelRunner:
     ) -> None:
         self._device, self._decoder, self._caches, self._limits = device, decoder, caches, limits
         self._inputs, self._host_sampler = inputs, sampler
+        self._histories = Histories()
 
     def can_run_ahead(self, params: SamplingParams, rules: SamplingRules) -> bool:
         """Always: a step is over when it was launched, and its tokens are known."""
         return True
 
     def recover(self) -> None:
-        """Nothing to do: a step leaves nothing behind but K and V, which the next one writes before it reads them."""
+        """Nothing to do.
+
+        A step leaves K and V behind, which the next one writes before it reads them, and tokens in the histories of its
+        own sequences, which have ended.
+        """
 
     def launch(self, step: Step) -> Pending:
         """Carry out a step."""
+        if step.started is not None:
+            self._histories.start(step.started)
         tensors = self._compute(step)
         prompts = [self._prompt_logprobs(wanted) for wanted in step.prompt_logprobs]
         if step.sampling is None:
@@ -80,8 +88,11 @@ class ModelRunner:
         """The step's tokens, by the host's sampler."""
         assert step.sampling is not None
         assert self._host_sampler is not None, "the runner has no sampler of the host"
-        logits = self._host_logits(tensors.sampled.rows, step.batch.last_token_index[step.sampled])
-        return self._host_sampler.sample(SampleCall(logits, step.sampling, step.tokens))
+        logits = self._host_logits(tensors.sampled.rows, step.sampled_rows)
+        histories = self._histories.of(step.slots, step.sampling)
+        sampled = self._host_sampler.sample(SampleCall(logits, step.sampling, histories.tokens))
+        histories.append(sampled.token_ids)
+        return sampled
 
     def _host_logits(self, rows: Any, indices: Int32) -> Float32:
         """Logits of some rows, on the host; valid until the next call.

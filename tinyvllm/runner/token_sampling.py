@@ -60,7 +60,7 @@ class TokenSampling:
 
     def start(self, started: Started) -> None:
         """Take the parameters of sequences that have been given a slot."""
-        is_served = np.array([self.can_sample(tokens.params, tokens.rules) for tokens in started.tokens])
+        is_served = np.array([self.can_sample(each.params, each.rules) for each in started.sequences])
         self._is_served[started.slots] = is_served
         has_rules = started.sampling.has_rules & is_served
         rule_rows = np.where(has_rules, started.slots, NO_RULES).astype(np.int32)

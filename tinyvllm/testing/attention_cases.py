@@ -72,7 +72,7 @@ class AttentionCase(Case):
         last, end = slice(self.num_real - 1, self.num_real), np.array([0, 1], np.int32)
         one = Batch(
             batch.token_ids[last], batch.positions[last], end, batch.context_lens[last], batch.block_tables[last],
-            batch.slot_mapping[last], end[:1],
+            batch.slot_mapping[last],
         )  # fmt: skip
         alone.query, alone.num_real = self.query[last], 1
         alone.step = replace(self.step, batch=one, padded=one)

@@ -68,7 +68,6 @@ def random_step(parameters: Parameters, rng: np.random.Generator, *, has_step_in
         context_lens=np.concatenate([real.context_lens, pad]),
         block_tables=tables,
         slot_mapping=np.concatenate([real.slot_mapping, pad - 1]),
-        last_token_index=np.concatenate([real.last_token_index, pad]),
     )
     return RandomStep(real, padded, LayerCache(key, value), _rotary(p.max_context, model.head_dim))
 
@@ -84,7 +83,6 @@ def _batch(
         context_lens=lens.astype(np.int32),
         block_tables=tables,
         slot_mapping=slots.astype(np.int32),
-        last_token_index=ends[1:] - 1,
     )
 
 
