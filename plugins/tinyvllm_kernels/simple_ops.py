@@ -13,9 +13,12 @@ from tinyvllm_kernels.projection.linear import LinearRows
 from tinyvllm_kernels.projection.logits import LogitsRows
 from tinyvllm_kernels.rows.add import Add
 from tinyvllm_kernels.rows.embedding import Embedding
+from tinyvllm_kernels.rows.gelu_mul import GeluMul
 from tinyvllm_kernels.rows.greedy_ids import GreedyIds
+from tinyvllm_kernels.rows.norm_columns import NormColumns
 from tinyvllm_kernels.rows.rms_norm import RmsNorm
 from tinyvllm_kernels.rows.rope_append import RopeAppend
+from tinyvllm_kernels.rows.scale import Scale
 from tinyvllm_kernels.rows.silu_mul import SiluMul
 from tinyvllm_kernels.tiers import FUSED_HEAD_ROWS, Tiers
 
@@ -101,6 +104,39 @@ def bind_silu_mul(context: BindContext) -> BoundOp:
         made(out.shape[1])(out, gate_up)
 
     return silu_mul
+
+
+def bind_gelu_mul(context: BindContext) -> BoundOp:
+    """``gelu_mul``."""
+    device = context.gpu
+    made = cache(lambda size: GeluMul(device, intermediate_size=size))
+
+    def gelu_mul(out: Buffer, gate_up: Buffer) -> None:
+        made(out.shape[1])(out, gate_up)
+
+    return gelu_mul
+
+
+def bind_scale(context: BindContext) -> BoundOp:
+    """``scale``."""
+    device = context.gpu
+    made = cache(lambda size: Scale(device, hidden_size=size))
+
+    def scale(x: Buffer, factor: float) -> None:
+        made(x.shape[1])(x, factor)
+
+    return scale
+
+
+def bind_norm_columns(context: BindContext) -> BoundOp:
+    """``norm_columns``."""
+    device = context.gpu
+    made = cache(lambda width, first, size, eps: NormColumns(device, width=width, first=first, size=size, eps=eps))
+
+    def norm_columns(x: Buffer, first: int, norm: Norm) -> None:
+        made(x.shape[1], first, norm.weight.shape[0], norm.eps)(x, norm.weight)
+
+    return norm_columns
 
 
 def bind_lm_head(context: BindContext) -> BoundOp:

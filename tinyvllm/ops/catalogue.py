@@ -64,6 +64,9 @@ OPS: Mapping[str, Op] = {
             splits_heads=True,
         ),
         Op("silu_mul", "silu(gate) * up", definitions.silu_mul),
+        Op("gelu_mul", "gelu(gate) * up, by the hyperbolic tangent", definitions.gelu_mul),
+        Op("scale", "x * factor", definitions.scale),
+        Op("norm_columns", "root-mean-square normalisation of some columns", definitions.norm_columns),
         Op("lm_head", "logits of normalised rows", definitions.linear, applies_linear=True),
         Op("argmax", "the most likely token of each row", definitions.argmax),
         Op(

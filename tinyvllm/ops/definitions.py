@@ -9,11 +9,14 @@ from tinyvllm.layers import AttentionProjection, Linear, Norm
 from tinyvllm.reference.add import add as _add
 from tinyvllm.reference.argmax import argmax as _argmax
 from tinyvllm.reference.embedding import embedding as _embedding
+from tinyvllm.reference.gelu_mul import gelu_mul as _gelu_mul
 from tinyvllm.reference.kv_append import kv_append
 from tinyvllm.reference.linear import linear as _linear
 from tinyvllm.reference.linear import linear_in_tiles as _linear_in_tiles
+from tinyvllm.reference.norm_columns import norm_columns as _norm_columns
 from tinyvllm.reference.rms_norm import rms_norm as _rms_norm
 from tinyvllm.reference.rope import heads_of, rope
+from tinyvllm.reference.scale import scale as _scale
 from tinyvllm.reference.silu_mul import silu_mul as _silu_mul
 
 # Tensors are NumPy arrays here.
@@ -61,6 +64,21 @@ def rope_append(query: Any, cache: LayerCache, qkv: Any, projection: AttentionPr
 def silu_mul(out: Any, gate_up: Any) -> None:
     """``silu_mul``."""
     _silu_mul(gate_up, out)
+
+
+def gelu_mul(out: Any, gate_up: Any) -> None:
+    """``gelu_mul``."""
+    out[...] = _gelu_mul(gate_up)
+
+
+def scale(x: Any, factor: float) -> None:
+    """``scale``."""
+    _scale(x, factor)
+
+
+def norm_columns(x: Any, first: int, norm: Norm) -> None:
+    """``norm_columns``."""
+    _norm_columns(x, first, norm)
 
 
 def argmax(token_ids: Any, logits: Any) -> None:

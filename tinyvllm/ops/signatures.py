@@ -63,6 +63,21 @@ class Ops(Protocol):
     def silu_mul(self, out: Tensor, gate_up: Tensor) -> None:
         """``out = silu(gate) * up``, ``[T, F]``, of ``[T, 2F]``, the gate first."""
 
+    def gelu_mul(self, out: Tensor, gate_up: Tensor) -> None:
+        """``out = gelu(gate) * up`` by the hyperbolic tangent, ``[T, F]``, of ``[T, 2F]``, the gate first."""
+
+    def scale(self, x: Tensor, factor: float) -> None:
+        """``x *= factor``, ``[T, E]``."""
+
+    def norm_columns(self, x: Tensor, first: int, norm: Norm) -> None:
+        """``rms_norm`` of the columns ``first .. first + N - 1``, in place.
+
+        Args:
+            x: ``[T, W]``; other columns stay as they are.
+            first: column; the first of each kernel's vector, so a multiple of 8 on a GPU.
+            norm: its weight is ``[N]``.
+        """
+
     def lm_head(self, logits: Tensor, x: Tensor, head: Linear) -> None:
         """``logits = x @ W``, ``[T, V]``, float32, not rounded on the way."""
 

@@ -22,9 +22,12 @@ from tinyvllm.testing.simple_cases import (
     AddCase,
     ArgmaxCase,
     EmbeddingCase,
+    GeluMulCase,
     LinearCase,
     LmHeadCase,
+    NormColumnsCase,
     RmsNormCase,
+    ScaleCase,
     SiluMulCase,
 )
 from tinyvllm.workspace import Workspace
@@ -34,7 +37,7 @@ PARTS = "parts"
 
 _MADE: tuple[type[Case], ...] = (
     EmbeddingCase, RmsNormCase, LinearCase, AddCase, RopeAppendCase, SiluMulCase, LmHeadCase, ArgmaxCase, QkvCase,
-    LinearResidualCase, GateUpCase, NormHeadCase, HeadArgmaxCase,
+    LinearResidualCase, GateUpCase, NormHeadCase, HeadArgmaxCase, GeluMulCase, ScaleCase, NormColumnsCase,
 )  # fmt: skip
 CASES = {case.op: case for case in _MADE}
 """How each op is checked."""
