@@ -65,6 +65,15 @@ CASES = (
     Case("ministral"),
     Case("seed-oss-biases"),
     Case("iquestcoder"),
+    Case("phi3-window"),
+    Case("phi3-partial-longrope"),
+    Case("granite"),
+    Case("granite-biases-tied-old"),
+    Case("olmo2"),
+    Case("smollm3"),
+    Case("smollm3-window-old"),
+    Case("gemma3"),
+    Case("gemma3-old"),
 )
 
 

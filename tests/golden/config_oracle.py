@@ -19,7 +19,10 @@ hf: Any = transformers
 DEFAULTS = Path(__file__).parent / "defaults.json"
 ROPES = Path(__file__).parent / "ropes.json"
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "ministral", "seed_oss", "internlm3", "iquestcoder")
+FAMILIES = (
+    "llama", "mistral", "qwen2", "qwen3", "ministral", "seed_oss", "internlm3", "iquestcoder", "phi3", "granite",
+    "olmo2", "smollm3", "gemma3_text",
+)  # fmt: skip
 SIZES: dict[str, Any] = {
     "hidden_size": 4096, "num_attention_heads": 64, "num_hidden_layers": 40, "intermediate_size": 128, "vocab_size": 99,
 }  # fmt: skip
@@ -29,7 +32,8 @@ def write_defaults() -> None:
     """For each family, the values that its configuration class takes for a file with ``SIZES`` alone."""
     defaults = {}
     for family in FAMILIES:
-        config = hf.AutoConfig.for_model(family, **SIZES)
+        config = hf.AutoConfig.for_model(family, **SIZES, pad_token_id=None)
+        rope = config.rope_parameters
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         types = getattr(config, "layer_types", None)
         window = getattr(config, "sliding_window", None)
@@ -41,7 +45,7 @@ def write_defaults() -> None:
             "head_dim": head_dim,
             "max_position_embeddings": config.max_position_embeddings,
             "rms_norm_eps": config.rms_norm_eps,
-            "rope_theta": config.rope_parameters["rope_theta"],
+            "rope_theta": rope.get("full_attention", rope)["rope_theta"],
             "is_tied": bool(config.tie_word_embeddings),
             "windows": [
                 window if types is None or kind == "sliding_attention" else None for kind in types or [""] * 40

@@ -74,6 +74,7 @@ def sizes(hidden: int, mlp: int, vocab: int, layers: int = 2) -> dict[str, Any]:
 
 
 TIED: dict[str, Any] = {"tie_word_embeddings": True}
+UNPADDED: dict[str, Any] = {"pad_token_id": None}  # by default it lies beyond these vocabularies
 
 
 def bare_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -110,6 +111,33 @@ def original_outside(config: dict[str, Any]) -> dict[str, Any]:
     scaling = dict(old["rope_scaling"])
     outside = {"original_max_position_embeddings": scaling.pop("original_max_position_embeddings")}
     return {**old, **outside, "rope_scaling": scaling}
+
+
+GRANITE: dict[str, Any] = {
+    "embedding_multiplier": 3.0, "attention_multiplier": 0.3, "residual_multiplier": 0.6, "logits_scaling": 0.75,
+}  # fmt: skip
+
+
+def gemma_ropes() -> dict[str, Any]:
+    """Layers with a window have a RoPE of their own."""
+    full = {"rope_theta": 40000.0, "rope_type": "linear", "factor": 4.0}
+    return {
+        "rope_parameters": {"full_attention": full, "sliding_attention": {"rope_theta": 500.0, "rope_type": "default"}}
+    }
+
+
+def gemma_old_spelling(config: dict[str, Any]) -> dict[str, Any]:
+    """As transformers 4 wrote it: the theta of layers with a window has a name of its own, every second has none."""
+    full, sliding = (dict(config["rope_parameters"][f"{kind}_attention"]) for kind in ("full", "sliding"))
+    dropped = {"rope_parameters", "dtype", "transformers_version", "layer_types"}
+    return {
+        **{key: value for key, value in config.items() if key not in dropped},
+        "rope_theta": full.pop("rope_theta"),
+        "rope_local_base_freq": sliding["rope_theta"],
+        "rope_scaling": full,
+        "sliding_window_pattern": 2,
+        "torch_dtype": config["dtype"],
+    }
 
 
 # fmt: off
@@ -200,6 +228,41 @@ SPECS = (
     Spec("iquestcoder", "iquestcoder",
          {**sizes(64, 64, 96), **heads(4, 2, 16), **rope(500.0), **TIED, "rms_norm_eps": 0.02},
          seed=33, prompt_lengths=LENGTHS, dtype="bfloat16"),
+    Spec("phi3-window", "phi3",
+         {**sizes(64, 64, 96), **heads(4, 2, None), **rope(10000.0), "sliding_window": 24, "rms_norm_eps": 0.02,
+          **UNPADDED},
+         seed=34, prompt_lengths=LENGTHS, dtype="bfloat16"),
+    Spec("phi3-partial-longrope", "phi3",
+         {**sizes(128, 64, 96), **heads(4, 2, None),
+          **longrope(10000.0, 24, partial_rotary_factor=0.75, original_max_position_embeddings=4),
+          "original_max_position_embeddings": 4, "rms_norm_eps": 0.02, **TIED, **UNPADDED},
+         seed=35, prompt_lengths=BEYOND, dtype="bfloat16"),
+    Spec("granite", "granite",
+         {**sizes(64, 64, 96), **heads(4, 2, None), **rope(10000.0), **GRANITE},
+         seed=36, prompt_lengths=LENGTHS, dtype="bfloat16"),
+    Spec("granite-biases-tied-old", "granite",
+         {**sizes(64, 64, 96), **heads(2, 1, None), **rope(10000.0), **GRANITE, **TIED, "attention_bias": True,
+          "mlp_bias": True},
+         seed=37, prompt_lengths=LENGTHS, rewrite=old_spelling, dtype="bfloat16"),
+    Spec("olmo2", "olmo2",
+         {**sizes(64, 64, 96), **heads(4, 2, None), **rope(500000.0), "rms_norm_eps": 0.02},
+         seed=38, prompt_lengths=LENGTHS, dtype="bfloat16"),
+    Spec("smollm3", "smollm3",
+         {**sizes(64, 64, 96, layers=3), **heads(4, 2, None), **rope(5000.0), "no_rope_layer_interval": 2,
+          **UNPADDED},
+         seed=39, prompt_lengths=LENGTHS, dtype="bfloat16"),
+    Spec("smollm3-window-old", "smollm3",
+         {**sizes(64, 64, 96, layers=3), **heads(4, 2, None), **rope(5000.0), "tie_word_embeddings": False,
+          "no_rope_layers": [1, 0, 0], "use_sliding_window": True, "sliding_window": 10, **UNPADDED},
+         seed=40, prompt_lengths=LENGTHS, rewrite=old_spelling, dtype="bfloat16"),
+    Spec("gemma3", "gemma3_text",
+         {**sizes(64, 64, 96, layers=3), **heads(4, 2, 16), **gemma_ropes(), "sliding_window": 12,
+          "query_pre_attn_scalar": 24, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+         seed=41, prompt_lengths=LENGTHS, dtype="bfloat16"),
+    Spec("gemma3-old", "gemma3_text",
+         {**sizes(64, 64, 96, layers=3), **heads(4, 1, 16), **gemma_ropes(), "sliding_window": 20,
+          "query_pre_attn_scalar": 20, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+         seed=50, prompt_lengths=LENGTHS, rewrite=gemma_old_spelling, dtype="bfloat16"),
 )
 # fmt: on
 
@@ -268,6 +331,18 @@ def check_mutants(model: Model, spec: Spec, golden: Golden) -> float:
 
 def config_mistakes(spec: Spec, config: Any) -> Iterator[dict[str, Any]]:
     """Config values misread in ways that the case is there to catch."""
+    for multiplier in GRANITE.keys() & spec.config.keys():
+        yield {multiplier: 1.0}
+    if config.model_type == "smollm3":
+        yield {"no_rope_layers": [1] * config.num_hidden_layers}
+        yield {"no_rope_layers": [1 - has_rope for has_rope in config.no_rope_layers]}
+    if config.model_type == "gemma3_text":
+        full, sliding = (config.rope_parameters[f"{kind}_attention"] for kind in ("full", "sliding"))
+        yield {"rope_parameters": {"full_attention": full, "sliding_attention": full}}
+        yield {"rope_parameters": {"full_attention": sliding, "sliding_attention": sliding}}
+        yield {"query_pre_attn_scalar": config.head_dim + 16}
+        yield from window_mistakes(config)
+        return
     theta, kind = config.rope_parameters["rope_theta"], config.rope_parameters["rope_type"]
     if theta != 10000.0:
         yield {"rope_parameters": {**config.rope_parameters, "rope_theta": 10000.0}}
@@ -287,14 +362,18 @@ def config_mistakes(spec: Spec, config: Any) -> Iterator[dict[str, Any]]:
         yield from ({"rope_parameters": mistaken} for mistaken in (linear, no_middle_band))
     if config.rms_norm_eps != 1e-6 or spec.embedding_std < 0.01:  # an eps shows where the mean square is as small
         yield {"rms_norm_eps": 1e-5}
-    window = getattr(config, "sliding_window", None)
-    if window is not None:
-        yield from ({"sliding_window": wrong} for wrong in (window - 1, window + 1))
-        if config.model_type == "mistral":
-            yield {"sliding_window": None}
-        else:
-            yield {"layer_types": ["full_attention"] * config.num_hidden_layers}
-            yield {"layer_types": ["sliding_attention"] * config.num_hidden_layers}
+    if getattr(config, "sliding_window", None) is not None:
+        yield from window_mistakes(config)
+
+
+def window_mistakes(config: Any) -> Iterator[dict[str, Any]]:
+    """A window of another size, or in other layers."""
+    yield from ({"sliding_window": wrong} for wrong in (config.sliding_window - 1, config.sliding_window + 1))
+    if config.model_type in ("mistral", "phi3"):
+        yield {"sliding_window": None}
+    else:
+        yield {"layer_types": ["full_attention"] * config.num_hidden_layers}
+        yield {"layer_types": ["sliding_attention"] * config.num_hidden_layers}
 
 
 def thinned(golden: Golden) -> Golden:

@@ -103,6 +103,8 @@ def draw_weights(model: Model, spec: Spec) -> None:
                 value = rng.normal(0.0, 1.2 / math.sqrt(fan_in), shape)
             case _:
                 value = rng.uniform(0.5, 1.5, shape)
+        if len(shape) == 1 and not name.endswith("bias") and model.config.model_type == "gemma3_text":
+            value = value - 1.0  # its norms add one
         if not spec.all_bits:
             step = 2.0 ** math.floor(math.log2(value.std() / 4))
             value = np.round(value / step) * step

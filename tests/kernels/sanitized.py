@@ -16,8 +16,11 @@ from tinyvllm_kernels.projection.linear_residual import LinearResidual
 from tinyvllm_kernels.projection.lm_head import LmHeadArgmax, LmHeadLogits
 from tinyvllm_kernels.projection.tiling import Tiling
 from tinyvllm_kernels.rows.embedding import Embedding
+from tinyvllm_kernels.rows.gelu_mul import GeluMul
+from tinyvllm_kernels.rows.norm_columns import NormColumns
 from tinyvllm_kernels.rows.rms_norm import RmsNorm
 from tinyvllm_kernels.rows.rope_append import RopeAppend
+from tinyvllm_kernels.rows.scale import Scale
 from tinyvllm_kernels.rows.silu_mul import SiluMul
 from tinyvllm_kernels.wide.gate_up_silu_wide import GateUpSiluWide
 from tinyvllm_kernels.wide.linear_residual_wide import LinearResidualWide
@@ -102,6 +105,9 @@ def run_simple(device: Gpu, folder: str | None = None) -> None:
     Embedding(device, hidden_size=120)(x, ids, ones(device, 7, 120))
     RmsNorm(device, hidden_size=120, eps=EPS)(x, x, ones(device, 120))
     SiluMul(device, intermediate_size=2120)(poisoned(device, (2, 2120)), ones(device, 2, 4240))
+    GeluMul(device, intermediate_size=2120)(poisoned(device, (2, 2120)), ones(device, 2, 4240))
+    Scale(device, hidden_size=120)(x, 2.0)
+    NormColumns(device, width=120, first=16, size=104, eps=EPS)(x, ones(device, 104))
     key_cache, value_cache = (poisoned(device, (2, 1, 8, 80)) for _ in range(2))
     angles = put(device, np.ones((9, 40), np.float32))
     positions, slots = put(device, np.array([8, 0], np.int32)), put(device, np.array([15, -1], np.int32))

@@ -120,6 +120,9 @@ def simple_scenario(device: Gpu) -> None:
         inner(test_simple_kernels.test_embedding_copies_the_rows_of_the_tokens)(device, size, 3, 0)
         inner(test_simple_kernels.test_rms_norm_is_its_definition)(device, size, 3, 0)
         inner(test_simple_kernels.test_silu_mul_is_its_definition)(device, size, 3, 0)
+        inner(test_simple_kernels.test_gelu_mul_is_its_definition)(device, size, 3, 0)
+        inner(test_simple_kernels.test_scale_rounds_once)(device, size, 3, 0)
+        inner(test_simple_kernels.test_norm_columns_is_its_definition_and_leaves_the_others)(device, size, 3, 0)
     test_simple_kernels.test_an_id_outside_of_the_vocabulary_becomes_a_row_of_nan_and_reads_nothing(device)
     test_simple_kernels.test_silu_of_a_very_negative_gate_is_zero_and_not_nan(device)
     dependent_scenario(device)
@@ -128,6 +131,7 @@ def simple_scenario(device: Gpu) -> None:
 def dependent_scenario(device: Gpu) -> None:
     test_decode_chain.test_a_graph_of_dependent_launches_gives_the_bits_of_separate_ones(device, 1)
     test_simple_kernels.test_simple_kernels_wait_for_each_other(device)
+    test_simple_kernels.test_the_row_kernels_of_other_families_wait_for_each_other(device)
 
 
 SCENARIOS: dict[str, Scenario] = {
@@ -147,6 +151,8 @@ SCENARIOS: dict[str, Scenario] = {
     "embedding.cu": simple_scenario,
     "rms_norm.cu": simple_scenario,
     "silu_mul.cu": simple_scenario,
+    "gelu_mul.cu": simple_scenario,
+    "scale.cu": simple_scenario,
     "gemm_wide_core.cuh": wide_scenario,
     "gate_up_silu_wide.cu": wide_scenario,
     "linear_residual_wide.cu": wide_scenario,
@@ -221,7 +227,11 @@ SLIPS = [
     ("embedding.cu", "id >= 0 && id < vocab_size", "id >= 0 && id <= vocab_size"),
     ("rms_norm.cu", "* (1.0f / SIZE_E)", "* (1.0f / (num_steps * THREADS * 8))"),
     ("rms_norm.cu", "ceil_div(num_vectors, THREADS)", "num_vectors / THREADS"),
+    ("rms_norm.cu", "* ROW_STRIDE;", "* SIZE_E;"),
     ("silu_mul.cu", "load16(gate_row + SIZE_F)", "load16(gate_row)"),
+    ("gelu_mul.cu", "cubic * x * x", "cubic * x"),
+    ("gelu_mul.cu", "load16(gate_row + SIZE_F)", "load16(gate_row)"),
+    ("scale.cu", "if (vector >= num_vectors) return;", "if (vector > 0) return;"),
     ("gemm_wide_core.cuh", "int(blockIdx.y) * num_stages * stage_k", "int(blockIdx.y) * (num_stages - 1) * stage_k"),
     ("gemm_wide_core.cuh", "parity ^= 1;", ""),
     ("gemm_wide_core.cuh", "last = turn.slot;", ""),

@@ -1,4 +1,4 @@
-"""embedding, rms_norm and silu_mul against their definitions in float64 on the same bfloat16 values."""
+"""Kernels of rows against their definitions in float64 on the same bfloat16 values."""
 
 from __future__ import annotations
 
@@ -13,12 +13,17 @@ from tinyvllm.device import Array, Gpu
 from tinyvllm.errors import ShapeError
 from tinyvllm.layers import Norm
 from tinyvllm.reference.embedding import embedding
+from tinyvllm.reference.gelu_mul import gelu_mul
+from tinyvllm.reference.norm_columns import norm_columns
 from tinyvllm.reference.rms_norm import rms_norm
 from tinyvllm.reference.silu_mul import silu_mul
 from tinyvllm.testing.numbers import silu_mul_error
 from tinyvllm_kernels.rows.embedding import Embedding
+from tinyvllm_kernels.rows.gelu_mul import GeluMul
+from tinyvllm_kernels.rows.norm_columns import NormColumns
 from tinyvllm_kernels.rows.rms_norm import RmsNorm
 from tinyvllm_kernels.rows.rope_append import RopeAppend
+from tinyvllm_kernels.rows.scale import Scale
 from tinyvllm_kernels.rows.silu_mul import SiluMul
 
 from .paging import put_step, random_step
@@ -32,6 +37,9 @@ make_embedding = once(Embedding)
 make_rms_norm = once(RmsNorm)
 make_rope_append = once(RopeAppend)
 make_silu_mul = once(SiluMul)
+make_gelu_mul = once(GeluMul)
+make_scale = once(Scale)
+make_norm_columns = once(NormColumns)
 
 cases = given(size=st.sampled_from(SIZES), num_rows=st.integers(1, 5), seed=st.integers(0, 2**32 - 1))
 few = settings(max_examples=20, deadline=None)
@@ -101,6 +109,65 @@ def test_silu_of_a_very_negative_gate_is_zero_and_not_nan(device: Gpu) -> None:
     out = poisoned(device, (1, 8))
     make_silu_mul(device, intermediate_size=8)(out, put(device, gate_up))
     assert (get(device, out) == 0).all()
+
+
+@few
+@cases
+def test_gelu_mul_is_its_definition(device: Gpu, size: int, num_rows: int, seed: int) -> None:
+    x = rows_of_many_scales(np.random.default_rng(seed), (num_rows, 2 * size))
+    out = poisoned(device, (num_rows, size))
+    make_gelu_mul(device, intermediate_size=size)(out, put(device, x))
+    expected = gelu_mul(f64(x))  # type: ignore[arg-type]
+    gate, up = np.split(f64(x), 2, axis=1)
+    assert_close(get(device, out), expected, 16 * F32_ROUNDOFF * np.abs(gate * up))
+
+
+@few
+@cases
+def test_scale_rounds_once(device: Gpu, size: int, num_rows: int, seed: int) -> None:
+    x = rows_of_many_scales(np.random.default_rng(seed), (num_rows, size))
+    out = put(device, x)
+    make_scale(device, hidden_size=size)(out, 0.3)
+    assert (get(device, out) == bf16(x.astype(np.float32) * np.float32(0.3))).all()
+
+
+@few
+@cases
+def test_norm_columns_is_its_definition_and_leaves_the_others(device: Gpu, size: int, num_rows: int, seed: int) -> None:
+    rng, first = np.random.default_rng(seed), 16 * (seed % 2)
+    x, weight = rows_of_many_scales(rng, (num_rows, size + 24)), rows_of_many_scales(rng, (1, size))[0]
+    out = put(device, x)
+    make_norm_columns(device, width=size + 24, first=first, size=size, eps=EPS)(out, put(device, weight))
+    expected = norm_columns(f64(x), first, Norm(f64(weight), EPS))  # type: ignore[arg-type]
+    bound = (size + 8) * F32_ROUNDOFF * np.abs(expected)
+    bound[:, :first], bound[:, first + size :] = 0, 0
+    assert_close(get(device, out), expected, bound)
+
+
+def test_the_row_kernels_of_other_families_wait_for_each_other(device: Gpu) -> None:
+    """Scale, norm of columns and activation in one graph, each on what the one before it has written."""
+    rng = np.random.default_rng(0)
+    start, weight = bf16(rng.standard_normal((2, 48))), put(device, bf16(np.full(16, 0.5)))
+    x, active = put(device, start), poisoned(device, (2, 24))
+
+    def run(after_each: Callable[[], None]) -> None:
+        make_scale(device, hidden_size=48)(x, 3.0)
+        after_each()
+        make_norm_columns(device, width=48, first=8, size=16, eps=EPS)(x, weight)
+        after_each()
+        make_gelu_mul(device, intermediate_size=24)(active, x)
+        after_each()
+        make_scale(device, hidden_size=24)(active, 0.7)
+
+    run(device.synchronize)
+    separate = [get(device, buffer).view(np.uint16) for buffer in (x, active)]
+    with device.capture() as graph:
+        run(lambda: None)
+    device.memory.upload(x, start)
+    device.memory.fill(active, 0xFF)
+    graph.replay()
+    for buffer, expected in zip((x, active), separate, strict=True):
+        assert (get(device, buffer).view(np.uint16) == expected).all()
 
 
 def test_simple_kernels_wait_for_each_other(device: Gpu) -> None:

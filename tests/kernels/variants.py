@@ -34,9 +34,12 @@ from tinyvllm_kernels.projection.tiling import BATCH_ROWS, SHARING_ROWS, invaria
 from tinyvllm_kernels.rows.add import Add
 from tinyvllm_kernels.rows.argmax import Argmax
 from tinyvllm_kernels.rows.embedding import Embedding
+from tinyvllm_kernels.rows.gelu_mul import GeluMul
 from tinyvllm_kernels.rows.greedy_ids import GreedyIds
+from tinyvllm_kernels.rows.norm_columns import NormColumns
 from tinyvllm_kernels.rows.rms_norm import RmsNorm
 from tinyvllm_kernels.rows.rope_append import RopeAppend
+from tinyvllm_kernels.rows.scale import Scale
 from tinyvllm_kernels.rows.silu_mul import SiluMul
 from tinyvllm_kernels.wide.gate_up_silu_wide import GateUpSiluWide
 from tinyvllm_kernels.wide.linear_residual_wide import LinearResidualWide
@@ -193,6 +196,10 @@ def simple(shape: ChainShape) -> Iterator[tuple[str, Make]]:
     yield f"rows of {e}", partial(RmsNorm, hidden_size=e, eps=EPS)
     yield "any rows", partial(Add, hidden_size=e)
     yield f"rows of {f}", partial(SiluMul, intermediate_size=f)
+    yield f"rows of {f}", partial(GeluMul, intermediate_size=f)
+    yield "any rows", partial(Scale, hidden_size=e)
+    columns: dict[str, Any] = {"width": (h + 2 * k) * d, "first": h * d, "size": k * d}
+    yield f"{k * d} of {(h + 2 * k) * d} columns", partial(NormColumns, **columns, eps=EPS)
     yield f"head size {d}", partial(RopeAppend, num_heads=h, num_kv_heads=k, head_dim=d)
 
 

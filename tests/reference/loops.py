@@ -55,6 +55,15 @@ def silu_mul(gate_up: Any) -> Float64:
     return out
 
 
+def gelu_mul(gate_up: Any) -> Float64:
+    half = gate_up.shape[-1] // 2
+    out = np.empty((len(gate_up), half))
+    for t, i in np.ndindex(*out.shape):
+        gate, up = float(gate_up[t, i]), float(gate_up[t, half + i])
+        out[t, i] = gate / 2 * (1 + math.tanh(math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3))) * up
+    return out
+
+
 def attention(query: Any, keys: Any, values: Any, scale: float) -> Float64:
     """One query ``[D]`` over ``[S, D]`` keys and values."""
     scores = [scale * dot(query, key) for key in keys]

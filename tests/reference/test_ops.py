@@ -19,10 +19,13 @@ from tinyvllm.errors import ShapeError
 from tinyvllm.layers import COLUMNS, ROWS, Norm, RotaryTable, linear_of
 from tinyvllm.models.rotary import RotaryConfig, inverse_frequencies, rotary_table
 from tinyvllm.reference.embedding import embedding
+from tinyvllm.reference.gelu_mul import gelu_mul
 from tinyvllm.reference.kv_append import kv_append
 from tinyvllm.reference.linear import linear, linear_in_tiles
+from tinyvllm.reference.norm_columns import norm_columns
 from tinyvllm.reference.rms_norm import rms_norm
 from tinyvllm.reference.rope import rope
+from tinyvllm.reference.scale import scale
 from tinyvllm.reference.silu_mul import silu_mul
 
 EPS = float(np.finfo(np.float32).eps)
@@ -141,6 +144,34 @@ def test_silu_mul(rows: int, half: int, seed: int) -> None:
 
 def test_silu_of_very_negative_gates_is_zero_not_nan() -> None:
     assert silu_mul(np.array([[-1e4, -3e38, 2.0, 2.0]], np.float32)).tolist() == [[0.0, 0.0]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=st.integers(0, 6), half=SIZES, seed=SEEDS)
+def test_gelu_mul(rows: int, half: int, seed: int) -> None:
+    gate_up = rounded(seed, rows, 2 * half)
+    # 1 + tanh has the absolute error of one where the gate is far below zero.
+    bound = 8 * EPS * np.abs(gate_up[:, :half].astype(np.float64) * gate_up[:, half:])
+    assert np.all(np.abs(gelu_mul(gate_up) - loops.gelu_mul(gate_up)) <= bound)
+
+
+def test_gelu_of_gates_whose_cubes_overflow_is_the_gate_or_zero() -> None:
+    assert gelu_mul(np.array([[-1e30, 1e30, 2.0, 2.0]], np.float32)).tolist() == [[0.0, np.float32(2e30)]]
+
+
+def test_scale_multiplies_in_place() -> None:
+    x = rounded(1, 3, 5)
+    want = x * np.float32(0.3)
+    assert scale(x, 0.3) is x
+    assert np.array_equal(x, want)
+
+
+def test_norm_columns_is_rms_norm_of_these_and_leaves_the_others() -> None:
+    x, norm = rounded(1, 3, 12), Norm(rounded(2, 4), 1e-5)
+    before = x.copy()
+    norm_columns(x, 6, norm)
+    assert np.array_equal(x[:, 6:10], rms_norm(before[:, 6:10], norm))
+    assert np.array_equal(np.delete(x, range(6, 10), 1), np.delete(before, range(6, 10), 1))
 
 
 def test_embedding_copies_rows() -> None:

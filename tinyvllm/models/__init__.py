@@ -10,7 +10,10 @@ from tinyvllm.models.architectures import check_architectures, check_model_type
 from tinyvllm.models.config_reader import ConfigReader
 from tinyvllm.models.model import Model
 
-MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "ministral", "seed_oss", "internlm3", "iquestcoder")
+MODEL_TYPES = (
+    "llama", "mistral", "qwen2", "qwen3", "ministral", "seed_oss", "internlm3", "iquestcoder", "phi3", "granite",
+    "olmo2", "smollm3", "gemma3_text",
+)  # fmt: skip
 """Every ``model_type`` that is served."""
 
 

@@ -14,7 +14,8 @@ from tinyvllm.errors import LoadError
 # Types that begin with a served name, or differ from one in digits at the end alone, need no list.
 _OTHERS = frozenset(
     {
-        "bamba", "colqwen2", "dia_decoder", "dia_encoder", "diffllama", "flava", "internvl", "jamba", "llava", "mamba",
+        "bamba", "colqwen2", "dia_decoder", "dia_encoder", "diffllama", "flava", "gemma", "gemma2", "gemma3",
+        "internvl", "jamba", "llava", "mamba",
         "mimi_decoder", "mimi_encoder", "minimax", "mistral_large4", "mixtral", "mllama", "mra", "omniasr", "pixtral",
         "starcoder2", "vipllava", "zamba",
     }

@@ -78,6 +78,29 @@ class GatedMlp:
         return gated_mlp
 
 
+class NormedSum:
+    """``x += rms_norm(rows @ W)``, for blocks whose norm stands behind them.
+
+    Args:
+        context: of the block.
+        layer: ``W``.
+        norm: of the product.
+    """
+
+    def __init__(self, context: BlockContext, layer: Linear, norm: Norm) -> None:
+        self._layer, self._norm = layer, norm
+        self._linear, self._add = context.ops.op("linear", layer), context.ops.op("add")
+        self._rms_norm = context.ops.op("rms_norm")
+        self._product = context.rows("product", layer.out_features)
+
+    def __call__(self, x: Tensor, rows: Tensor) -> None:
+        """Change ``x``, ``[T, E]``, by the product of ``rows``."""
+        product = self._product[: x.shape[0]]
+        self._linear(product, rows, self._layer)
+        self._rms_norm(product, product, self._norm)
+        self._add(x, product)
+
+
 class Heads:
     """The queries of a step, and attention over the cache, for blocks that compute the queries themselves.
 

@@ -42,6 +42,8 @@ class Decoder:
     ) -> None:
         self._weights, self._attention = weights, attention
         self._embedding = ops.op("embedding")
+        self._embedding_scale = model.embedding_scale(workspace.device.activation_dtype)
+        self._scale = ops.op("scale") if self._embedding_scale != 1 else None
         contexts = [BlockContext(ops, attention, spec, workspace) for spec in attention_specs]
         self._layers = [
             [block.bind(context) for block in blocks] for blocks, context in zip(weights.layers, contexts, strict=True)
@@ -65,6 +67,8 @@ class Decoder:
         """
         x, plan = self._x[: batch.num_tokens], self._attention.plan(batch, host_plan)
         self._embedding(x, batch.token_ids, self._weights.embedding)
+        if self._scale is not None:
+            self._scale(x, self._embedding_scale)
         is_first = True
         for blocks, cache in zip(self._layers, caches, strict=True):
             step = LayerStep(cache, batch, plan, is_first)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tinyvllm.errors import LoadError
 from tinyvllm.models.config_reader import MAX_LAYERS, MAX_POSITIONS, ConfigReader, as_json
-from tinyvllm.models.rotary import RopeDefaults, RotaryConfig, longest_context, read_rotary
+from tinyvllm.models.rotary import RopeDefaults, RotaryConfig, longest_context
 from tinyvllm.shapes import ModelShape
 
 _MAX_VOCAB_SIZE = 2**31  # token ids are int32
@@ -52,12 +52,17 @@ class Defaults:
     rope: RopeDefaults = RopeDefaults()  # noqa: RUF009 - frozen
 
 
-def read_shape(reader: ConfigReader, defaults: Defaults) -> tuple[ModelShape, RotaryConfig]:
+def read_shape(
+    reader: ConfigReader,
+    defaults: Defaults,
+    read_rotary: Callable[[ConfigReader, int, int, RopeDefaults], RotaryConfig],
+) -> tuple[ModelShape, RotaryConfig]:
     """The sizes of a decoder, and its RoPE, which says how far positions reach.
 
     Args:
         reader: the file.
         defaults: for absent keys.
+        read_rotary: reads the RoPE, of a head size, of so many positions, with these defaults.
     Raises:
         LoadError: a key is missing or wrong, or sizes do not fit together.
     """
@@ -110,6 +115,13 @@ def sliding_window(reader: ConfigReader) -> int | None:
     if reader.get("sliding_window", DEFAULT_WINDOW) is None:
         return None
     return reader.integer("sliding_window", DEFAULT_WINDOW, maximum=MAX_POSITIONS)
+
+
+def optional_window(reader: ConfigReader) -> int | None:
+    """``sliding_window`` of families whose configuration class has none: absent or null, none."""
+    if reader.get("sliding_window") is None:
+        return None
+    return reader.integer("sliding_window", maximum=MAX_POSITIONS)
 
 
 def layer_types(reader: ConfigReader, known: Sequence[str]) -> list[str] | None:

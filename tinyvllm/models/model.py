@@ -11,13 +11,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
+import numpy as np
+
 from tinyvllm.batch import BatchTensors, LayerCache
 from tinyvllm.device import Tensor
 from tinyvllm.interfaces import AttentionSpec, BoundAttention
 from tinyvllm.layers import Linear, Norm, linear_of
 from tinyvllm.models.config_reader import ConfigReader
 from tinyvllm.models.hf_config import Defaults, read_dtype, read_shape
-from tinyvllm.models.rotary import RotaryConfig
+from tinyvllm.models.rotary import RopeDefaults, RotaryConfig, read_rotary
 from tinyvllm.models.weights import Change, WeightReader, tensors_read
 from tinyvllm.ops.table import OpTable
 from tinyvllm.workspace import Workspace
@@ -126,7 +128,7 @@ class Model(ABC):
     """
 
     def __init__(self, config: ConfigReader, defaults: Defaults) -> None:
-        self.shape, self.rotary = read_shape(config, defaults)
+        self.shape, self.rotary = read_shape(config, defaults, self.read_rotary)
         self.dtype = read_dtype(config)
         self.rms_norm_eps = config.number("rms_norm_eps", defaults.rms_norm_eps)
         self.has_tied_embeddings = config.flag("tie_word_embeddings", defaults.has_tied_embeddings)
@@ -135,14 +137,23 @@ class Model(ABC):
     def blocks(self, weights: WeightReader, i: int) -> Sequence[Block]:
         """Layer ``i``, loaded."""
 
+    def read_rotary(
+        self, config: ConfigReader, head_dim: int, max_position_embeddings: int, rope: RopeDefaults
+    ) -> RotaryConfig:
+        """The RoPE that decides how long a sequence may be; see :func:`~tinyvllm.models.rotary.read_rotary`."""
+        return read_rotary(config, head_dim, max_position_embeddings, rope)
+
     def attention(self, i: int) -> AttentionLayer:
         """Attention of layer ``i``: by default over all positions, scaled by ``1 / sqrt(D)``."""
         s = self.shape
         return AttentionLayer(s.num_heads, s.num_kv_heads, s.head_dim, s.head_dim**-0.5, None, self.rotary)
 
-    @property
-    def embedding_scale(self) -> float:
-        """What rows of the embedding table are multiplied by where the residual stream begins."""
+    def embedding_scale(self, dtype: np.dtype[Any]) -> float:
+        """What rows of the embedding table are multiplied by where the residual stream begins.
+
+        Args:
+            dtype: of the stream.
+        """
         return 1.0
 
     def final_norm(self, weights: WeightReader) -> Norm:

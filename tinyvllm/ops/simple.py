@@ -14,10 +14,13 @@ from tinyvllm.ops.op import simple
 from tinyvllm.reference.add import add as _add
 from tinyvllm.reference.argmax import argmax as _argmax
 from tinyvllm.reference.embedding import embedding as _embedding
+from tinyvllm.reference.gelu_mul import gelu_mul as _gelu_mul
 from tinyvllm.reference.kv_append import kv_append
 from tinyvllm.reference.linear import linear as _linear
+from tinyvllm.reference.norm_columns import norm_columns as _norm_columns
 from tinyvllm.reference.rms_norm import rms_norm as _rms_norm
 from tinyvllm.reference.rope import heads_of, rope
+from tinyvllm.reference.scale import scale as _scale
 from tinyvllm.reference.silu_mul import silu_mul as _silu_mul
 from tinyvllm.shapes import Array
 
@@ -92,6 +95,30 @@ def rope_append(
 def silu_mul(out: Array, gate_up: Array) -> None:
     """``out = silu(gate) * up``, ``[T, F]``, of ``[T, 2F]``, the gate first."""
     _silu_mul(gate_up, out)
+
+
+@simple("gelu(gate) * up, by the hyperbolic tangent")
+def gelu_mul(out: Array, gate_up: Array) -> None:
+    """``out = gelu(gate) * up`` by the hyperbolic tangent, ``[T, F]``, of ``[T, 2F]``, the gate first."""
+    out[...] = _gelu_mul(gate_up)
+
+
+@simple("x * factor")
+def scale(x: Array, factor: float) -> None:
+    """``x *= factor``, ``[T, E]``."""
+    _scale(x, factor)
+
+
+@simple("root-mean-square normalisation of some columns")
+def norm_columns(x: Array, first: int, norm: Norm) -> None:
+    """``rms_norm`` of the columns ``first .. first + N - 1``, in place.
+
+    Args:
+        x: ``[T, W]``; other columns stay as they are.
+        first: column; on a GPU a multiple of 8.
+        norm: its weight is ``[N]``.
+    """
+    _norm_columns(x, first, norm)
 
 
 @simple("logits of normalised rows")

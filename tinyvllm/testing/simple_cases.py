@@ -153,6 +153,67 @@ class SiluMulCase(Case):
         return {"out": silu_mul_error(gate, up, np.zeros_like(gate), np.zeros_like(up))}
 
 
+class GeluMulCase(SiluMulCase):
+    """Gates of many scales."""
+
+    op = "gelu_mul"
+
+    def error(self, expected: Mapping[str, Float64], roundoff: float) -> Mapping[str, Any]:
+        """That of the tangent, next to one where the gate is far below zero, and of its argument."""
+        gate, up = np.split(f64(self.gate_up), 2, axis=1)
+        return {"out": 16 * F32_ROUNDOFF * np.abs(gate * up)}
+
+
+class ScaleCase(Case):
+    """A matrix, and a factor that is no power of two."""
+
+    op = "scale"
+    row_arrays = ("x",)
+
+    def __init__(self, parameters: Parameters) -> None:
+        super().__init__(parameters)
+        self.x = rows_of_many_scales(self.rng, (parameters.num_rows, self.model.hidden_size))
+        self.factor = float(self.rng.uniform(0.1, 40))
+
+    def run(self, op: Callable[..., None], bench: Bench) -> Mapping[str, Any]:
+        """``x``."""
+        x = bench.put(self.x)
+        op(x, self.factor)
+        return {"x": x}
+
+    def error(self, expected: Mapping[str, Float64], roundoff: float) -> Mapping[str, Any]:
+        """The factor's rounding to float32, and the product's."""
+        return {"x": 2 * F32_ROUNDOFF * np.abs(expected["x"])}
+
+
+class NormColumnsCase(Case):
+    """Queries or keys among queries, keys and values; the other columns must stay as they are."""
+
+    op = "norm_columns"
+    row_arrays = ("x",)
+
+    def __init__(self, parameters: Parameters) -> None:
+        super().__init__(parameters)
+        m = self.model
+        query, key = m.num_heads * m.head_dim, m.num_kv_heads * m.head_dim
+        self.first, size = (0, query) if self.rng.random() < 0.5 else (query, key)
+        self.x = rows_of_many_scales(self.rng, (parameters.num_rows, query + 2 * key))
+        self.weight = rows_of_many_scales(self.rng, (1, size))[0]
+
+    def run(self, op: Callable[..., None], bench: Bench) -> Mapping[str, Any]:
+        """``x``."""
+        x = bench.put(self.x)
+        op(x, self.first, bench.norm(self.weight))
+        return {"x": x}
+
+    def error(self, expected: Mapping[str, Float64], roundoff: float) -> Mapping[str, Any]:
+        """That of the sum of squares in the columns; none elsewhere."""
+        error = np.zeros(self.x.shape)
+        columns = slice(self.first, self.first + len(self.weight))
+        error[:, columns] = rms_norm_error(f64(self.x[:, columns]), self.norm_value(f64(self.weight)))
+        return {"x": error}
+
+
 class LmHeadCase(Case):
     """A vocabulary that fills no tile."""
 
