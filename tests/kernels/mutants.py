@@ -62,10 +62,15 @@ def device_of(device: Gpu, folder: str | Path | None) -> Gpu:
     return device if folder is None else cast(Gpu, DeviceOfFolder(device, Path(folder)))
 
 
+def without_folders(text: str) -> str:
+    """A source whose includes lie in its own folder."""
+    return _OTHER_FOLDER.sub("", text)
+
+
 def copy_kernels(folder: Path) -> Path:
     """All kernels, and those of the tests, in one folder."""
     for path in (*all_sources(), *TEST_KERNELS.glob("*.cu")):
-        (folder / path.name).write_text(_OTHER_FOLDER.sub("", path.read_text()))
+        (folder / path.name).write_text(without_folders(path.read_text()))
     return folder
 
 
@@ -132,4 +137,4 @@ def sanitize(
 
 def _contents(source: Path) -> dict[str, bytes]:
     found = read_sources(source, [INCLUDE_DIR])
-    return {path.name: _OTHER_FOLDER.sub("", data.decode()).encode() for path, data in found.items()}
+    return {path.name: without_folders(data.decode()).encode() for path, data in found.items()}

@@ -19,7 +19,7 @@ from . import (
     test_step_mutants,
 )
 from .barriers import PRELUDE, Barrier, Shown, all_files, barriers_of, rows
-from .mutants import Scenario, copy_kernels, is_broken, sanitize
+from .mutants import Scenario, copy_kernels, is_broken, sanitize, without_folders
 
 SCENARIOS: dict[str, Scenario] = {
     **test_attention_mutants.SCENARIOS,
@@ -59,10 +59,17 @@ def test_the_documentation_lists_every_barrier_and_what_notices() -> None:
     assert kernel_table.written_barriers() == rows(), kernel_table.AGAIN
 
 
+def remove(barrier: Barrier, folder: Path) -> None:
+    """The kernels in ``folder`` without one barrier."""
+    barrier.mutant.write(folder, barrier.file)
+    path = folder / barrier.file
+    path.write_text(without_folders(path.read_text()))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("barrier", places(Shown.VALUES), ids=str)
 def test_a_missing_barrier_or_wait_changes_results(tmp_path: Path, mutant_cache: Path, barrier: Barrier) -> None:
-    barrier.mutant.write(copy_kernels(tmp_path), barrier.file)
+    remove(barrier, copy_kernels(tmp_path))
     assert is_broken(SCENARIOS[barrier.file], tmp_path, mutant_cache), barrier.mutant.statement
 
 
@@ -71,7 +78,7 @@ def test_a_missing_barrier_or_wait_changes_results(tmp_path: Path, mutant_cache:
 def test_a_missing_barrier_that_results_do_not_show_is_a_race(
     tmp_path: Path, checked_mutant_cache: Path, barrier: Barrier
 ) -> None:
-    barrier.mutant.write(copy_kernels(tmp_path), barrier.file)
+    remove(barrier, copy_kernels(tmp_path))
     module, sample = RACES[barrier.file]
     named = {"name": barrier.file} if module is test_sample_mutants else {}
     verdict = sanitize(module.__name__, sample, Sanitizer.RACE, tmp_path, checked_mutant_cache, **named)
