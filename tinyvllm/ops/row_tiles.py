@@ -13,7 +13,7 @@ from tinyvllm.slots import SampledBuffers
 
 BLOCKS_PER_SM = 4
 """Of 256 threads with 64 registers each: what an SM holds. Twice as many were slower for 32, 128 and 256 rows."""
-_MOST_TILES = 64
+_MAX_TILES = 64
 """Of a row: beyond it a block has less to do than to begin and to end."""
 
 
@@ -50,7 +50,7 @@ class RowTiles:
 
     def cut(self, num_rows: int) -> tuple[int, int]:
         """The number of tiles of each of so many rows, and the tokens of a tile."""
-        num_tiles = min(max(self.num_blocks // num_rows, 1), _MOST_TILES)
+        num_tiles = min(max(self.num_blocks // num_rows, 1), _MAX_TILES)
         tile_size = round_up(ceil_div(self.vocab_size, num_tiles), 4 * self.threads)
         return ceil_div(self.vocab_size, tile_size), tile_size
 

@@ -20,7 +20,7 @@ from tinyvllm.workspace import StepLimits
 
 _ALIGNMENT = 64
 """Elements: each array begins at a multiple of 256 bytes."""
-_MOST_KEPT = 64
+_MAX_KEPT = 64
 _NONE = np.zeros(0, np.int32)
 _NO_UPDATES = TableUpdates(_NONE, _NONE, _NONE)
 _NO_TOKENS = Batch(_NONE, _NONE, np.zeros(1, np.int32), _NONE, np.zeros((0, 1), np.int32), _NONE)
@@ -100,7 +100,7 @@ class GpuInputs:
 
     Args:
         device: where to.
-        limits: most tokens and sequences of a step.
+        limits: of a step.
         attention: asked for its host plan before each step.
     """
 
@@ -123,7 +123,7 @@ class GpuInputs:
         device.memory.fill(self.newest, 0)
         self._complete = StepInputs(device)
         self._padded: dict[int, tuple[tuple[int, ...], StepTensors]] = {}  # by size of a decode step
-        self._places = lru_cache(_MOST_KEPT)(self._find_places)
+        self._places = lru_cache(_MAX_KEPT)(self._find_places)
 
     def upload_decode(self, step: Step, size: int) -> StepTensors:
         """The arrays of a step of one token a sequence, all of them sampled, padded to ``size`` sequences.

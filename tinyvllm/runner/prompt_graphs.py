@@ -16,9 +16,9 @@ from tinyvllm.workspace import StepLimits
 
 _SMALL_SIZES = (8, 16, 32)
 _TOKEN_STEP = 64
-_MOST_TOKENS = 2048
+_MAX_TOKENS = 2048
 """Above it the host is far ahead of the device, and padding would cost more than a graph saves."""
-_MOST_KEPT = 64
+_MAX_KEPT = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +47,12 @@ class PromptGraphs:
 
     Args:
         device: where they run.
-        limits: most tokens and sequences of a step.
+        limits: of a step.
     """
 
     def __init__(self, device: Gpu, limits: StepLimits) -> None:
         self._device = device
-        most = min(limits.max_tokens, _MOST_TOKENS)
+        most = min(limits.max_tokens, _MAX_TOKENS)
         self._token_sizes = _up_to(most, (*_SMALL_SIZES, *range(_TOKEN_STEP, most, _TOKEN_STEP)))
         self._sequence_sizes = _up_to(limits.max_seqs, (1 << i for i in range(limits.max_seqs.bit_length())))
         self._graphs: dict[StepSize, Graph | None] = {}  # the latest last; None: came once
@@ -82,7 +82,7 @@ class PromptGraphs:
                 with self._device.capture() as graph:  # while the device is at work
                     queue()
         self._graphs[size] = graph
-        if len(self._graphs) > _MOST_KEPT:
+        if len(self._graphs) > _MAX_KEPT:
             del self._graphs[next(iter(self._graphs))]
 
 

@@ -45,10 +45,10 @@ def tune_products(device: Gpu, weights: Weights, limits: StepLimits) -> str:
         *((layer.weight, adds, limits.max_tokens) for layer, adds in of_each_size.values()),
         (weights.head.weight, False, limits.max_logits_rows),
     ]
-    for weight, accumulate, most_rows in layers:
+    for weight, accumulate, max_rows in layers:
         num_out, num_in = weight.shape
         out_dtype = FLOAT32 if weight is weights.head.weight else BFLOAT16
-        wanted = [rows for rows in _ROWS if rows <= most_rows]
+        wanted = [rows for rows in _ROWS if rows <= max_rows]
         if not wanted:
             continue
         out_rows = device.memory.alloc((wanted[-1], num_out), out_dtype)

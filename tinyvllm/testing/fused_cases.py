@@ -156,7 +156,7 @@ class NormHeadCase(Case):
         return head_of(parameters)
 
     def max_rows(self) -> int:
-        """Most rows of a call."""
+        """Maximum number of rows of a call."""
         return self.parameters.max_logits_rows
 
     def run(self, op: Callable[..., None], bench: Bench) -> Mapping[str, Any]:

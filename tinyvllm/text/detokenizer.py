@@ -11,7 +11,7 @@ from tinyvllm.text.tokenizer import Tokenizer
 # Tokens of the prompt that are decoded along with the first new ones: a leading space depends on what is before it.
 _CONTEXT = 6
 # A character has at most four bytes; what still ends in U+FFFD after so many tokens is no half of a character.
-_MOST_HELD = 8
+_MAX_HELD = 8
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -135,7 +135,7 @@ class _Windows:
                 break
             run.append(byte)
         if not run:  # no byte fall-back, so it cannot be known
-            return len(self._window) - self._num_read < _MOST_HELD
+            return len(self._window) - self._num_read < _MAX_HELD
         decoder = codecs.getincrementaldecoder("utf-8")()
         try:
             decoder.decode(bytes(reversed(run)))

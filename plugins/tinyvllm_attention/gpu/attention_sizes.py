@@ -29,7 +29,7 @@ class AttentionSizes:
         num_kv_heads: ``K``; ``H / K`` is whole and at most 8.
         head_dim: ``D``, one of 16, 32, 64, 80, 96, 128.
         block_size: positions of a block: 8, 16, 32 or 64.
-        max_batch: most sequences of a step.
+        max_batch: maximum number of sequences of a step.
         max_context_len: longest sequence.
         scale: of the scores; ``1 / sqrt(D)`` if None.
         sliding_window: positions that a query sees, itself included; None for all.

@@ -24,7 +24,7 @@ class GateUpSilu:
         hidden_size: ``E``, a multiple of 8.
         intermediate_size: ``F``, a multiple of 8.
         eps: of the norm.
-        max_rows: most rows of a call. One row goes to the arithmetic units, more to the tensor cores.
+        max_rows: maximum number of rows of a call. One row goes to the arithmetic units, more to the tensor cores.
         tiling: how it is cut up; chosen if not given.
         pdl: the launch may overlap the end of its predecessor.
     """

@@ -19,7 +19,7 @@ class LinearResidual:
     Args:
         device: where it runs.
         in_features, out_features: of the layer; ``in_features`` a multiple of 8.
-        max_rows: most rows of a call. One row goes to the arithmetic units, more to the tensor cores.
+        max_rows: maximum number of rows of a call. One row goes to the arithmetic units, more to the tensor cores.
         tiling: how it is cut up; chosen if not given.
         pdl: the launch may overlap the end of its predecessor.
     """

@@ -26,7 +26,7 @@ class LmHeadLogits:
         hidden_size: ``E``, a multiple of 8.
         vocab_size: ``V``.
         eps: of the norm.
-        max_rows: most rows of a call. One row goes to the arithmetic units, more to the tensor cores.
+        max_rows: maximum number of rows of a call. One row goes to the arithmetic units, more to the tensor cores.
         tiling: how it is cut up; chosen if not given.
         pdl: the launch may overlap the end of its predecessor.
     """
@@ -72,7 +72,7 @@ class LmHeadArgmax:
         hidden_size: ``E``, a multiple of 8.
         vocab_size: ``V``.
         eps: of the norm.
-        max_rows: most rows of a call. One row goes to the arithmetic units, more to the tensor cores.
+        max_rows: maximum number of rows of a call. One row goes to the arithmetic units, more to the tensor cores.
         tiling: how it is cut up; chosen if not given.
         pdl: the launch may overlap the end of its predecessor.
     """

@@ -22,7 +22,7 @@ class LogitsRows:
         device: where it runs.
         hidden_size: ``K``, a multiple of 8.
         vocab_size: ``V``.
-        max_rows: most rows of a call. One row goes to the arithmetic units, more to the tensor cores.
+        max_rows: maximum number of rows of a call. One row goes to the arithmetic units, more to the tensor cores.
         tiling: how it is cut up; chosen if not given.
         pdl: the launch may overlap the end of its predecessor.
     """

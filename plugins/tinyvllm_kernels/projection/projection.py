@@ -27,7 +27,7 @@ class ProjectionSizes:
         name: of the kernel, for messages.
         size_k: length of a row of x.
         num_outputs: weight rows.
-        max_rows: most rows of x in a call.
+        max_rows: maximum number of rows of x in a call.
     """
 
     def __init__(self, name: str, size_k: int, num_outputs: int, max_rows: int) -> None:
@@ -68,7 +68,7 @@ class Projection(ProjectionSizes):
         size_k: length of a row of x.
         num_outputs: weight rows.
         tiling: how it is cut up.
-        max_rows: most rows of x in a call; memory for partial sums is allocated for them.
+        max_rows: maximum number of rows of x in a call; memory for partial sums is allocated for them.
         pdl: the launch may overlap the end of its predecessor.
         eps: of the norm of x, if it has one.
         function: name of the kernel.
@@ -106,8 +106,8 @@ class Projection(ProjectionSizes):
             ring = tiling.ring(device.properties, is_one_job=is_one_job)
             shape_defines["ONE_JOB"] = int(is_one_job)
         else:
-            most_bytes = device.properties.max_shared_bytes - _STATIC_BYTES
-            ring = tiling.row_ring(size_k, most_bytes, has_norm=eps is not None)
+            max_bytes = device.properties.max_shared_bytes - _STATIC_BYTES
+            ring = tiling.row_ring(size_k, max_bytes, has_norm=eps is not None)
         self._shared_bytes = ring.shared_bytes
         shape_defines |= {"NUM_STAGES": ring.num_stages, "SHARED_BYTES": ring.shared_bytes}
         module = device.compile(beside(__file__, f"{name}.cu"), {**shape_defines, **(defines or {})})

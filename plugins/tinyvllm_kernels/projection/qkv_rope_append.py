@@ -26,7 +26,7 @@ class QkvRopeAppend:
         num_heads, num_kv_heads: ``H``, ``K``.
         head_dim: ``D``, a multiple of 16.
         eps: of the norm.
-        max_rows: most rows of a call. One row goes to the arithmetic units, more to the tensor cores.
+        max_rows: maximum number of rows of a call. One row goes to the arithmetic units, more to the tensor cores.
         tiling: how it is cut up; chosen if not given.
         pdl: the launch may overlap the end of its predecessor.
     """

@@ -25,7 +25,7 @@ SHARING_ROWS = 256
 _MMA_ROWS = 16  # weight rows of a tile of the tensor core kernels, in which outputs pair up
 _RESERVED_SHARED_BYTES = 1024  # that the system takes for each block
 _FLAG_BYTES = 16
-_FEWEST_BLOCKS = 120  # that keep the 132 SMs of an H200 busy
+_MIN_BLOCKS = 120  # that keep the 132 SMs of an H200 busy
 _LONG_K = 4096
 _SPLIT_ROWS = 64
 _FEW_OUTPUTS = 8192  # below which blocks of 128 weight rows are fewer than half the SMs of an H200
@@ -146,7 +146,7 @@ class Tiling:
             )
         return ring
 
-    def row_ring(self, size_k: int, most_bytes: int, *, has_norm: bool) -> Ring:
+    def row_ring(self, size_k: int, max_bytes: int, *, has_norm: bool) -> Ring:
         """The shared memory of a kernel for one row: x, and as many stages as fit with it, at most those of a row.
 
         Raises:
@@ -155,11 +155,11 @@ class Tiling:
         x_bytes = round_up(size_k, _STEP) * (4 if has_norm else 2)
         fixed_bytes = x_bytes + round_up(4 * self.threads // WARP_SIZE, VECTOR_BYTES)
         stage_bytes = self.rows_per_warp * self.threads * VECTOR_BYTES
-        num_stages = min(self.max_stages, ceil_div(size_k, _STEP), (most_bytes - fixed_bytes) // stage_bytes)
+        num_stages = min(self.max_stages, ceil_div(size_k, _STEP), (max_bytes - fixed_bytes) // stage_bytes)
         if num_stages < 1:
             raise ShapeError(
                 f"{self}: x of {size_k} and one stage take {fixed_bytes + stage_bytes} bytes of shared memory, "
-                f"there are {most_bytes}"
+                f"there are {max_bytes}"
             )
         return Ring(num_stages, fixed_bytes + num_stages * stage_bytes)
 
@@ -205,11 +205,11 @@ def choose_tiling(
     # other, which fills its ring meanwhile. Two of one kind do not: they would lie on one SM and leave another without.
     # Those with a norm have many threads, whose registers take more than half, the others much shared memory.
     if has_norm:
-        kind, most_bytes = Tiling(1, threads=768, min_blocks=1, rows_per_warp=2, max_stages=64), _NORMED_BYTES
+        kind, max_bytes = Tiling(1, threads=768, min_blocks=1, rows_per_warp=2, max_stages=64), _NORMED_BYTES
     else:
         rows_per_warp = 4 if size_k <= 8 * _STEP else 2
-        kind, most_bytes = Tiling(1, min_blocks=3, rows_per_warp=rows_per_warp, max_stages=64), _PLAIN_BYTES
-    max_stages = kind.row_ring(size_k, most_bytes, has_norm=has_norm).num_stages
+        kind, max_bytes = Tiling(1, min_blocks=3, rows_per_warp=rows_per_warp, max_stages=64), _PLAIN_BYTES
+    max_stages = kind.row_ring(size_k, max_bytes, has_norm=has_norm).num_stages
     return replace(kind, max_stages=max_stages, blocks_per_sm=1)
 
 
@@ -223,7 +223,7 @@ def _tensor_core_tiling(
     if batch_rows in LARGE_BATCH_ROWS:
         cut = _tensor_core_tiling(size_k, BATCH_ROWS[-1], num_outputs, blocks_per_sm, may_split=may_split)
         return replace(cut, batch_rows=batch_rows, min_blocks=1, rows_per_warp=_MMA_ROWS, blocks_per_sm=1)
-    block_rows = next((rows for rows in (128, 64, 32) if ceil_div(num_outputs, rows) >= _FEWEST_BLOCKS), _MMA_ROWS)
+    block_rows = next((rows for rows in (128, 64, 32) if ceil_div(num_outputs, rows) >= _MIN_BLOCKS), _MMA_ROWS)
     if may_split and block_rows < _SPLIT_ROWS and size_k >= _LONG_K:  # more rows a block, and less of K: less of x
         return Tiling(
             batch_rows, min_blocks=1, warps_per_row=4, rows_per_warp=32, split=_SPLIT_ROWS // block_rows,
@@ -248,7 +248,7 @@ def invariant_tiling(arch: int, size_k: int, max_rows: int, *, num_outputs: int,
     Args:
         arch: of the card, 90 for sm_90.
         size_k, num_outputs, may_split: as of ``choose_tiling``.
-        max_rows: most rows of a call; one goes to the tensor cores too.
+        max_rows: maximum number of rows of a call; one goes to the tensor cores too.
     """
     if max_rows <= BATCH_ROWS[-1]:
         return choose_tiling(size_k, max(8, rows_tier(max_rows)), num_outputs=num_outputs, may_split=may_split)

@@ -16,7 +16,7 @@ class Argmax:
     Args:
         device: where it runs.
         vocab_size: ``V``.
-        max_rows: most rows of a call.
+        max_rows: maximum number of rows of a call.
         threads: of a block. loads: groups of four tokens that each has under way.
         num_blocks: of a call; None: what the device holds at once.
         pdl: the launch may overlap the end of its predecessor.

@@ -19,7 +19,7 @@ class GreedyIds:
     Args:
         device: where it runs.
         vocab_size: ``V``.
-        max_rows: most rows of a call.
+        max_rows: maximum number of rows of a call.
         pdl: the launches may overlap the end of their predecessors.
     """
 

@@ -53,7 +53,7 @@ class NormedRows:
 
     Args:
         device, hidden_size, eps, pdl: as of ``RmsNorm``.
-        max_rows: most rows of a call.
+        max_rows: maximum number of rows of a call.
         rows: ``[max_rows, E]`` or more, bfloat16: memory for them; its own if not given.
     """
 

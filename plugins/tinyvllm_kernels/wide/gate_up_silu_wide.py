@@ -23,7 +23,7 @@ class GateUpSiluWide:
         intermediate_size: ``F``, a multiple of 8.
         eps: of the norm.
         batch_rows: rows that a block works on; one of ``wide.BATCH_ROWS``.
-        max_rows: most rows of a call; ``batch_rows`` if not given.
+        max_rows: maximum number of rows of a call; ``batch_rows`` if not given.
         normed: ``[max_rows, E]`` or more rows, bfloat16, for normalised rows; memory of its own if not given.
         pdl: the launches may overlap the end of their predecessors.
     """

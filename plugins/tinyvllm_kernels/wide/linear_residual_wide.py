@@ -18,7 +18,7 @@ class LinearResidualWide:
         device: where it runs; sm_90.
         in_features, out_features: of the layer, multiples of 8.
         batch_rows: rows that a block works on; one of ``wide.BATCH_ROWS``.
-        max_rows: most rows of a call; ``batch_rows`` if not given.
+        max_rows: maximum number of rows of a call; ``batch_rows`` if not given.
         pdl: the launch may overlap the end of its predecessor.
     """
 

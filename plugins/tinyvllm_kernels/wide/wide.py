@@ -22,7 +22,7 @@ _STAGE_K = 64
 _GROUP_ROWS, _GROUP_THREADS = 64, 128
 _STAGE_BARRIERS_BYTES = 16
 _ALIGNMENT = 1024
-_FEWEST_STAGES = 4  # of a block's part of K: less of it is not worth the exchange
+_MIN_STAGES = 4  # of a block's part of K: less of it is not worth the exchange
 _MAX_SPLIT = 8
 _MAX_MAPS = 1024
 
@@ -42,7 +42,7 @@ class WideProjection(ProjectionSizes):
         num_outputs: weight rows.
         batch_rows: rows of x that a block works on, one of ``BATCH_ROWS``.
         tile_rows: weight rows of a block, a multiple of 64.
-        max_rows: most rows of x in a call.
+        max_rows: maximum number of rows of x in a call.
         pdl: the launch may overlap the end of its predecessor.
         paired: weight rows of the first and the second half meet in a tile.
         may_split: blocks may share K, where there are too few tiles for all SMs.
@@ -78,9 +78,9 @@ class WideProjection(ProjectionSizes):
         num_jobs = self._num_tiles * num_row_tiles
         self.split = _split(num_jobs, num_stages, device.properties.num_sms) if may_split else 1
         stage_bytes = 2 * _STAGE_K * (tile_rows + batch_rows) + _STAGE_BARRIERS_BYTES
-        most_stages = (device.properties.max_shared_bytes - _ALIGNMENT) // stage_bytes
+        max_stages = (device.properties.max_shared_bytes - _ALIGNMENT) // stage_bytes
         # Outputs take the ring's place in the end: the fewest stages have room for them.
-        self._num_ring_stages = min(most_stages, max(_FEWEST_STAGES, ceil_div(num_stages, self.split)))
+        self._num_ring_stages = min(max_stages, max(_MIN_STAGES, ceil_div(num_stages, self.split)))
         self._shared_bytes = round_up(self._num_ring_stages * stage_bytes, _ALIGNMENT)
         self._threads = tile_rows // _GROUP_ROWS * _GROUP_THREADS + WARP_SIZE
         defines: dict[str, str | int] = {
@@ -132,6 +132,6 @@ class WideProjection(ProjectionSizes):
 def _split(num_jobs: int, num_stages: int, num_sms: int) -> int:
     """Blocks that share K: as many as find an SM each, all at once."""
     split = 1
-    while split < _MAX_SPLIT and 2 * split * num_jobs <= num_sms and num_stages >= 2 * split * _FEWEST_STAGES:
+    while split < _MAX_SPLIT and 2 * split * num_jobs <= num_sms and num_stages >= 2 * split * _MIN_STAGES:
         split *= 2
     return split

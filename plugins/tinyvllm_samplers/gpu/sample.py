@@ -25,7 +25,7 @@ class Sample:
     Args:
         device: where it runs.
         vocab_size: ``V``, at most 2**20.
-        max_rows: most rows of a call.
+        max_rows: maximum number of rows of a call.
         threads: of a block, a power of two. loads: groups of four tokens that each has under way.
         num_blocks: of a launch; None: what the device holds at once. No token depends on it.
         list_size: tokens of a row that may be listed.

@@ -122,9 +122,9 @@ class CudaMemory:
         self._refuse_in_capture("upload")
         check_corner(buffer, array)
         width_bytes = array.shape[1] * array.dtype.itemsize
-        most_rows = max(1, self._uploads.segment_bytes // max(1, width_bytes))
-        for first in range(0, array.shape[0] if width_bytes else 0, most_rows):
-            rows = array[first : first + most_rows]
+        max_rows = max(1, self._uploads.segment_bytes // max(1, width_bytes))
+        for first in range(0, array.shape[0] if width_bytes else 0, max_rows):
+            rows = array[first : first + max_rows]
             address, piece = self._uploads.take(rows.size * rows.itemsize)
             piece.view(rows.dtype).reshape(rows.shape)[...] = rows
             copy = self._driver.api.CUDA_MEMCPY2D()

@@ -16,7 +16,7 @@ from tinyvllm.devices.cuda.driver import Driver
 from tinyvllm.errors import KernelError
 
 _DEFAULT_SHARED_BYTES = 48 * 1024
-_MOST_SHARED_PERCENT = 100
+_MAX_SHARED_PERCENT = 100
 _POINTER = struct.Struct("=Q")
 _CODES = {"b1": "?", "i1": "b", "u1": "B", "i2": "h", "u2": "H", "f2": "e", "i4": "i", "u4": "I", "f4": "f", "i8": "q",
           "u8": "Q", "f8": "d"}  # fmt: skip
@@ -120,18 +120,18 @@ class CudaFunction:
         self.max_dynamic_shared_bytes = _DEFAULT_SHARED_BYTES - self.static_shared_bytes
         """How much the launch may ask for."""
 
-    def allow_shared(self, driver: Driver, wanted_bytes: int, most_bytes: int) -> None:
+    def allow_shared(self, driver: Driver, wanted_bytes: int, max_bytes: int) -> None:
         """Raises the limit on dynamic shared memory to ``wanted_bytes``; it never falls.
 
         Raises:
-            KernelError: with the kernel's static shared memory that is more than ``most_bytes``.
+            KernelError: with the kernel's static shared memory that is more than ``max_bytes``.
         """
         if wanted_bytes <= self.max_dynamic_shared_bytes:
             return
-        if wanted_bytes + self.static_shared_bytes > most_bytes:
+        if wanted_bytes + self.static_shared_bytes > max_bytes:
             raise KernelError(
                 f"{self.what}: {wanted_bytes} bytes of dynamic and {self.static_shared_bytes} of static shared "
-                f"memory, the card has {most_bytes} per block"
+                f"memory, the card has {max_bytes} per block"
             )
         kind = driver.api.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         driver.call(driver.api.cuFuncSetAttribute, self.handle, kind, wanted_bytes)
@@ -161,7 +161,7 @@ class CudaModule:
         function.allow_shared(driver, max_dynamic_shared_bytes, self._max_shared_bytes)
         # An SM runs two kernels at once only if they agree on how its memory is divided between L1 and shared memory.
         kind = driver.api.CUfunction_attribute.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT
-        driver.call(driver.api.cuFuncSetAttribute, handle, kind, _MOST_SHARED_PERCENT)
+        driver.call(driver.api.cuFuncSetAttribute, handle, kind, _MAX_SHARED_PERCENT)
         return function
 
 
