@@ -13,10 +13,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.engine.fake_runner import VOCAB_SIZE, Watch, complete, fake_engine, logprob_of
+from tests.engine.fake_runner import VOCAB_SIZE, complete, fake_engine, logprob_of
 from tests.engine.fake_tokenizer import FakeTokenizer
 from tests.engine.faults import EXCEPTIONS, Faults
 from tests.engine.interrupts import ENGINE_FILES, Interruption, interrupt_recovery, interrupting
+from tests.engine.watch import Watch
 from tinyvllm.errors import DeviceError, TinyvllmError
 from tinyvllm.outputs import CompletionOutput, OutputAssembler, OutputDelta, RequestOutput
 from tinyvllm.request import SamplingParams

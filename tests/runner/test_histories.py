@@ -80,6 +80,9 @@ def test_rows_without_rules_have_no_history() -> None:
     assert none is None
     assert tokens is not None
     assert (tokens.prompt.tolist(), tokens.output.tolist(), tokens.params) == ([7], [6], PENALTY)
+    give(histories, 0, 4, params=PLAIN)
+    with pytest.raises(KeyError):  # rather than another sequence's tokens
+        of(histories, 0, 1)
 
 
 def test_the_host_samples_with_all_tokens_that_the_gpu_chose_before(
@@ -116,3 +119,18 @@ def test_the_host_samples_with_all_tokens_that_the_gpu_chose_before(
         ahead += len(engine._books.in_flight)
     assert ahead > 0, "no step was launched ahead"
     assert max(num_outputs) > 4
+
+
+def test_a_wasted_step_adds_nothing_to_the_next_owner_of_its_slot(device: str) -> None:  # noqa: F811
+    """The token of the wasted step has the position at which the next sequence begins: that does not protect it."""
+    llm = start(SMALL, device, scheduler={"max_num_seqs": 1, "async_scheduling": True})
+    (prompt,) = random_prompts(SMALL, (5,))
+    params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True, repetition_penalty=1.9)
+    alone = list(llm.generate([list(prompt)], params)[0].outputs[0].token_ids)
+    assert len(set(alone[:3])) == 3
+    (following,) = random_prompts(SMALL, (len(prompt) + 3,), seed=1)
+    stopping = params.clone(stop_token_ids=[alone[2]])
+    first, second = llm.generate([list(prompt), list(following)], [stopping, params])
+    assert (first.outputs[0].token_ids, first.outputs[0].finish_reason) == (alone[:3], "stop")
+    runner: Any = llm.engine._runner
+    assert all_of(runner._histories, 0) == [*following, *second.outputs[0].token_ids]
