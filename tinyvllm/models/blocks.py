@@ -101,6 +101,29 @@ class NormedSum:
         self._add(x, product)
 
 
+class GatedActivation:
+    """``f(gate) * up`` of rows, for blocks whose norms stand elsewhere than Llama's.
+
+    Args:
+        context: of the block.
+        layer: gate and up as one layer, the gate first.
+        activation: the op, ``silu_mul`` or ``gelu_mul``.
+    """
+
+    def __init__(self, context: BlockContext, layer: Linear, activation: str) -> None:
+        self._layer = layer
+        self._linear, self._activation = context.ops.op("linear", layer), context.ops.op(activation)
+        self._gate_up = context.rows("gate_up", layer.out_features)
+        self._active = context.rows("active", layer.out_features // 2)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """``[T, F]`` of rows ``[T, E]``, until the next call."""
+        gate_up, active = self._gate_up[: rows.shape[0]], self._active[: rows.shape[0]]
+        self._linear(gate_up, rows, self._layer)
+        self._activation(active, gate_up)
+        return active
+
+
 class Heads:
     """The queries of a step, and attention over the cache, for blocks that compute the queries themselves.
 

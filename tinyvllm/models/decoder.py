@@ -69,12 +69,10 @@ class Decoder:
         self._embedding(x, batch.token_ids, self._weights.embedding)
         if self._scale is not None:
             self._scale(x, self._embedding_scale)
-        is_first = True
-        for blocks, cache in zip(self._layers, caches, strict=True):
-            step = LayerStep(cache, batch, plan, is_first)
+        for i, (blocks, cache) in enumerate(zip(self._layers, caches, strict=True)):
+            step = LayerStep(cache, batch, plan, is_first=i == 0)
             for block in blocks:
                 block(x, step)
-            is_first = False
 
     def logits(self, rows: Tensor | None, num_rows: int) -> Tensor:
         """The logits of some rows, ``[num_rows, V]`` float32, in a tensor that the next call overwrites.

@@ -10,7 +10,7 @@ import numpy as np
 
 from tinyvllm.device import Tensor
 from tinyvllm.layers import AttentionProjection, HeadSpec, Linear, Norm
-from tinyvllm.models.blocks import Heads, NormedSum
+from tinyvllm.models.blocks import GatedActivation, Heads, NormedSum
 from tinyvllm.models.config_reader import ConfigReader
 from tinyvllm.models.hf_config import (
     FULL,
@@ -83,18 +83,18 @@ class Model(AnyModel):
     def blocks(self, weights: WeightReader, i: int) -> Sequence[Block]:
         """Attention, then the MLP."""
         s, layer, attention = self.shape, f"model.layers.{i}", f"model.layers.{i}.self_attn"
-        query, kv = s.num_heads * s.head_dim, s.num_kv_heads * s.head_dim
         q_norm, k_norm = (self._norm(weights, f"{attention}.{each}_norm", s.head_dim) for each in "qk")
         qkv = weights.linear(
-            {f"{attention}.q_proj": query, f"{attention}.k_proj": kv, f"{attention}.v_proj": kv},
+            self.qkv_names(attention),
             s.hidden_size,
             ["rms_norm_qkv_rope_append"],
             has_bias=self._has_bias,
             heads=HeadSpec(s.num_heads, s.num_kv_heads, s.head_dim, has_norms=True),
         )
         rotary = weights.rotary(self.attention(i).rotary, s.head_dim)
-        out = weights.linear({f"{attention}.o_proj": s.hidden_size}, query, ["linear"], has_bias=self._has_bias)
-        gate_up = {f"{layer}.mlp.{each}_proj": s.intermediate_size for each in ("gate", "up")}
+        out = weights.linear(
+            {f"{attention}.o_proj": s.hidden_size}, s.num_heads * s.head_dim, ["linear"], has_bias=self._has_bias
+        )
         return (
             Attention(
                 before=self._norm(weights, f"{layer}.input_layernorm"),
@@ -104,7 +104,7 @@ class Model(AnyModel):
             ),
             Mlp(
                 before=self._norm(weights, f"{layer}.pre_feedforward_layernorm"),
-                gate_up=weights.linear(gate_up, s.hidden_size, ["linear"]),
+                gate_up=weights.linear(self.gate_up_names(f"{layer}.mlp"), s.hidden_size, ["linear"]),
                 down=weights.linear({f"{layer}.mlp.down_proj": s.hidden_size}, s.intermediate_size, ["linear"]),
                 after=self._norm(weights, f"{layer}.post_feedforward_layernorm"),
             ),
@@ -163,19 +163,13 @@ class Mlp:
 
     def bind(self, context: BlockContext) -> BoundBlock:
         """The gated activation; its product normalised and added."""
-        ops = context.ops
-        rms_norm, linear, gelu_mul = ops.op("rms_norm"), ops.op("linear", self.gate_up), ops.op("gelu_mul")
+        rms_norm, activation = context.ops.op("rms_norm"), GatedActivation(context, self.gate_up, "gelu_mul")
         add_down = NormedSum(context, self.down, self.after)
         normed_rows = context.rows("normed", self.gate_up.in_features)
-        gate_up_rows = context.rows("gate_up", self.gate_up.out_features)
-        active_rows = context.rows("active", self.down.in_features)
 
         def mlp(x: Tensor, step: LayerStep) -> None:
-            normed, gate_up = normed_rows[: x.shape[0]], gate_up_rows[: x.shape[0]]
-            active = active_rows[: x.shape[0]]
+            normed = normed_rows[: x.shape[0]]
             rms_norm(normed, x, self.before)
-            linear(gate_up, normed, self.gate_up)
-            gelu_mul(active, gate_up)
-            add_down(x, active)
+            add_down(x, activation(normed))
 
         return mlp

@@ -5,7 +5,7 @@ A family says which biases and windows there are, and overrides what differs of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tinyvllm.layers import AttentionProjection, HeadSpec, Linear, Norm
@@ -82,16 +82,6 @@ class LlamaFamily(Model):
         )
         rotary = weights.rotary(self.attention(i).rotary, s.head_dim)
         return AttentionProjection(qkv, rotary, s.num_heads, s.num_kv_heads, s.head_dim, q_norm, k_norm)
-
-    def qkv_names(self, name: str) -> Mapping[str, int]:
-        """The tensors of queries, keys and values of an attention, and how many outputs each has."""
-        s = self.shape
-        query, kv = s.num_heads * s.head_dim, s.num_kv_heads * s.head_dim
-        return {f"{name}.q_proj": query, f"{name}.k_proj": kv, f"{name}.v_proj": kv}
-
-    def gate_up_names(self, name: str) -> Mapping[str, int]:
-        """The tensors of gate and up of an MLP, and how many outputs each has."""
-        return {f"{name}.{each}_proj": self.shape.intermediate_size for each in ("gate", "up")}
 
     def head_norms(self, weights: WeightReader, name: str) -> tuple[Norm | None, Norm | None]:
         """Norms of each head of queries and keys; none by default."""

@@ -7,7 +7,7 @@ layer, and says which blocks a layer is made of; the rest of a decoder is the sa
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -173,6 +173,16 @@ class Model(ABC):
     def norm(self, weights: WeightReader, name: str, size: int | None = None, change: Change | None = None) -> Norm:
         """The norm ``name``, over the hidden size unless another is given; ``change``: of its weight."""
         return weights.norm(name, self.shape.hidden_size if size is None else size, self.rms_norm_eps, change)
+
+    def qkv_names(self, name: str) -> Mapping[str, int]:
+        """The tensors of queries, keys and values of an attention, and how many outputs each has."""
+        s = self.shape
+        query, kv = s.num_heads * s.head_dim, s.num_kv_heads * s.head_dim
+        return {f"{name}.q_proj": query, f"{name}.k_proj": kv, f"{name}.v_proj": kv}
+
+    def gate_up_names(self, name: str) -> Mapping[str, int]:
+        """The tensors of gate and up of an MLP, and how many outputs each has."""
+        return {f"{name}.{each}_proj": self.shape.intermediate_size for each in ("gate", "up")}
 
     def load(self, weights: WeightReader) -> Weights:
         """All tensors, in the order of the layers."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tinyvllm.device import Tensor
 from tinyvllm.layers import AttentionProjection, Linear, Norm
-from tinyvllm.models.blocks import Heads, NormedSum
+from tinyvllm.models.blocks import GatedActivation, Heads, NormedSum
 from tinyvllm.models.config_reader import ConfigReader
 from tinyvllm.models.hf_config import Defaults, no_windows
 from tinyvllm.models.llama_family import Biases, LlamaFamily
@@ -102,15 +102,10 @@ class Mlp:
 
     def bind(self, context: BlockContext) -> BoundBlock:
         """The gated activation; its product normalised and added."""
-        linear, silu_mul = context.ops.op("linear", self.gate_up), context.ops.op("silu_mul")
+        activation = GatedActivation(context, self.gate_up, "silu_mul")
         add_down = NormedSum(context, self.down, self.norm)
-        gate_up_rows = context.rows("gate_up", self.gate_up.out_features)
-        active_rows = context.rows("active", self.down.in_features)
 
         def mlp(x: Tensor, step: LayerStep) -> None:
-            gate_up, active = gate_up_rows[: x.shape[0]], active_rows[: x.shape[0]]
-            linear(gate_up, x, self.gate_up)
-            silu_mul(active, gate_up)
-            add_down(x, active)
+            add_down(x, activation(x))
 
         return mlp
