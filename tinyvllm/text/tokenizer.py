@@ -148,11 +148,6 @@ class Tokenizer:
         token = self._inner.id_to_token(token_id)
         return None if token is None else str(token)
 
-    @property
-    def chat_template_problem(self) -> str | None:
-        """Why the chat template refuses every conversation; None: it does not, or there is none."""
-        return self._chat_templates.problem
-
     def apply_chat_template(
         self,
         messages: Messages,

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 from tinyvllm.errors import CapacityError, DeviceError, KernelError, TinyvllmError
 
-INVALID_VALUE = 1
 OUT_OF_MEMORY = 2
 NO_DEVICE = 100
 INVALID_CONTEXT = 201

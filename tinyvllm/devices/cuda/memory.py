@@ -190,10 +190,6 @@ class CudaMemory:
         """What ``alloc`` can still hand out: free on the card, or kept by the pool for the next use."""
         return self._driver.memory_info()[0] + int(self._pool.free_bytes())
 
-    def release_unused(self) -> None:
-        """Gives what the pool keeps and nobody uses back to the card, for other programs or one large buffer."""
-        self._pool.free_all_blocks()
-
     def _refuse_in_capture(self, what: str) -> None:
         if self.graph is not None:
             raise KernelError(f"{what} inside a capture: a graph holds launches, fills, copies on the card and GEMMs; "
