@@ -247,9 +247,7 @@ def test_seeded_tokens_win_the_references_race(device: str, params: dict[str, An
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
-def test_every_kernel_and_every_number_of_rows_takes_part(
-    model: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_every_kernel_and_every_number_of_rows_takes_part(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Forty sequences that end one after the other: steps of every number of rows, all within rounding."""
     launched, tiers = set(), set()
     launch, compiled = EmulatorDevice.launch, EmulatorDevice.compile

@@ -183,7 +183,7 @@ def refusal(folder: Path, kind: type[Exception], **sections: Any) -> str:
     return str(caught.value)
 
 
-def test_what_cannot_be_is_refused_by_name(tiny: Path, own_kernel: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_is_refused_by_name(tiny: Path, own_kernel: Path) -> None:
     message = refusal(tiny, PluginError, kernels={"rms_norm": "reference"})
     assert message.startswith("kernels.rms_norm: 'reference' cannot serve it: runs on the CPU, not on emulator")
     message = refusal(tiny, ConfigError, kernels={"rope": "reference"})

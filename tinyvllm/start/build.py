@@ -28,13 +28,13 @@ from tinyvllm.start.generation_config import GenerationDefaults, generation_defa
 from tinyvllm.start.model import StartedModel, start_model
 from tinyvllm.start.model_files import ModelFiles, resolve_model
 from tinyvllm.start.sockets import Sockets
+from tinyvllm.start.specs import SAFETENSORS_NAMES, plugin_context
 
 if TYPE_CHECKING:
     from tinyvllm.text.tokenizer import Tokenizer
 
 # Each running sequence has a table of its blocks, and each position a row of cosines and sines.
 _MAX_MODEL_LEN = 2**24
-_SAFETENSORS_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,20 +96,10 @@ class _Builder:
         model = read_config(raw, str(files.folder / "config.json"))
         tensors = expected_tensors(model)
         check_weights_fit(tensors, self._device_name)
-        context = PluginContext(
-            options=None,
-            device=self._device_name,
-            model=model.shape,
-            max_model_len=self._max_model_len(model),
-            max_num_seqs=config.scheduler.max_num_seqs,
-            max_num_batched_tokens=config.scheduler.max_num_batched_tokens,
-            block_size=config.cache.block_size,
-            batch_invariant=config.batch_invariant,
-            seed=config.seed,
-        )
+        context = plugin_context(config, model.shape, self._device_name, self._max_model_len(model))
         sockets = Sockets(config, self._registry, self._options, context)
         tokenizer = self._tokenizer(files)
-        call = OpenCall(files.folder, tensors, _SAFETENSORS_NAMES[model.dtype], config.seed)
+        call = OpenCall(files.folder, tensors, SAFETENSORS_NAMES[model.dtype], config.seed)
         with open_checkpoint(*sockets.loader(), call) as checkpoint:
             if checkpoint.unexpected:
                 unexpected = checkpoint.unexpected

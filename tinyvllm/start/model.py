@@ -185,10 +185,10 @@ class _Room:
 
 def _limits(context: PluginContext, *, holds_all_logits: bool) -> StepLimits:
     """What a step can be; a CPU has room for the logits of all its rows."""
-    max_seqs = max(context.max_num_seqs, 1)
+    max_seqs = context.max_num_seqs
     return StepLimits(
         max_tokens=max(context.max_num_batched_tokens, context.max_num_seqs),
-        max_seqs=context.max_num_seqs,
+        max_seqs=max_seqs,
         max_context_len=context.max_model_len,
         block_size=context.block_size,
         max_logits_rows=max(_MIN_LOGITS_ROWS, max_seqs) if holds_all_logits else min(_LOGITS_ROWS, max_seqs),

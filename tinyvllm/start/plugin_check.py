@@ -19,7 +19,7 @@ from tinyvllm.registry import PluginInfo, State
 from tinyvllm.runner.checked_attention import CheckedAttention
 from tinyvllm.start.devices import choose_device
 from tinyvllm.start.model_files import resolve_model
-from tinyvllm.start.specs import attention_specs, op_spec
+from tinyvllm.start.specs import attention_specs, op_spec, plugin_context
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ def _verdict(info: PluginInfo, resolved: Resolved, model: Model) -> Verdict:
         return Verdict(info, "broken", f"{info.group} is not an entry point group of tinyvllm")
     if info.state is State.INCOMPATIBLE:
         return Verdict(info, "broken", f"made for plugin API v{info.api_version}")
-    context = _context(resolved, model)
+    context = plugin_context(resolved.config, model.shape, choose_device(resolved.config.device).name)
     registry = resolved.registry  # a fresh one, so that one broken plugin cannot spoil the next
     try:
         plugin = registry.get(info.kind, info.name)
@@ -87,21 +87,6 @@ def _options(resolved: Resolved, info: PluginInfo, model: Any) -> Any:
         if isinstance(options, model) and section.startswith(str(info.kind)):
             return options
     return model()
-
-
-def _context(resolved: Resolved, model: Model) -> PluginContext:
-    config = resolved.config
-    return PluginContext(
-        options=None,
-        device=choose_device(resolved.config.device).name,
-        model=model.shape,
-        max_model_len=config.max_model_len or model.shape.max_position_embeddings,
-        max_num_seqs=config.scheduler.max_num_seqs,
-        max_num_batched_tokens=config.scheduler.max_num_batched_tokens,
-        block_size=config.cache.block_size,
-        batch_invariant=config.batch_invariant,
-        seed=config.seed,
-    )
 
 
 def _reasons(plugin: PluginName, filled: Any, context: PluginContext, model: Model) -> Iterator[str]:

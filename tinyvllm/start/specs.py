@@ -1,11 +1,37 @@
-"""What an engine asks of whoever implements its ops and its attention."""
+"""What an engine tells its plugins, and what it asks of whoever implements its ops and its attention."""
 
 from __future__ import annotations
 
+from tinyvllm.config import Config
 from tinyvllm.interfaces import AttentionSpec, OpSpec, PluginContext
 from tinyvllm.models.model import Model
+from tinyvllm.shapes import ModelShape
 
 _DTYPES = {"cpu": "float32"}
+SAFETENSORS_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+"""From the dtype of a model to its name in the files."""
+
+
+def plugin_context(config: Config, shape: ModelShape, device: str, max_model_len: int | None = None) -> PluginContext:
+    """What every plugin is created with, but for its options.
+
+    Args:
+        config: names the limits.
+        shape: of the model.
+        device: chosen: ``cpu``, ``emulator`` or ``cuda``.
+        max_model_len: None: what the configuration says, or the longest that the model takes.
+    """
+    return PluginContext(
+        options=None,
+        device=device,
+        model=shape,
+        max_model_len=max_model_len or config.max_model_len or shape.max_position_embeddings,
+        max_num_seqs=config.scheduler.max_num_seqs,
+        max_num_batched_tokens=config.scheduler.max_num_batched_tokens,
+        block_size=config.cache.block_size,
+        batch_invariant=config.batch_invariant,
+        seed=config.seed,
+    )
 
 
 def op_spec(context: PluginContext, arch: int | None = None) -> OpSpec:

@@ -97,16 +97,13 @@ class Parameters:
         return max(self.num_tokens) == 1
 
 
-def drawn(*, has_steps_of_many: bool = True) -> SearchStrategy[Parameters]:
+def drawn() -> SearchStrategy[Parameters]:
     """A hypothesis strategy for parameters.
 
-    Args:
-        has_steps_of_many: sequences may compute several tokens.
     Raises:
         ConfigError: hypothesis is not installed; names the extra.
     """
     st = strategies()
-    steps = [step for step in _STEPS if has_steps_of_many or max(step) == 1]
 
     def with_contexts(step: tuple[int, ...]) -> Any:
         most = MAX_CONTEXT - max(step)
@@ -125,7 +122,7 @@ def drawn(*, has_steps_of_many: bool = True) -> SearchStrategy[Parameters]:
             seed=st.integers(0, 2**32 - 1),
         )
 
-    found: SearchStrategy[Parameters] = st.sampled_from(steps).flatmap(with_contexts)
+    found: SearchStrategy[Parameters] = st.sampled_from(_STEPS).flatmap(with_contexts)
     return found
 
 

@@ -1,4 +1,4 @@
-"""The decode step of a Llama as a chain of kernels, with random weights and a slot where attention would go.
+"""The decode step of a Llama as a chain of kernels, with random weights and no attention.
 
 Timed by ``decode_chain``; a test holds its dependent launches against separate ones.
 """
@@ -64,8 +64,8 @@ class ChainWeights:
     Large ones are cut from one pool of random numbers at odd places; no two layers are equal.
     """
 
-    def __init__(self, device: Gpu, shape: ChainShape, seed: int = 0) -> None:
-        rng, put = np.random.default_rng(seed), Bench(device).put
+    def __init__(self, device: Gpu, shape: ChainShape) -> None:
+        rng, put = np.random.default_rng(0), Bench(device).put
         pool = bf16(rng.standard_normal(_POOL_ELEMENTS if shape.hidden_size >= 1024 else 1 << 16) * 0.02)
         self.shape = shape
 
@@ -92,8 +92,6 @@ class DecodeChain:
         rows: sequences.
         tilings: by name of ``KERNELS``, for those that shall not have their default.
         pdl: every launch may overlap the end of its predecessor.
-        attention: called for each layer with its number and the queries, which it overwrites with its output
-            ``[rows, H, D]``; None: the queries go on as they are.
     """
 
     def __init__(
@@ -104,10 +102,9 @@ class DecodeChain:
         rows: int = 1,
         tilings: Mapping[str, Tiling] | None = None,
         pdl: bool = True,
-        attention: Callable[[int, Buffer], None] | None = None,
     ) -> None:
         shape, cut = weights.shape, tilings or {}
-        self._weights, self._attention = weights, attention
+        self._weights = weights
         self._allocate(device, shape, rows)
         e, f = shape.hidden_size, shape.intermediate_size
         self._embedding = Embedding(device, hidden_size=e, pdl=pdl)
@@ -150,8 +147,6 @@ class DecodeChain:
         yield "embedding", lambda: self._embedding(self.residual, self.token_ids, self._weights.table)
         for layer in range(self._weights.shape.num_layers):
             yield "qkv", partial(self._run_qkv, layer)
-            if self._attention is not None:
-                yield "attention", partial(self._run_attention, layer)
             yield "o", partial(self._run_o, layer)
             yield "gate_up", partial(self._run_gate_up, layer)
             yield "down", partial(self._run_down, layer)
@@ -164,10 +159,6 @@ class DecodeChain:
             self.query, key_cache, value_cache, self.residual, w.norm, w.layers[layer]["qkv"], None, self._cos,
             self._sin, self._positions, self._slots,
         )  # fmt: skip
-
-    def _run_attention(self, layer: int) -> None:
-        assert self._attention is not None
-        self._attention(layer, self.query)
 
     def _run_o(self, layer: int) -> None:
         rows, h, d = self.query.shape

@@ -23,8 +23,8 @@ PEAK_BYTES_PER_S = 4.29e12  # a read-only stream on an H200
 TINY = ChainShape(2, 192, 4, 2, 64, 64, 300)
 
 
-def variants(rows: int, size_k: int, kernel: str) -> dict[str, Tiling]:
-    """Tilings worth trying for rows of ``size_k``."""
+def variants(rows: int, kernel: str) -> dict[str, Tiling]:
+    """Tilings worth trying."""
     looped = (
         {"": None, " x2/SM": 2, " x3/SM": 3, " x4/SM": 4} if kernel in ("gate_up", "down", "lm_head") else {"": None}
     )
@@ -120,8 +120,7 @@ def best_of_variants(
 ) -> tuple[str, Tiling]:
     """Times every variant of one kernel, prints them from best to worst, and returns the best."""
     shape, timed = weights.shape, []
-    size_k = shape.weights[kernel][1]
-    for name, tiling in variants(options.rows, size_k, kernel).items():
+    for name, tiling in variants(options.rows, kernel).items():
         try:
             chain = DecodeChain(device, weights, rows=options.rows, tilings={kernel: tiling}, pdl=not options.no_pdl)
             timed.append((kernel_us(device, chain, kernel, options.replays, options.rounds), name, tiling))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,7 @@ from tinyvllm.llm import LLM
 from tinyvllm.models import read_config
 from tinyvllm.models.model import Model, expected_tensors
 from tinyvllm.start.checked_loader import open_checkpoint
-
-_SAFETENSORS_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+from tinyvllm.start.specs import SAFETENSORS_NAMES, plugin_context
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,7 @@ class WeightSource:
         """The checkpoint, read by the loader that the configuration names."""
         name, registry = self.resolved.config.loader.name, self.resolved.registry
         loader: Loader = registry.create(Kind.LOADER, name, self.context)
-        stored = _SAFETENSORS_NAMES[self.config.dtype]
+        stored = SAFETENSORS_NAMES[self.config.dtype]
         call = OpenCall(self.folder, expected_tensors(self.config), stored, self.resolved.config.seed)
         with open_checkpoint(loader, registry.named(Kind.LOADER, name), call) as checkpoint:
             yield checkpoint
@@ -58,20 +57,10 @@ def weight_source(resolved: Resolved, llm: LLM) -> WeightSource:
     """The weights that ``llm``, made from ``resolved``, has."""
     path = llm.folder / "config.json"
     config = read_config(read_json_object(path), str(path))
-    name, scheduler = resolved.config.loader.name, resolved.config.scheduler
+    name = resolved.config.loader.name
     options = resolved.plugin_options.get("loader") or resolved.registry.get(Kind.LOADER, name).options()
-    context = PluginContext(
-        options=options,
-        device="cpu" if llm.device.name == "cpu" else resolved.config.device,
-        model=config.shape,
-        max_model_len=resolved.config.max_model_len or config.shape.max_position_embeddings,
-        max_num_seqs=scheduler.max_num_seqs,
-        max_num_batched_tokens=scheduler.max_num_batched_tokens,
-        block_size=resolved.config.cache.block_size,
-        batch_invariant=resolved.config.batch_invariant,
-        seed=resolved.config.seed,
-    )
-    return WeightSource(llm.folder, config, resolved, context)
+    context = plugin_context(resolved.config, config.shape, llm.device.name)
+    return WeightSource(llm.folder, config, resolved, replace(context, options=options))
 
 
 def as_torch(torch: Any, array: np.ndarray[Any, Any]) -> Any:
